@@ -1,0 +1,52 @@
+//! The one structure in which data and model meet.
+
+/// A packed batch: N tokens of B sequences laid end to end, M of them masked. No padding is computed; where a caller
+/// brings padded rows that a loss must count, the padded queries stay and `key_len` hides them as keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// (N) the original token ids.
+    pub ids: Vec<u32>,
+    /// (N) what the generator reads: `ids` with the masked positions overwritten by \[MASK\] or another token.
+    pub masked_ids: Vec<u32>,
+    /// (N) position of each token in its sequence, below the model's `max_position_embeddings`.
+    pub positions: Vec<u32>,
+    /// (N) token type ids.
+    pub types: Vec<u32>,
+    /// (B + 1) where each sequence starts among the N tokens; the last entry is N.
+    pub cu_seqlens: Vec<u32>,
+    /// (B) how many leading tokens of each sequence may be attended to; its length where nothing is padded.
+    pub key_len: Vec<u32>,
+    /// (M) masked positions among the N tokens, ascending.
+    pub masked_index: Vec<u32>,
+    /// (M) weight of each masked position in the generator's loss: 1, or 0 for an unused slot.
+    pub masked_weight: Vec<f32>,
+    /// (N) weight of each position in the discriminator's loss: 1, or 0 where it does not count.
+    pub rtd_weight: Vec<f32>,
+}
+
+impl Batch {
+    /// N, the packed tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// B, the sequences.
+    pub fn sequences(&self) -> usize {
+        self.key_len.len()
+    }
+
+    /// M, the masked positions.
+    pub fn masked(&self) -> usize {
+        self.masked_index.len()
+    }
+
+    /// The longest sequence.
+    pub fn max_seqlen(&self) -> usize {
+        self.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+    }
+
+    /// (M) the original tokens at the masked positions: the generator's targets.
+    pub fn targets(&self) -> impl Iterator<Item = u32> + '_ {
+        self.masked_index.iter().map(|&i| self.ids[i as usize])
+    }
+}

@@ -1,0 +1,2 @@
+//! The `elektron` binary.
+fn main() {}

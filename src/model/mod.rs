@@ -1,0 +1,4 @@
+//! ELECTRA: generator, discriminator and the joint objective.
+
+pub mod config;
+pub mod hf;

@@ -1,0 +1,160 @@
+//! Philox4x32-10, the counter-based random number generator of Salmon et al., "Parallel Random Numbers: As Easy as
+//! 1, 2, 3" (SC'11).
+//!
+//! Randomness in this project is a pure function: the run's seed is the key, and the counter says which number is
+//! asked for: (index, row, site, step). Nothing is stored for a backward pass, the order of evaluation does not
+//! matter, every backend draws the same numbers, and a run resumes bit-exactly from its step number alone.
+
+const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
+/// What a stream of random numbers is used for: the third word of the counter.
+///
+/// Per-layer sites are spread by [`Site::layer`], so no two ops of a step share numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site(pub u32);
+
+impl Site {
+    /// Initial weights; the row is the tensor's number, the step 0.
+    pub const INIT: Site = Site(1);
+    /// Which positions of a row are masked.
+    pub const MASK_POSITION: Site = Site(2);
+    /// What replaces a masked position.
+    pub const MASK_TOKEN: Site = Site(3);
+    /// Gumbel noise of the generator's sampler.
+    pub const GUMBEL: Site = Site(4);
+    /// Order of the training rows in an epoch; the step is the epoch.
+    pub const SHUFFLE: Site = Site(5);
+    /// Lengths and cuts of two-segment examples.
+    pub const SEGMENT: Site = Site(6);
+    /// First site of the generator's dropouts.
+    pub const GENERATOR: Site = Site(0x100);
+    /// First site of the discriminator's dropouts.
+    pub const DISCRIMINATOR: Site = Site(0x8000);
+
+    /// The `which`-th dropout (0..4) of encoder layer `layer`; the embedding block counts as layer 0, the encoder's
+    /// first layer as 1.
+    pub const fn layer(self, layer: usize, which: u32) -> Site {
+        Site(self.0 + 4 * layer as u32 + which)
+    }
+}
+
+/// A keyed generator: `block` maps a 128-bit counter to four independent uniform 32-bit words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Philox {
+    key: [u32; 2],
+}
+
+impl Philox {
+    /// The generator of a run's seed.
+    pub const fn new(seed: u64) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32] }
+    }
+
+    /// The four words at counter (index, row, site, step).
+    #[inline]
+    pub fn block(self, index: u32, row: u32, site: Site, step: u32) -> [u32; 4] {
+        let mut c = [index, row, site.0, step];
+        let mut k = self.key;
+        for round in 0..10 {
+            if round > 0 {
+                k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+            }
+            let p0 = u64::from(MULTIPLIER[0]) * u64::from(c[0]);
+            let p1 = u64::from(MULTIPLIER[1]) * u64::from(c[2]);
+            c = [(p1 >> 32) as u32 ^ c[1] ^ k[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k[1], p0 as u32];
+        }
+        c
+    }
+
+    /// Word number `index` of the stream (row, site, step): word `index % 4` of block `index / 4`.
+    #[inline]
+    pub fn word(self, index: u32, row: u32, site: Site, step: u32) -> u32 {
+        self.block(index / 4, row, site, step)[(index % 4) as usize]
+    }
+
+    /// The words of [`LANES`] consecutive blocks from `index` on, `out[4 * lane + word]`; written so that the
+    /// compiler turns each line of a round into vector instructions.
+    #[inline(always)]
+    pub fn blocks(self, index: u32, row: u32, site: Site, step: u32, out: &mut [u32; 4 * LANES]) {
+        let (mut c0, mut c1, mut c2, mut c3) = ([0u32; LANES], [row; LANES], [site.0; LANES], [step; LANES]);
+        for (lane, c) in c0.iter_mut().enumerate() {
+            *c = index.wrapping_add(lane as u32);
+        }
+        let mut k = self.key;
+        for round in 0..10 {
+            if round > 0 {
+                k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
+            }
+            for lane in 0..LANES {
+                let p0 = u64::from(MULTIPLIER[0]) * u64::from(c0[lane]);
+                let p1 = u64::from(MULTIPLIER[1]) * u64::from(c2[lane]);
+                c0[lane] = (p1 >> 32) as u32 ^ c1[lane] ^ k[0];
+                c1[lane] = p1 as u32;
+                c2[lane] = (p0 >> 32) as u32 ^ c3[lane] ^ k[1];
+                c3[lane] = p0 as u32;
+            }
+        }
+        for lane in 0..LANES {
+            out[4 * lane] = c0[lane];
+            out[4 * lane + 1] = c1[lane];
+            out[4 * lane + 2] = c2[lane];
+            out[4 * lane + 3] = c3[lane];
+        }
+    }
+}
+
+/// Counters that [`Philox::blocks`] advances at once: one 512-bit vector of 32-bit words.
+pub const LANES: usize = 16;
+
+/// A uniform number in the open interval (0, 1) from 24 bits of a word; exact in f32.
+#[inline(always)]
+pub fn open_unit(word: u32) -> f32 {
+    ((word >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32)
+}
+
+/// The integer threshold of probability `p`: a uniform word is below it with probability `p`, to 2⁻³².
+pub fn threshold(p: f64) -> u32 {
+    (p * 4_294_967_296.0).round().clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known-answer vectors of the authors' Random123 distribution (`kat_vectors`, philox4x32 10).
+    #[test]
+    fn philox_matches_published_vectors() {
+        let zero = Philox::new(0).block(0, 0, Site(0), 0);
+        assert_eq!(zero, [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        let ones = Philox::new(u64::MAX).block(u32::MAX, u32::MAX, Site(u32::MAX), u32::MAX);
+        assert_eq!(ones, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        let pi = Philox::new(0x299f_31d0_a409_3822).block(
+            0x243f_6a88,
+            0x85a3_08d3,
+            Site(0x1319_8a2e),
+            0x0370_7344,
+        );
+        assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn lanes_equal_single_blocks() {
+        let philox = Philox::new(0x1234_5678_9abc_def0);
+        let mut lanes = [0; 4 * LANES];
+        philox.blocks(u32::MAX - 3, 7, Site::GUMBEL, 9, &mut lanes);
+        for lane in 0..LANES {
+            let single = philox.block((u32::MAX - 3).wrapping_add(lane as u32), 7, Site::GUMBEL, 9);
+            assert_eq!(single, lanes[4 * lane..4 * lane + 4], "lane {lane}");
+        }
+    }
+
+    #[test]
+    fn uniform_numbers_never_touch_the_ends() {
+        assert!(open_unit(0) > 0.0);
+        assert!(open_unit(u32::MAX) < 1.0);
+        assert_eq!(threshold(0.0), 0);
+        assert_eq!(threshold(0.5), 1 << 31);
+        assert_eq!(threshold(1.0), u32::MAX);
+    }
+}
