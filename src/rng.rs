@@ -107,10 +107,10 @@ impl Philox {
 /// Counters that [`Philox::blocks`] advances at once: one 512-bit vector of 32-bit words.
 pub const LANES: usize = 16;
 
-/// A uniform number in the open interval (0, 1) from 24 bits of a word; exact in f32.
+/// A uniform number in the open interval (0, 1) from 23 bits of a word; exact in f32.
 #[inline(always)]
 pub fn open_unit(word: u32) -> f32 {
-    ((word >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32)
+    ((word >> 9) as f32 + 0.5) * (1.0 / (1 << 23) as f32)
 }
 
 /// The integer threshold of probability `p`: a uniform word is below it with probability `p`, to 2⁻³².
