@@ -1,2 +1,5 @@
-//! The one integration-test binary.
+//! The one integration-test binary; a module a subject.
 #![allow(missing_docs)]
+
+mod golden;
+mod support;

@@ -1,1 +1,3 @@
 //! The training loop and what surrounds it.
+
+pub mod optim;

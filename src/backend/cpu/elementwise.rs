@@ -1,0 +1,63 @@
+//! Dropout, gathered rows, zeros and casts.
+
+use rayon::prelude::*;
+
+use super::ROW_BLOCK;
+use super::real::{Real, vectorized};
+use crate::backend::Dropout;
+use crate::rng;
+
+/// Numbers that [`Philox::blocks`](rng::Philox::blocks) makes at once.
+pub(super) const WORDS: usize = 4 * rng::LANES;
+
+/// Applies the mask of row `row` in place; `row` counts from the batch's first row.
+#[inline(always)]
+pub(super) fn drop_row<R: Real>(dropout: Dropout, row: usize, x: &mut [R]) {
+    drop_row_from(dropout, row, 0, x);
+}
+
+/// The same from column `index` (a multiple of 4) on.
+#[inline(always)]
+pub(super) fn drop_row_from<R: Real>(dropout: Dropout, row: usize, index: u32, x: &mut [R]) {
+    if !dropout.is_on() {
+        return;
+    }
+    let row = dropout.row0.wrapping_add(row as u32);
+    let scale = R::of(dropout.scale);
+    let mut words = [0; WORDS];
+    for (chunk, x) in x.chunks_mut(WORDS).enumerate() {
+        let block = index / 4 + (chunk * rng::LANES) as u32;
+        dropout.rng.blocks(block, row, dropout.site, dropout.step, &mut words);
+        for (x, &word) in x.iter_mut().zip(&words) {
+            *x = if word < dropout.threshold { R::ZERO } else { *x * scale };
+        }
+    }
+}
+
+pub(super) fn dropout<R: Real>(width: usize, dropout: Dropout, inp: &[R], out: &mut [R]) {
+    let block = ROW_BLOCK * width;
+    out.par_chunks_mut(block).zip(inp.par_chunks(block)).enumerate().for_each(|(index, (out, inp))| {
+        out.copy_from_slice(inp);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                    drop_row(dropout, index * ROW_BLOCK + i, row);
+                }
+            },
+        );
+    });
+}
+
+pub(super) fn gather_rows_fwd<R: Real>(width: usize, index: &[u32], inp: &[R], out: &mut [R]) {
+    for (&row, out) in index.iter().zip(out.chunks_exact_mut(width)) {
+        out.copy_from_slice(&inp[row as usize * width..][..width]);
+    }
+}
+
+pub(super) fn gather_rows_bwd<R: Real>(width: usize, index: &[u32], dout: &[R], dinp: &mut [R]) {
+    dinp.fill(R::ZERO);
+    for (&row, dout) in index.iter().zip(dout.chunks_exact(width)) {
+        dinp[row as usize * width..][..width].copy_from_slice(dout);
+    }
+}

@@ -1,0 +1,131 @@
+//! Linear layers with their bias and activation function.
+
+use rayon::prelude::*;
+
+use super::gemm::{Mat, MatMut, par_matmul};
+use super::real::{Real, vectorized};
+use super::{Cpu, par_column_sums};
+use crate::backend::{LinearBwd, LinearFwd, Write};
+use crate::model::config::Activation;
+
+const GELU_TANH_SCALE: f64 = 0.797_884_560_802_865_4; // √(2/π)
+const GELU_TANH_CUBIC: f64 = 0.044_715;
+
+/// act(x)
+#[inline(always)]
+fn activate<R: Real>(activation: Activation, x: R) -> R {
+    match activation {
+        Activation::Gelu => x * x.normal().0,
+        Activation::GeluTanh => {
+            let inner = R::of(GELU_TANH_SCALE) * (x + R::of(GELU_TANH_CUBIC) * x * x * x);
+            R::of(0.5) * x * (R::ONE + inner.tanh())
+        }
+        Activation::Relu => x.max(R::ZERO),
+    }
+}
+
+/// act'(x)
+#[inline(always)]
+fn derivative<R: Real>(activation: Activation, x: R) -> R {
+    match activation {
+        Activation::Gelu => {
+            let (cdf, density) = x.normal();
+            cdf + x * density
+        }
+        Activation::GeluTanh => {
+            let cubic = R::of(GELU_TANH_CUBIC) * x * x;
+            let t = (R::of(GELU_TANH_SCALE) * x * (R::ONE + cubic)).tanh();
+            let slope = R::of(GELU_TANH_SCALE) * (R::ONE + R::of(3.0) * cubic);
+            R::of(0.5) * (R::ONE + t + x * (R::ONE - t * t) * slope)
+        }
+        Activation::Relu => {
+            if x > R::ZERO {
+                R::ONE
+            } else {
+                R::ZERO
+            }
+        }
+    }
+}
+
+pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
+    let (inputs, outputs) = (op.inputs, op.outputs);
+    let rows = op.inp.len() / inputs;
+    let (inp, weight) = (Mat::new(op.inp, rows, inputs), Mat::new(op.weight, outputs, inputs));
+    let bias = op.bias;
+    match op.activation {
+        None => {
+            par_matmul(MatMut::new(op.out, rows, outputs), false, inp, weight.t(), |tile, _, col| {
+                vectorized(|| {
+                    for row in 0..tile.rows() {
+                        tile.row(row).iter_mut().zip(&bias[col..]).for_each(|(x, &b)| *x += b);
+                    }
+                });
+            });
+        }
+        Some((activation, pre)) => {
+            let out = MatMut::new(op.out, rows, outputs);
+            par_matmul(MatMut::new(pre, rows, outputs), false, inp, weight.t(), |tile, first, col| {
+                let (height, width) = (tile.rows(), tile.row(0).len());
+                // SAFETY: tiles of a grid do not overlap, in `out` as in `pre`.
+                let mut result = unsafe { out.block(first, height, col, width) };
+                activate_tile(activation, &bias[col..col + width], tile, &mut result);
+            });
+        }
+    }
+}
+
+fn activate_tile<R: Real>(activation: Activation, bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>) {
+    // The activation is matched outside the loop, or it would not become vector instructions.
+    #[inline(always)]
+    fn run<R: Real>(bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>, f: impl Fn(R) -> R) {
+        vectorized(
+            #[inline(always)]
+            || {
+                for row in 0..pre.rows() {
+                    let (pre, out) = (pre.row(row), out.row(row));
+                    for ((x, y), &b) in pre.iter_mut().zip(out).zip(bias) {
+                        *x += b;
+                        *y = f(*x);
+                    }
+                }
+            },
+        );
+    }
+    match activation {
+        Activation::Gelu => run(bias, pre, out, #[inline(always)] |x| activate(Activation::Gelu, x)),
+        Activation::GeluTanh => run(bias, pre, out, #[inline(always)] |x| activate(Activation::GeluTanh, x)),
+        Activation::Relu => run(bias, pre, out, #[inline(always)] |x| activate(Activation::Relu, x)),
+    }
+}
+
+pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
+    let (inputs, outputs) = (op.inputs, op.outputs);
+    let rows = op.inp.len() / inputs;
+    let dout = op.dout;
+    if let Some((activation, pre)) = op.activation {
+        match activation {
+            Activation::Gelu => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::Gelu, x)),
+            Activation::GeluTanh => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::GeluTanh, x)),
+            Activation::Relu => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::Relu, x)),
+        }
+    }
+    let dout = &*dout;
+    par_column_sums(dout, outputs, op.dbias);
+    let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(dout, rows, outputs));
+    par_matmul(MatMut::new(op.dweight, outputs, inputs), true, dout.t(), inp, |_, _, _| {});
+    let (write, dinp) = op.dinp;
+    let weight = Mat::new(op.weight, outputs, inputs);
+    par_matmul(MatMut::new(dinp, rows, inputs), write == Write::Add, dout, weight, |_, _, _| {});
+}
+
+/// dout *= f(pre)
+fn scale_by<R: Real>(dout: &mut [R], pre: &[R], f: impl Fn(R) -> R + Sync) {
+    const CHUNK: usize = 1 << 14;
+    dout.par_chunks_mut(CHUNK).zip(pre.par_chunks(CHUNK)).for_each(|(dout, pre)| {
+        vectorized(
+            #[inline(always)]
+            || dout.iter_mut().zip(pre).for_each(|(d, &x)| *d *= f(x)),
+        );
+    });
+}

@@ -1,0 +1,201 @@
+//! The CPU backend: `Cpu<f32>` trains, `Cpu<f64>` is the oracle that gradients are checked against.
+//!
+//! Every op is a plain loop over rows around a matrix product, cut into units of work that depend on shapes alone:
+//! the same bits come out with any number of threads. Threads are those of the current rayon pool.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd, EmbedFwd,
+    LinearBwd, LinearFwd, MlmLoss, RtdLoss,
+};
+use crate::{Error, Result};
+
+mod attention;
+mod elementwise;
+mod embed;
+mod gemm;
+mod linear;
+mod mlm_head;
+mod norm;
+mod optim;
+mod real;
+mod rtd_head;
+
+pub use real::Real;
+
+/// Rows of a unit of work, and of a partial sum.
+const ROW_BLOCK: usize = 32;
+
+/// The CPU with working precision `R`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu<R> {
+    _precision: PhantomData<R>,
+}
+
+impl<R> Cpu<R> {
+    /// The CPU.
+    pub const fn new() -> Self {
+        Self { _precision: PhantomData }
+    }
+}
+
+/// total += Σ partials\[..\]\[offset..\], in order.
+fn add_partials<R: Real>(partials: &[Vec<R>], offset: usize, total: &mut [R]) {
+    for partial in partials {
+        total.iter_mut().zip(&partial[offset..]).for_each(|(t, &p)| *t += p);
+    }
+}
+
+/// total (C) += column sums of x (N, C), by partial sums over fixed row blocks.
+fn par_column_sums<R: Real>(x: &[R], width: usize, total: &mut [R]) {
+    let partials: Vec<Vec<R>> = x
+        .par_chunks(4 * ROW_BLOCK * width)
+        .map(|rows| {
+            let mut partial = vec![R::ZERO; width];
+            real::vectorized(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(width) {
+                        partial.iter_mut().zip(row).for_each(|(p, &x)| *p += x);
+                    }
+                },
+            );
+            partial
+        })
+        .collect();
+    add_partials(&partials, 0, total);
+}
+
+impl<R: Real> Backend for Cpu<R> {
+    type X = R;
+    type F = R;
+    type Buf<T: Elem> = Vec<T>;
+    type Slice<'a, T: Elem> = &'a [T];
+    type SliceMut<'a, T: Elem> = &'a mut [T];
+
+    fn alloc<T: Elem>(&self, len: usize) -> Result<Vec<T>> {
+        let mut buf = Vec::new();
+        buf.try_reserve_exact(len).map_err(|_| {
+            let mib = (len * size_of::<T>()) >> 20;
+            Error::config(format!("{mib} MiB of memory are not to be had: use a smaller batch or model"))
+        })?;
+        buf.resize(len, T::default());
+        Ok(buf)
+    }
+
+    fn slice<T: Elem>(buf: &Vec<T>, range: Range<usize>) -> &[T] {
+        &buf[range]
+    }
+
+    fn slice_mut<T: Elem>(buf: &mut Vec<T>, range: Range<usize>) -> &mut [T] {
+        &mut buf[range]
+    }
+
+    fn disjoint_mut<T: Elem, const K: usize>(buf: &mut Vec<T>, ranges: [Range<usize>; K]) -> Result<[&mut [T]; K]> {
+        buf.get_disjoint_mut(ranges)
+            .map_err(|e| Error::argument(format!("parameters to be written together must lie apart: {e}")))
+    }
+
+    fn upload<T: Elem>(&self, from: &[T], to: &mut [T]) -> Result<()> {
+        to.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download<T: Elem>(&self, from: &[T]) -> Result<Vec<T>> {
+        Ok(from.to_vec())
+    }
+
+    fn zero<T: Elem>(&self, to: &mut [T]) -> Result<()> {
+        to.fill(T::default());
+        Ok(())
+    }
+
+    fn cast(&self, from: &[R], to: &mut [R]) -> Result<()> {
+        to.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn embed_fwd(&self, op: EmbedFwd<'_, Self>) -> Result<()> {
+        embed::embed_fwd(op);
+        Ok(())
+    }
+
+    fn embed_bwd(&self, op: EmbedBwd<'_, Self>) -> Result<()> {
+        embed::embed_bwd(op);
+        Ok(())
+    }
+
+    fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
+        linear::linear_fwd(op);
+        Ok(())
+    }
+
+    fn linear_bwd(&self, op: LinearBwd<'_, Self>) -> Result<()> {
+        linear::linear_bwd(op);
+        Ok(())
+    }
+
+    fn attention_fwd(&self, op: AttentionFwd<'_, Self>) -> Result<()> {
+        attention::attention_fwd(op);
+        Ok(())
+    }
+
+    fn attention_bwd(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
+        attention::attention_bwd(op);
+        Ok(())
+    }
+
+    fn add_dropout_layernorm_fwd(&self, op: AddNormFwd<'_, Self>) -> Result<()> {
+        norm::add_dropout_layernorm_fwd(op);
+        Ok(())
+    }
+
+    fn add_dropout_layernorm_bwd(&self, op: AddNormBwd<'_, Self>) -> Result<()> {
+        norm::add_dropout_layernorm_bwd(op);
+        Ok(())
+    }
+
+    fn dropout(&self, width: usize, dropout: Dropout, inp: &[R], out: &mut [R]) -> Result<()> {
+        elementwise::dropout(width, dropout, inp, out);
+        Ok(())
+    }
+
+    fn gather_rows_fwd(&self, width: usize, index: &[u32], inp: &[R], out: &mut [R]) -> Result<()> {
+        elementwise::gather_rows_fwd(width, index, inp, out);
+        Ok(())
+    }
+
+    fn gather_rows_bwd(&self, width: usize, index: &[u32], dout: &[R], dinp: &mut [R]) -> Result<()> {
+        elementwise::gather_rows_bwd(width, index, dout, dinp);
+        Ok(())
+    }
+
+    fn mlm_loss(&self, op: MlmLoss<'_, Self>) -> Result<()> {
+        mlm_head::mlm_loss(op);
+        Ok(())
+    }
+
+    fn corrupt(&self, op: Corrupt<'_, Self>) -> Result<()> {
+        rtd_head::corrupt(op);
+        Ok(())
+    }
+
+    fn rtd_loss(&self, op: RtdLoss<'_, Self>) -> Result<()> {
+        rtd_head::rtd_loss(op);
+        Ok(())
+    }
+
+    fn norm_squared(&self, x: &[R], out: &mut [R]) -> Result<()> {
+        optim::norm_squared(x, out);
+        Ok(())
+    }
+
+    fn adamw(&self, op: AdamW<'_, Self>) -> Result<()> {
+        optim::adamw(op);
+        Ok(())
+    }
+}

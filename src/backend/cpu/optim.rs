@@ -1,0 +1,100 @@
+//! The optimizer over flat buffers.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::real::{Real, lane_sum, vectorized};
+use crate::backend::AdamW;
+
+/// Elements of a unit of work: fixed, so that sums do not depend on the threads.
+const CHUNK: usize = 1 << 16;
+
+pub(super) fn norm_squared<R: Real>(x: &[R], out: &mut [R]) {
+    let partials: Vec<f64> = x
+        .par_chunks(CHUNK)
+        .map(|x| vectorized(#[inline(always)] || lane_sum(x.len(), |i| x[i] * x[i])).to_f64())
+        .collect();
+    out[0] = R::of(partials.iter().sum());
+}
+
+/// The constants of one update.
+#[derive(Clone, Copy)]
+struct Update<R> {
+    clip: R,
+    beta1: R,
+    beta2: R,
+    eps: R,
+    /// lr, divided by 1 - β₁ᵗ with bias correction.
+    rate: R,
+    /// 1 / √(1 - β₂ᵗ), or 1.
+    root: R,
+    /// Subtracted times p.
+    decay: R,
+}
+
+pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
+    let norm = op.norm_squared[0].to_f64().sqrt();
+    let clip = op.max_norm.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm);
+    let (rate, root) = match op.bias_correction {
+        Some(t) => {
+            let t = t as f64;
+            (op.lr / (1.0 - op.beta1.powf(t)), 1.0 / (1.0 - op.beta2.powf(t)).sqrt())
+        }
+        None => (op.lr, 1.0),
+    };
+    let update = Update {
+        clip: R::of(clip),
+        beta1: R::of(op.beta1),
+        beta2: R::of(op.beta2),
+        eps: R::of(op.eps),
+        rate: R::of(rate),
+        root: R::of(root),
+        decay: R::of(op.lr * op.weight_decay),
+    };
+    // Both variants subtract lr · wd · p of the old p: decoupled decay and the paper's differ in bias correction only.
+    op.grads
+        .par_chunks_mut(CHUNK)
+        .zip(op.m.par_chunks_mut(CHUNK).zip(op.v.par_chunks_mut(CHUNK)))
+        .zip(op.master.par_chunks_mut(CHUNK).zip(op.working.par_chunks_mut(CHUNK)))
+        .enumerate()
+        .for_each(|(index, ((g, (m, v)), (p, w)))| {
+            let start = index * CHUNK;
+            let mut at = 0;
+            while at < g.len() {
+                let (end, decays) = run_end(op.decayed, start + at, start + g.len());
+                let part = at..end - start;
+                at = part.end;
+                let update = Update { decay: if decays { update.decay } else { R::ZERO }, ..update };
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let part = || part.clone();
+                        apply(update, &mut g[part()], &mut m[part()], &mut v[part()], &mut p[part()], &mut w[part()]);
+                    },
+                );
+            }
+        });
+}
+
+/// Where the run of equal decay that holds `at` ends (`limit` at the latest), and whether it decays.
+fn run_end(decayed: &[std::ops::Range<usize>], at: usize, limit: usize) -> (usize, bool) {
+    match decayed.iter().find(|range| range.end > at) {
+        Some(range) if range.start <= at => (range.end.min(limit), true),
+        Some(range) => (range.start.min(limit), false),
+        None => (limit, false),
+    }
+}
+
+#[inline(always)]
+fn apply<R: Real>(u: Update<R>, g: &mut [R], m: &mut [R], v: &mut [R], p: &mut [R], w: &mut [R]) {
+    let n = g.len();
+    let (m, v, p, w) = (&mut m[..n], &mut v[..n], &mut p[..n], &mut w[..n]);
+    for i in 0..n {
+        let grad = g[i] * u.clip;
+        g[i] = R::ZERO;
+        m[i] = u.beta1 * m[i] + (R::ONE - u.beta1) * grad;
+        v[i] = u.beta2 * v[i] + (R::ONE - u.beta2) * grad * grad;
+        p[i] = p[i] - u.decay * p[i] - u.rate * m[i] / (v[i].sqrt() * u.root + u.eps);
+        w[i] = p[i];
+    }
+}

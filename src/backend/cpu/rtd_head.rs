@@ -1,0 +1,46 @@
+//! Replaced token detection: the corrupted input and the discriminator's two losses.
+
+use super::Cpu;
+use super::real::Real;
+use crate::backend::{Corrupt, RtdLoss};
+
+pub(super) fn corrupt<R: Real>(op: Corrupt<'_, Cpu<R>>) {
+    op.corrupted.copy_from_slice(op.ids);
+    op.is_fake.fill(0);
+    for (&position, &sample) in op.masked_index.iter().zip(op.sampled) {
+        let position = position as usize;
+        op.corrupted[position] = sample;
+        op.is_fake[position] = u32::from(sample != op.ids[position]);
+    }
+}
+
+/// ln(1 + eˣ) without overflow, and without losing small values: x⁺ + ln(1 + e^-|x|).
+fn softplus<R: Real>(x: R) -> R {
+    x.max(R::ZERO) + R::of((-x.abs()).to_f64().exp().ln_1p())
+}
+
+/// 1 / (1 + e⁻ˣ)
+fn sigmoid<R: Real>(x: R) -> R {
+    R::of(1.0 / (1.0 + (-x.to_f64()).exp()))
+}
+
+pub(super) fn rtd_loss<R: Real>(op: RtdLoss<'_, Cpu<R>>) {
+    for (n, (&fake, &weight)) in op.is_fake.iter().zip(op.weight).enumerate() {
+        let scale = weight * R::of(op.scale);
+        let target = R::of(f64::from(fake));
+        match op.labels {
+            1 => {
+                let x = op.logits[n];
+                op.nll[n] = softplus(x) - target * x;
+                op.dlogits[n] = scale * (sigmoid(x) - target);
+            }
+            _ => {
+                // Softmax over two labels is the logistic function of their difference.
+                let x = op.logits[2 * n + 1] - op.logits[2 * n];
+                op.nll[n] = softplus(x) - target * x;
+                let gradient = scale * (sigmoid(x) - target);
+                (op.dlogits[2 * n], op.dlogits[2 * n + 1]) = (-gradient, gradient);
+            }
+        }
+    }
+}

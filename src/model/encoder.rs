@@ -1,0 +1,454 @@
+//! The body that generator and discriminator share in kind: embedding block, projection, post-LayerNorm encoder
+//! (Vaswani et al. 2017; Devlin et al. 2019), forward and backward.
+
+use std::ops::Range;
+
+use super::acts::{DeviceBatch, EncoderActs, LayerActs, Scratch, Stats};
+use super::config::ElectraConfig;
+use super::params::{DELTA, ParamTable, Params};
+use crate::Result;
+use crate::backend::{
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables, LinearBwd,
+    LinearFwd, Sequences, Write,
+};
+use crate::model::config::Activation;
+use crate::rng::{Site, threshold};
+
+/// Where a linear layer's parameters lie.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    pub(super) weight: Range<usize>,
+    pub(super) bias: Range<usize>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+impl Linear {
+    pub(super) fn new(table: &ParamTable, name: &str) -> Result<Self> {
+        let weight = table.get(&format!("{name}.weight"))?;
+        let (outputs, inputs) = (weight.shape[0], weight.shape[1]);
+        Ok(Self { weight: weight.range(), bias: table.range(&format!("{name}.bias"))?, inputs, outputs })
+    }
+
+    /// Queries, keys and values as one layer with 3C outputs.
+    fn fused(table: &ParamTable, name: &str) -> Result<Self> {
+        let query = Self::new(table, &format!("{name}.query"))?;
+        let value = Self::new(table, &format!("{name}.value"))?;
+        Ok(Self {
+            weight: query.weight.start..value.weight.end,
+            bias: query.bias.start..value.bias.end,
+            inputs: query.inputs,
+            outputs: 3 * query.outputs,
+        })
+    }
+
+    /// On `rows` rows.
+    pub(super) fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &Params<B>,
+        rows: usize,
+        inp: &B::Buf<B::X>,
+        activation: Option<(Activation, &mut B::Buf<B::X>)>,
+        out: &mut B::Buf<B::X>,
+    ) -> Result<()> {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        backend.linear_fwd(LinearFwd {
+            inputs,
+            outputs,
+            inp: B::slice(inp, 0..rows * inputs),
+            weight: B::slice(&params.working, self.weight.clone()),
+            bias: B::slice(&params.working, self.bias.clone()),
+            activation: activation.map(|(kind, pre)| (kind, B::slice_mut(pre, 0..rows * outputs))),
+            out: B::slice_mut(out, 0..rows * outputs),
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)] // the operands of one op
+    pub(super) fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        rows: usize,
+        inp: &B::Buf<B::X>,
+        activation: Option<(Activation, &B::Buf<B::X>)>,
+        dout: &mut B::Buf<B::X>,
+        dinp: (Write, &mut B::Buf<B::X>),
+    ) -> Result<()> {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let [dweight, dbias] = B::disjoint_mut(&mut params.grads, [self.weight.clone(), self.bias.clone()])?;
+        backend.linear_bwd(LinearBwd {
+            inputs,
+            outputs,
+            inp: B::slice(inp, 0..rows * inputs),
+            weight: B::slice(&params.working, self.weight.clone()),
+            activation: activation.map(|(kind, pre)| (kind, B::slice(pre, 0..rows * outputs))),
+            dout: B::slice_mut(dout, 0..rows * outputs),
+            dinp: (dinp.0, B::slice_mut(dinp.1, 0..rows * inputs)),
+            dweight,
+            dbias,
+        })
+    }
+}
+
+/// Where a LayerNorm's parameters lie.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    gamma: Range<usize>,
+    beta: Range<usize>,
+    eps: f64,
+}
+
+impl Norm {
+    pub(super) fn new(table: &ParamTable, name: &str, eps: f64) -> Result<Self> {
+        let gamma = table.range(&format!("{name}.LayerNorm.weight"))?;
+        Ok(Self { gamma, beta: table.range(&format!("{name}.LayerNorm.bias"))?, eps })
+    }
+
+    /// y = LN(residual + dropout(x)) on `rows` rows; x becomes the sum.
+    #[allow(clippy::too_many_arguments)] // the operands of one op
+    pub(super) fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &Params<B>,
+        rows: usize,
+        x: &mut B::Buf<B::X>,
+        residual: Option<&B::Buf<B::X>>,
+        dropout: Dropout,
+        y: &mut B::Buf<B::X>,
+        stats: &mut Stats<B>,
+    ) -> Result<()> {
+        let width = self.gamma.len();
+        backend.add_dropout_layernorm_fwd(AddNormFwd {
+            width,
+            x: B::slice_mut(x, 0..rows * width),
+            residual: residual.map(|r| B::slice(r, 0..rows * width)),
+            dropout,
+            gamma: B::slice(&params.working, self.gamma.clone()),
+            beta: B::slice(&params.working, self.beta.clone()),
+            eps: self.eps,
+            y: B::slice_mut(y, 0..rows * width),
+            mean: B::slice_mut(&mut stats.mean, 0..rows),
+            rstd: B::slice_mut(&mut stats.rstd, 0..rows),
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)] // as above
+    pub(super) fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        rows: usize,
+        h: &B::Buf<B::X>,
+        stats: &Stats<B>,
+        dropout: Dropout,
+        dy: &B::Buf<B::X>,
+        dx: &mut B::Buf<B::X>,
+        dresidual: Option<&mut B::Buf<B::X>>,
+    ) -> Result<()> {
+        let width = self.gamma.len();
+        let [dgamma, dbeta] = B::disjoint_mut(&mut params.grads, [self.gamma.clone(), self.beta.clone()])?;
+        backend.add_dropout_layernorm_bwd(AddNormBwd {
+            width,
+            h: B::slice(h, 0..rows * width),
+            dropout,
+            gamma: B::slice(&params.working, self.gamma.clone()),
+            mean: B::slice(&stats.mean, 0..rows),
+            rstd: B::slice(&stats.rstd, 0..rows),
+            dy: B::slice(dy, 0..rows * width),
+            dx: B::slice_mut(dx, 0..rows * width),
+            dresidual: dresidual.map(|d| B::slice_mut(d, 0..rows * width)),
+            dgamma,
+            dbeta,
+        })
+    }
+}
+
+/// Where the embedding block's parameters lie.
+#[derive(Clone, Debug)]
+struct Embedding {
+    word: Range<usize>,
+    delta: Option<Range<usize>>,
+    position: Range<usize>,
+    token_type: Range<usize>,
+    norm: Norm,
+}
+
+/// Where one layer's parameters lie.
+#[derive(Clone, Debug)]
+struct Layer {
+    qkv: Linear,
+    attention_out: Linear,
+    norm1: Norm,
+    ff1: Linear,
+    ff2: Linear,
+    norm2: Norm,
+}
+
+/// What a step needs to know besides the parameters: randomness and batch size.
+#[derive(Clone, Copy)]
+pub(super) struct StepContext {
+    /// Dropout's generator, step and first row; threshold and site are each op's own.
+    pub(super) noise: Dropout,
+    /// Whether dropout is on.
+    pub(super) training: bool,
+    /// N.
+    pub(super) tokens: usize,
+    /// B.
+    pub(super) sequences: usize,
+    /// Longest sequence.
+    pub(super) max_seqlen: usize,
+}
+
+impl StepContext {
+    /// The dropout of one op.
+    pub(super) fn dropout(&self, p: f64, site: Site) -> Dropout {
+        if !self.training || p == 0.0 {
+            return Dropout::OFF;
+        }
+        Dropout { threshold: threshold(p), scale: 1.0 / (1.0 - p), site, ..self.noise }
+    }
+}
+
+/// A network without its head: where its parameters lie, and its two passes.
+#[derive(Clone, Debug)]
+pub(super) struct Encoder {
+    pub(super) config: ElectraConfig,
+    site: Site,
+    embedding: Embedding,
+    project: Option<Linear>,
+    layers: Vec<Layer>,
+}
+
+impl Encoder {
+    /// `prefix` is `generator.` or `discriminator.`.
+    pub(super) fn new(table: &ParamTable, config: &ElectraConfig, prefix: &str, site: Site) -> Result<Self> {
+        let electra = format!("{prefix}electra");
+        let block = format!("{electra}.embeddings");
+        let delta = (prefix == "discriminator.").then(|| table.range(DELTA).ok()).flatten();
+        let embedding = Embedding {
+            word: table.range(&format!("{block}.word_embeddings.weight"))?,
+            delta,
+            position: table.range(&format!("{block}.position_embeddings.weight"))?,
+            token_type: table.range(&format!("{block}.token_type_embeddings.weight"))?,
+            norm: Norm::new(table, &block, config.layer_norm_eps)?,
+        };
+        let layer = |l: usize| {
+            let layer = format!("{electra}.encoder.layer.{l}");
+            Ok(Layer {
+                qkv: Linear::fused(table, &format!("{layer}.attention.self"))?,
+                attention_out: Linear::new(table, &format!("{layer}.attention.output.dense"))?,
+                norm1: Norm::new(table, &format!("{layer}.attention.output"), config.layer_norm_eps)?,
+                ff1: Linear::new(table, &format!("{layer}.intermediate.dense"))?,
+                ff2: Linear::new(table, &format!("{layer}.output.dense"))?,
+                norm2: Norm::new(table, &format!("{layer}.output"), config.layer_norm_eps)?,
+            })
+        };
+        let project = match config.embedding_size == config.hidden_size {
+            true => None,
+            false => Some(Linear::new(table, &format!("{electra}.embeddings_project"))?),
+        };
+        Ok(Self {
+            config: config.clone(),
+            site,
+            embedding,
+            project,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Where the word embeddings lie: the generator's decoder is tied to them.
+    pub(super) fn word(&self) -> Range<usize> {
+        self.embedding.word.clone()
+    }
+
+    /// Site of the head's dropout: that of a layer after the last.
+    pub(super) fn head_site(&self) -> Site {
+        self.site.layer(self.layers.len() + 1, 0)
+    }
+
+    fn sequences<'a, B: Backend>(&self, step: &StepContext, batch: &'a DeviceBatch<B>) -> Sequences<'a, B> {
+        Sequences {
+            cu_seqlens: B::slice(&batch.cu_seqlens, 0..step.sequences + 1),
+            key_len: B::slice(&batch.key_len, 0..step.sequences),
+            max_seqlen: step.max_seqlen,
+            heads: self.config.num_attention_heads,
+            head_size: self.config.head_size(),
+        }
+    }
+
+    fn tables<'a, B: Backend>(&self, working: &'a B::Buf<B::X>) -> EmbedTables<'a, B> {
+        let e = &self.embedding;
+        EmbedTables {
+            word: B::slice(working, e.word.clone()),
+            delta: e.delta.clone().map(|delta| B::slice(working, delta)),
+            position: B::slice(working, e.position.clone()),
+            token_type: B::slice(working, e.token_type.clone()),
+            gamma: B::slice(working, e.norm.gamma.clone()),
+            beta: B::slice(working, e.norm.beta.clone()),
+        }
+    }
+
+    /// Leaves the result in [`EncoderActs::output`].
+    pub(super) fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &Params<B>,
+        step: &StepContext,
+        batch: &DeviceBatch<B>,
+        ids: &B::Buf<u32>,
+        acts: &mut EncoderActs<B>,
+    ) -> Result<()> {
+        let (n, e) = (step.tokens, self.config.embedding_size);
+        backend.embed_fwd(EmbedFwd {
+            width: e,
+            ids: B::slice(ids, 0..n),
+            positions: B::slice(&batch.positions, 0..n),
+            types: B::slice(&batch.types, 0..n),
+            tables: self.tables(&params.working),
+            eps: self.config.layer_norm_eps,
+            dropout: step.dropout(self.config.hidden_dropout_prob, self.site),
+            out: B::slice_mut(&mut acts.embedded, 0..n * e),
+            mean: B::slice_mut(&mut acts.stats.mean, 0..n),
+            rstd: B::slice_mut(&mut acts.stats.rstd, 0..n),
+        })?;
+        let mut x = &acts.embedded;
+        if let (Some(project), Some(projected)) = (&self.project, &mut acts.projected) {
+            project.forward(backend, params, n, &acts.embedded, None, projected)?;
+            x = projected;
+        }
+        for (l, (layer, a)) in self.layers.iter().zip(&mut acts.layers).enumerate() {
+            self.layer_forward(backend, params, step, batch, (l, layer), x, a)?;
+            x = &a.y2;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)] // context, parameters and data of one layer
+    fn layer_forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &Params<B>,
+        step: &StepContext,
+        batch: &DeviceBatch<B>,
+        (l, layer): (usize, &Layer),
+        x: &B::Buf<B::X>,
+        a: &mut LayerActs<B>,
+    ) -> Result<()> {
+        let (n, c) = (step.tokens, self.config.hidden_size);
+        let site = |which| self.site.layer(l + 1, which);
+        let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
+        layer.qkv.forward(backend, params, n, x, None, &mut a.qkv)?;
+        backend.attention_fwd(AttentionFwd {
+            sequences: self.sequences(step, batch),
+            dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),
+            qkv: B::slice(&a.qkv, 0..3 * n * c),
+            out: B::slice_mut(&mut a.attention, 0..n * c),
+            lse: B::slice_mut(&mut a.lse, 0..n * self.config.num_attention_heads),
+        })?;
+        layer.attention_out.forward(backend, params, n, &a.attention, None, &mut a.h1)?;
+        layer.norm1.forward(backend, params, n, &mut a.h1, Some(x), hidden(1), &mut a.y1, &mut a.stats1)?;
+        let activation = Some((self.config.hidden_act, &mut a.pre));
+        layer.ff1.forward(backend, params, n, &a.y1, activation, &mut a.act)?;
+        layer.ff2.forward(backend, params, n, &a.act, None, &mut a.h2)?;
+        layer.norm2.forward(backend, params, n, &mut a.h2, Some(&a.y1), hidden(2), &mut a.y2, &mut a.stats2)
+    }
+
+    /// `scratch.dy` holds the gradient of the encoder's output on entry.
+    #[allow(clippy::too_many_arguments)] // context, parameters and data of the pass
+    pub(super) fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        step: &StepContext,
+        batch: &DeviceBatch<B>,
+        ids: &B::Buf<u32>,
+        acts: &EncoderActs<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (n, e) = (step.tokens, self.config.embedding_size);
+        for (l, (layer, a)) in self.layers.iter().zip(&acts.layers).enumerate().rev() {
+            let x = if l == 0 { acts.input() } else { &acts.layers[l - 1].y2 };
+            self.layer_backward(backend, params, step, batch, (l, layer), x, a, scratch)?;
+        }
+        let dembedded = match &self.project {
+            None => &mut scratch.dy,
+            Some(project) => {
+                let dinp = (Write::Set, &mut scratch.dembedded);
+                project.backward(backend, params, n, &acts.embedded, None, &mut scratch.dy, dinp)?;
+                &mut scratch.dembedded
+            }
+        };
+        let t = &self.embedding;
+        let word = t.delta.clone().unwrap_or(t.word.clone());
+        let ranges = [word, t.position.clone(), t.token_type.clone(), t.norm.gamma.clone(), t.norm.beta.clone()];
+        let [dword, dposition, dtoken_type, dgamma, dbeta] = B::disjoint_mut(&mut params.grads, ranges)?;
+        backend.embed_bwd(EmbedBwd {
+            width: e,
+            ids: B::slice(ids, 0..n),
+            positions: B::slice(&batch.positions, 0..n),
+            types: B::slice(&batch.types, 0..n),
+            tables: self.tables(&params.working),
+            padding: self.config.pad_token_id,
+            dropout: step.dropout(self.config.hidden_dropout_prob, self.site),
+            mean: B::slice(&acts.stats.mean, 0..n),
+            rstd: B::slice(&acts.stats.rstd, 0..n),
+            dout: B::slice_mut(dembedded, 0..n * e),
+            dword,
+            dposition,
+            dtoken_type,
+            dgamma,
+            dbeta,
+        })
+    }
+
+    /// `scratch.dy`: gradient of the layer's result on entry, of its input on return.
+    #[allow(clippy::too_many_arguments)] // context, parameters and data of one layer
+    fn layer_backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        step: &StepContext,
+        batch: &DeviceBatch<B>,
+        (l, layer): (usize, &Layer),
+        x: &B::Buf<B::X>,
+        a: &LayerActs<B>,
+        s: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (n, c) = (step.tokens, self.config.hidden_size);
+        let site = |which| self.site.layer(l + 1, which);
+        let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
+        let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
+        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dx, dresidual)?;
+        layer.ff2.backward(backend, params, n, &a.act, None, &mut s.dx, (Write::Set, &mut s.dact))?;
+        let activation = Some((self.config.hidden_act, &a.pre));
+        layer.ff1.backward(backend, params, n, &a.y1, activation, &mut s.dact, (Write::Add, &mut s.dy1))?;
+
+        let (norm, dresidual) = (&layer.norm1, Some(&mut s.dy));
+        norm.backward(backend, params, n, &a.h1, &a.stats1, hidden(1), &s.dy1, &mut s.dx, dresidual)?;
+        let dinp = (Write::Set, &mut s.dattention);
+        layer.attention_out.backward(backend, params, n, &a.attention, None, &mut s.dx, dinp)?;
+        backend.attention_bwd(AttentionBwd {
+            sequences: self.sequences(step, batch),
+            dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),
+            qkv: B::slice(&a.qkv, 0..3 * n * c),
+            out: B::slice(&a.attention, 0..n * c),
+            lse: B::slice(&a.lse, 0..n * self.config.num_attention_heads),
+            dout: B::slice(&s.dattention, 0..n * c),
+            dqkv: B::slice_mut(&mut s.dqkv, 0..3 * n * c),
+        })?;
+        layer.qkv.backward(backend, params, n, x, None, &mut s.dqkv, (Write::Add, &mut s.dy))
+    }
+}
+
+impl<B: Backend> EncoderActs<B> {
+    /// (N, C) what the first layer reads.
+    fn input(&self) -> &B::Buf<B::X> {
+        self.projected.as_ref().unwrap_or(&self.embedded)
+    }
+
+    /// (N, C) what the head reads.
+    pub(super) fn output(&self) -> &B::Buf<B::X> {
+        self.layers.last().map_or_else(|| self.input(), |layer| &layer.y2)
+    }
+}

@@ -1,0 +1,116 @@
+//! The generator's head at the masked positions: rows gathered, dense + GELU + LayerNorm, decoder tied to the word
+//! embeddings, loss and sample.
+
+use super::acts::{DeviceBatch, EncoderActs, MlmActs, Scratch};
+use super::config::Activation;
+use super::encoder::{Encoder, Linear, Norm};
+use super::params::{ParamTable, Params};
+use crate::Result;
+use crate::backend::{Backend, Dropout, MlmLoss, Write};
+
+/// Where its parameters lie.
+#[derive(Clone, Debug)]
+pub(super) struct MlmHead {
+    transform: Linear,
+    norm: Norm,
+    decoder: Linear,
+}
+
+/// How the generator is sampled from.
+#[derive(Clone, Copy)]
+pub(super) struct Sampling {
+    pub(super) temperature: f64,
+    pub(super) disallow_correct: bool,
+    pub(super) noise: Dropout,
+    /// Multiplies the loss in the gradient.
+    pub(super) scale: f64,
+    /// Whether samples are drawn; else those already in place are kept.
+    pub(super) draw: bool,
+    /// Whether the logits become their gradient.
+    pub(super) gradient: bool,
+}
+
+impl MlmHead {
+    pub(super) fn new(table: &ParamTable, encoder: &Encoder) -> Result<Self> {
+        let config = &encoder.config;
+        let decoder = Linear {
+            weight: encoder.word(),
+            bias: table.range("generator.generator_lm_head.bias")?,
+            inputs: config.embedding_size,
+            outputs: config.vocab_size,
+        };
+        let name = "generator.generator_predictions";
+        Ok(Self {
+            transform: Linear::new(table, &format!("{name}.dense"))?,
+            norm: Norm::new(table, name, config.layer_norm_eps)?,
+            decoder,
+        })
+    }
+
+    /// Logits of the M masked rows, in `acts.logits`.
+    pub(super) fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &Params<B>,
+        (n, m): (usize, usize),
+        batch: &DeviceBatch<B>,
+        encoder: &EncoderActs<B>,
+        acts: &mut MlmActs<B>,
+    ) -> Result<()> {
+        let c = self.transform.inputs;
+        let index = B::slice(&batch.masked_index, 0..m);
+        let hidden = B::slice(encoder.output(), 0..n * c);
+        backend.gather_rows_fwd(c, index, hidden, B::slice_mut(&mut acts.gathered, 0..m * c))?;
+        let activation = Some((Activation::Gelu, &mut acts.pre));
+        self.transform.forward(backend, params, m, &acts.gathered, activation, &mut acts.h)?;
+        self.norm.forward(backend, params, m, &mut acts.h, None, Dropout::OFF, &mut acts.y, &mut acts.stats)?;
+        self.decoder.forward(backend, params, m, &acts.y, None, &mut acts.logits)
+    }
+
+    /// Loss, samples, and the logits' gradient in their place.
+    pub(super) fn loss<B: Backend>(
+        &self,
+        backend: &B,
+        m: usize,
+        batch: &DeviceBatch<B>,
+        sampling: Sampling,
+        acts: &mut MlmActs<B>,
+    ) -> Result<()> {
+        backend.mlm_loss(MlmLoss {
+            vocabulary: self.decoder.outputs,
+            targets: B::slice(&batch.targets, 0..m),
+            masked_index: B::slice(&batch.masked_index, 0..m),
+            weight: B::slice(&batch.mlm_weight, 0..m),
+            scale: sampling.scale,
+            temperature: sampling.temperature,
+            disallow_correct: sampling.disallow_correct,
+            noise: sampling.noise,
+            gradient: sampling.gradient,
+            logits: B::slice_mut(&mut acts.logits, 0..m * self.decoder.outputs),
+            nll: B::slice_mut(&mut acts.nll, 0..m),
+            best: B::slice_mut(&mut acts.best, 0..m),
+            sampled: sampling.draw.then(|| B::slice_mut(&mut acts.sampled, 0..m)),
+        })
+    }
+
+    /// Leaves the gradient of the encoder's output in `scratch.dy`.
+    pub(super) fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        (n, m): (usize, usize),
+        batch: &DeviceBatch<B>,
+        acts: &mut MlmActs<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let c = self.transform.inputs;
+        self.decoder.backward(backend, params, m, &acts.y, None, &mut acts.logits, (Write::Set, &mut acts.dy))?;
+        let (stats, dy) = (&acts.stats, &acts.dy);
+        self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None)?;
+        let activation = Some((Activation::Gelu, &acts.pre));
+        let dinp = (Write::Set, &mut acts.dgathered);
+        self.transform.backward(backend, params, m, &acts.gathered, activation, &mut acts.dh, dinp)?;
+        let (index, dgathered) = (B::slice(&batch.masked_index, 0..m), B::slice(&acts.dgathered, 0..m * c));
+        backend.gather_rows_bwd(c, index, dgathered, B::slice_mut(&mut scratch.dy, 0..n * c))
+    }
+}

@@ -1,0 +1,290 @@
+//! Every parameter of the pair once, in one flat buffer described by one table.
+//!
+//! The table gives each tensor its Hugging Face name, shape, place, initial values and weight decay; checkpoints,
+//! optimizer, gradients and tests all read it. A shared tensor stands in it once, under its generator name, with the
+//! discriminator's name as an alias. Queries, keys and values of a layer lie side by side, so one product makes all.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::config::{Architecture, ElectraConfig};
+use super::hf::{Checkpoint, HostTensor, parameter_shapes};
+use super::{Options, Share};
+use crate::backend::{Backend, Float};
+use crate::rng::{Philox, Site, open_unit};
+use crate::{Error, Result};
+
+/// Tensors (but those that must touch) start at multiples of this many elements: 16-byte accesses on every device.
+const ALIGNMENT: usize = 64;
+
+/// One tensor of the flat buffer.
+#[derive(Clone, Debug)]
+pub struct TensorSpec {
+    /// `generator.` or `discriminator.` and the Hugging Face name.
+    pub name: String,
+    /// The other name of a shared tensor.
+    pub alias: Option<String>,
+    /// Shape as in checkpoints.
+    pub shape: Vec<usize>,
+    /// First element.
+    pub offset: usize,
+    /// Whether weight decay applies: not to LayerNorm, not to biases.
+    pub decays: bool,
+}
+
+impl TensorSpec {
+    /// Its place in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.shape.iter().product::<usize>()
+    }
+}
+
+/// The table.
+#[derive(Clone, Debug, Default)]
+pub struct ParamTable {
+    specs: Vec<TensorSpec>,
+    by_name: BTreeMap<String, usize>,
+    len: usize,
+}
+
+/// Suffix of the discriminator's own part of the word embeddings under gradient-disentangled sharing.
+pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings.delta";
+const WORD: &str = "electra.embeddings.word_embeddings.weight";
+
+/// Which tensors of the discriminator are the generator's.
+fn is_shared(name: &str, share: Share) -> bool {
+    match share {
+        Share::Word | Share::Gdes => name == WORD,
+        Share::All => name.starts_with("electra.embeddings."),
+        Share::None => false,
+    }
+}
+
+impl ParamTable {
+    /// Lays out generator and discriminator; an error if what is to be shared does not fit.
+    pub fn new(
+        generator: &ElectraConfig,
+        discriminator: &ElectraConfig,
+        head: Architecture,
+        share: Share,
+    ) -> Result<Self> {
+        let mut table = Self::default();
+        let ours = parameter_shapes(generator, Architecture::MaskedLm);
+        table.add_network("generator.", &ours, |_| false);
+        let theirs = parameter_shapes(discriminator, head);
+        for (name, shape) in theirs.iter().filter(|(name, _)| is_shared(name, share)) {
+            let Some(&index) = table.by_name.get(&format!("generator.{name}")) else { continue };
+            let spec = &mut table.specs[index];
+            if spec.shape != *shape {
+                return Err(Error::config(format!(
+                    "`{name}` cannot be shared: the generator's is {:?}, the discriminator's {shape:?}; choose models \
+                     with the same vocabulary and embedding size, or `--share none`",
+                    spec.shape
+                )));
+            }
+            let alias = format!("discriminator.{name}");
+            spec.alias = Some(alias.clone());
+            table.by_name.insert(alias, index);
+        }
+        table.add_network("discriminator.", &theirs, |name| is_shared(name, share));
+        if share == Share::Gdes {
+            table.align();
+            table.push(DELTA.to_owned(), vec![discriminator.vocab_size, discriminator.embedding_size]);
+        }
+        table.align();
+        Ok(table)
+    }
+
+    /// A discriminator alone.
+    pub(super) fn discriminator(config: &ElectraConfig, head: Architecture) -> Result<Self> {
+        let mut table = Self::default();
+        table.add_network("discriminator.", &parameter_shapes(config, head), |_| false);
+        table.align();
+        Ok(table)
+    }
+
+    fn add_network(
+        &mut self,
+        prefix: &str,
+        shapes: &[(String, Vec<usize>)],
+        skip: impl Fn(&str) -> bool,
+    ) {
+        const PARTS: [&str; 3] = ["query", "key", "value"];
+        for (name, shape) in shapes.iter().filter(|(name, _)| !skip(name)) {
+            if let Some(layer) = name.strip_suffix("attention.self.query.weight") {
+                self.align();
+                for kind in ["weight", "bias"] {
+                    for part in PARTS {
+                        let full = format!("{layer}attention.self.{part}.{kind}");
+                        let shape = if kind == "weight" { shape.clone() } else { vec![shape[0]] };
+                        self.push(format!("{prefix}{full}"), shape);
+                    }
+                }
+            } else if !name.contains("attention.self.") {
+                self.align();
+                self.push(format!("{prefix}{name}"), shape.clone());
+            }
+        }
+    }
+
+    fn align(&mut self) {
+        self.len = self.len.next_multiple_of(ALIGNMENT);
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>) {
+        let decays = !name.contains("LayerNorm") && !name.ends_with("bias");
+        let spec = TensorSpec { name, alias: None, shape, offset: self.len, decays };
+        self.len = spec.range().end;
+        self.by_name.insert(spec.name.clone(), self.specs.len());
+        self.specs.push(spec);
+    }
+
+    /// Its tensors, by place.
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// Elements of the flat buffer, gaps included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+    }
+
+    /// Parameters, each once.
+    pub fn parameter_count(&self) -> usize {
+        self.specs.iter().map(|spec| spec.range().len()).sum()
+    }
+
+    /// Ranges that decay.
+    pub fn decayed(&self) -> Vec<Range<usize>> {
+        self.specs.iter().filter(|spec| spec.decays).map(TensorSpec::range).collect()
+    }
+
+    /// A tensor by its own name or its alias.
+    pub fn get(&self, name: &str) -> Result<&TensorSpec> {
+        let index = self.by_name.get(name).ok_or_else(|| Error::argument(format!("no parameter named `{name}`")))?;
+        Ok(&self.specs[*index])
+    }
+
+    pub(super) fn range(&self, name: &str) -> Result<Range<usize>> {
+        self.get(name).map(TensorSpec::range)
+    }
+
+    /// The initial flat buffer: tensors of the checkpoints, and fresh ones (normal with the config's standard
+    /// deviation, biases and \[PAD\] 0, LayerNorm 1) where a checkpoint has none.
+    pub fn initial(&self, generator: &Checkpoint, discriminator: &Checkpoint, options: &Options) -> Vec<f32> {
+        let mut flat = vec![0.0; self.len];
+        let philox = Philox::new(options.seed);
+        for (number, spec) in self.specs.iter().enumerate() {
+            let target = &mut flat[spec.range()];
+            if spec.name == DELTA {
+                initial_delta(generator, discriminator, target);
+                continue;
+            }
+            let (checkpoint, name) = match spec.name.strip_prefix("generator.") {
+                Some(name) => (generator, name),
+                None => (discriminator, spec.name.trim_start_matches("discriminator.")),
+            };
+            match checkpoint.tensors.get(name) {
+                Some(tensor) => target.copy_from_slice(&tensor.data),
+                None => fresh(name, &checkpoint.config, philox, number as u32, target),
+            }
+        }
+        flat
+    }
+}
+
+/// A delta that makes the discriminator's table what its checkpoint holds; zero for fresh models.
+fn initial_delta(generator: &Checkpoint, discriminator: &Checkpoint, delta: &mut [f32]) {
+    if let (Some(ours), Some(theirs)) = (generator.tensors.get(WORD), discriminator.tensors.get(WORD)) {
+        for ((d, &g), &t) in delta.iter_mut().zip(&ours.data).zip(&theirs.data) {
+            *d = t - g;
+        }
+    }
+}
+
+/// BERT's initial values, drawn from the stream of the tensor's number.
+fn fresh(name: &str, config: &ElectraConfig, philox: Philox, number: u32, target: &mut [f32]) {
+    if name.ends_with("LayerNorm.weight") {
+        target.fill(1.0);
+    } else if !name.ends_with("bias") {
+        for (block, four) in target.chunks_mut(4).enumerate() {
+            let words = philox.block(block as u32, number, Site::INIT, 0);
+            for (x, z) in four.iter_mut().zip(normals(words)) {
+                *x = (config.initializer_range * z) as f32;
+            }
+        }
+        if let (true, Some(pad)) = (name == WORD, config.pad_token_id) {
+            let width = config.embedding_size;
+            target[pad as usize * width..][..width].fill(0.0);
+        }
+    }
+}
+
+/// Four independent standard normal numbers (Box & Muller 1958).
+fn normals(words: [u32; 4]) -> [f64; 4] {
+    let pair = |a: u32, b: u32| {
+        let radius = (-2.0 * f64::from(open_unit(a)).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * f64::from(open_unit(b))).sin_cos();
+        (radius * cos, radius * sin)
+    };
+    let ((a, b), (c, d)) = (pair(words[0], words[1]), pair(words[2], words[3]));
+    [a, b, c, d]
+}
+
+/// The parameters on a device: masters, the working copy that ops read, and gradients.
+pub struct Params<B: Backend> {
+    /// What lies where.
+    pub table: ParamTable,
+    pub(crate) master: B::Buf<B::F>,
+    pub(crate) working: B::Buf<B::X>,
+    pub(crate) grads: B::Buf<B::F>,
+}
+
+impl<B: Backend> Params<B> {
+    pub(super) fn new(backend: &B, table: ParamTable, initial: &[f32]) -> Result<Self> {
+        let len = table.len();
+        let mut params =
+            Self { table, master: backend.alloc(len)?, working: backend.alloc(len)?, grads: backend.alloc(len)? };
+        params.load(backend, initial)?;
+        Ok(params)
+    }
+
+    pub(super) fn load(&mut self, backend: &B, flat: &[f32]) -> Result<()> {
+        let len = self.table.len();
+        if flat.len() != len {
+            return Err(Error::argument(format!("{} weights given, the model has {len}", flat.len())));
+        }
+        let flat: Vec<B::F> = flat.iter().map(|&x| B::F::from_f64(f64::from(x))).collect();
+        backend.upload(&flat, B::slice_mut(&mut self.master, 0..len))?;
+        backend.cast(B::slice(&self.master, 0..len), B::slice_mut(&mut self.working, 0..len))
+    }
+
+    pub(super) fn host(&self, backend: &B, buf: &B::Buf<B::F>) -> Result<Vec<f32>> {
+        let values = backend.download(B::slice(buf, 0..self.table.len()))?;
+        Ok(values.into_iter().map(|x| x.to_f64() as f32).collect())
+    }
+
+    /// The tensors of one network, under their Hugging Face names, from a flat host buffer.
+    pub(super) fn tensors(&self, flat: &[f32], prefix: &str) -> BTreeMap<String, HostTensor> {
+        let mut tensors = BTreeMap::new();
+        for spec in self.table.specs().iter().filter(|spec| spec.name != DELTA) {
+            for name in std::iter::once(&spec.name).chain(&spec.alias) {
+                if let Some(name) = name.strip_prefix(prefix) {
+                    let tensor = HostTensor { shape: spec.shape.clone(), data: flat[spec.range()].to_vec() };
+                    tensors.insert(name.to_owned(), tensor);
+                }
+            }
+        }
+        if let (Ok(delta), Some(word)) = (self.table.range(DELTA), tensors.get_mut(WORD)) {
+            if prefix == "discriminator." {
+                word.data.iter_mut().zip(&flat[delta]).for_each(|(w, &d)| *w += d);
+            }
+        }
+        tensors
+    }
+}

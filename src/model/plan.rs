@@ -1,0 +1,74 @@
+//! The memory plan: what a run will hold, in bytes, without a device and without allocating it.
+
+use super::acts::{BatchLimits, Counting, DeviceBatch, EncoderActs, MlmActs, PlanEntry, RtdActs, Scratch};
+use super::config::{Architecture, ElectraConfig};
+use super::params::ParamTable;
+use super::Share;
+use crate::Result;
+use crate::backend::Backend;
+
+/// Bytes by family and field.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    /// One line a field.
+    pub entries: Vec<PlanEntry>,
+    /// The batch it is for.
+    pub limits: BatchLimits,
+}
+
+impl MemoryPlan {
+    /// Everything.
+    pub fn total_bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.bytes).sum()
+    }
+
+    /// What grows with the batch, divided by its tokens.
+    pub fn bytes_per_token(&self) -> u64 {
+        let grows: u64 = self.entries.iter().filter(|e| e.family != "parameters").map(|e| e.bytes).sum();
+        grows / (self.limits.tokens.max(1) as u64)
+    }
+
+    /// MiB of each family, in order of appearance.
+    pub fn families(&self) -> Vec<(&'static str, u64)> {
+        let mut families: Vec<(&'static str, u64)> = Vec::new();
+        for entry in &self.entries {
+            match families.iter_mut().find(|(name, _)| *name == entry.family) {
+                Some((_, bytes)) => *bytes += entry.bytes,
+                None => families.push((entry.family, entry.bytes)),
+            }
+        }
+        families
+    }
+}
+
+/// What training this pair on backend `B` holds for batches up to `limits`.
+pub fn memory_plan<B: Backend>(
+    backend: &B,
+    generator: &ElectraConfig,
+    discriminator: &ElectraConfig,
+    head: Architecture,
+    share: Share,
+    limits: BatchLimits,
+) -> Result<MemoryPlan> {
+    let table = ParamTable::new(generator, discriminator, head, share)?;
+    let exact = (table.len() * size_of::<B::F>()) as u64;
+    let parameters = [
+        ("master weights", exact),
+        ("working weights", (table.len() * size_of::<B::X>()) as u64),
+        ("gradients", exact),
+        ("first moments", exact),
+        ("second moments", exact),
+    ];
+    let entries =
+        parameters.map(|(name, bytes)| PlanEntry { family: "parameters", name: name.to_owned(), bytes }).to_vec();
+    let mut a = Counting { backend, family: "generator", entries };
+    EncoderActs::<B>::new(&mut a, generator, limits.tokens)?;
+    MlmActs::<B>::new(&mut a, generator, limits.masked)?;
+    a.family = "discriminator";
+    EncoderActs::<B>::new(&mut a, discriminator, limits.tokens)?;
+    RtdActs::<B>::new(&mut a, discriminator, head, limits.tokens)?;
+    a.family = "scratch";
+    Scratch::<B>::new(&mut a, [generator, discriminator], limits.tokens)?;
+    DeviceBatch::<B>::new(&mut a, limits)?;
+    Ok(MemoryPlan { entries: a.entries, limits })
+}

@@ -1,0 +1,55 @@
+//! What several test modules need: files of this repository, tensors, comparisons.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use elektron::model::hf::HostTensor;
+use safetensors::{Dtype, SafeTensors};
+
+pub(crate) fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+pub(crate) fn golden(path: &str) -> PathBuf {
+    repository("tests/golden").join(path)
+}
+
+pub(crate) struct Tensors {
+    pub(crate) floats: BTreeMap<String, HostTensor>,
+    pub(crate) ints: BTreeMap<String, Vec<i64>>,
+}
+
+/// Every F32 and I64 tensor of a safetensors file.
+pub(crate) fn read_tensors(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (mut floats, mut ints) = (BTreeMap::new(), BTreeMap::new());
+    for (name, view) in file.tensors() {
+        match view.dtype() {
+            Dtype::F32 => {
+                let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+                floats.insert(name, HostTensor { shape: view.shape().to_vec(), data });
+            }
+            Dtype::I64 => {
+                let data = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+                ints.insert(name, data);
+            }
+            other => panic!("{name}: unexpected {other:?}"),
+        }
+    }
+    Tensors { floats, ints }
+}
+
+/// ‖got - want‖ / ‖want‖, after making sure that everything is finite.
+pub(crate) fn relative_l2(name: &str, got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "{name}: lengths");
+    assert!(got.iter().all(|x| x.is_finite()), "{name}: not finite");
+    let square = |x: f64| x * x;
+    let difference: f64 = got.iter().zip(want).map(|(a, b)| square(a - b)).sum();
+    let norm: f64 = want.iter().map(|&b| square(b)).sum();
+    (difference / norm.max(1e-60)).sqrt()
+}
+
+pub(crate) fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
