@@ -1,1 +1,131 @@
-//! To be written.
+//! Batches in the order of training, made ahead by a thread of their own.
+//!
+//! Sample number s (counted over the whole run) is row `order(epoch)[s mod rows]` with epoch = s / rows, and its mask
+//! depends on (seed, step, slot) alone: a run continues exactly from its step number, and k ranks together would see
+//! what one sees.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use super::Batch;
+use super::mask::MaskSpec;
+use super::pack::Rows;
+use crate::rng::{Philox, Site};
+use crate::{Error, Result};
+
+/// Batches made ahead.
+const AHEAD: usize = 4;
+
+/// What a step is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderSpec {
+    /// Rows of a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches of a step.
+    pub micro_batches: usize,
+    /// Order and masks are functions of it.
+    pub seed: u64,
+    /// How rows are masked.
+    pub mask: MaskSpec,
+}
+
+impl LoaderSpec {
+    /// Micro-batch number `micro` of step `step` (both from 0).
+    pub fn training_batch(&self, rows: &Rows, step: u64, micro: usize) -> Batch {
+        let slots = micro * self.batch_size..(micro + 1) * self.batch_size;
+        let first = step * (self.batch_size * self.micro_batches) as u64;
+        let philox = Philox::new(self.seed);
+        let items = slots.map(|slot| {
+            let sample = first + slot as u64;
+            let (epoch, at) = (sample / rows.len() as u64, sample % rows.len() as u64);
+            (shuffled(philox, rows.len() as u64, epoch as u32, at) as usize, slot as u32)
+        });
+        self.assemble(rows, items, step as u32)
+    }
+
+    /// Rows `range` in their own order, masked as step 0 of the seed: the same for every evaluation.
+    pub fn evaluation_batch(&self, rows: &Rows, range: std::ops::Range<usize>) -> Batch {
+        self.assemble(rows, range.map(|row| (row, row as u32)), 0)
+    }
+
+    fn assemble(&self, rows: &Rows, items: impl Iterator<Item = (usize, u32)>, step: u32) -> Batch {
+        let philox = Philox::new(self.seed);
+        let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+        for (row, slot) in items {
+            let row = rows.row(row);
+            let start = batch.ids.len();
+            batch.masked_ids.extend_from_slice(&row.ids);
+            for (position, shown) in self.mask.mask(philox, &row.ids, slot, step) {
+                batch.masked_ids[start + position] = shown;
+                batch.masked_index.push((start + position) as u32);
+            }
+            batch.positions.extend(0..row.ids.len() as u32);
+            batch.key_len.push(row.ids.len() as u32);
+            batch.ids.extend(row.ids);
+            batch.types.extend(row.types);
+            batch.cu_seqlens.push(batch.ids.len() as u32);
+        }
+        batch.masked_weight = vec![1.0; batch.masked_index.len()];
+        batch.rtd_weight = vec![1.0; batch.ids.len()];
+        batch
+    }
+}
+
+/// Place `at` of epoch `epoch`'s order of `len` rows: a four-round Feistel network on the next power of four, walked
+/// until it falls below `len` (Black & Rogaway 2002). A bijection in constant memory.
+pub fn shuffled(philox: Philox, len: u64, epoch: u32, at: u64) -> u64 {
+    let half_bits = (64 - len.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
+    let mask = (1u64 << half_bits) - 1;
+    let mut x = at;
+    loop {
+        let (mut left, mut right) = (x >> half_bits, x & mask);
+        for round in 0..4 {
+            let word = u64::from(philox.block(right as u32, round, Site::SHUFFLE, epoch)[0]);
+            (left, right) = (right, left ^ (word & mask));
+        }
+        x = left << half_bits | right;
+        if x < len {
+            return x;
+        }
+    }
+}
+
+/// The training batches of a run, one after the other.
+pub struct Loader {
+    receiver: Option<Receiver<Batch>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Loader {
+    /// From step `start` (counted from 0) on, without end.
+    pub fn new(rows: Arc<Rows>, spec: LoaderSpec, start: u64) -> Self {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let thread = std::thread::spawn(move || {
+            for step in start.. {
+                for micro in 0..spec.micro_batches {
+                    if sender.send(spec.training_batch(&rows, step, micro)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Self { receiver: Some(receiver), thread: Some(thread) }
+    }
+
+    /// The next micro-batch.
+    pub fn next_batch(&mut self) -> Result<Batch> {
+        let batch = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
+        batch.ok_or_else(|| Error::config("the thread that reads the shards stopped: were they deleted or cut short?"))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // The thread ends when it finds the channel closed.
+        self.receiver = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,1 +1,101 @@
-//! To be written.
+//! Which tokens of a row are masked and what replaces them: a function of (seed, step, slot of the row in the step),
+//! so that any device draws the same.
+
+use serde::{Deserialize, Serialize};
+
+use super::tokenizer::SpecialTokens;
+use crate::rng::{Philox, Site, threshold};
+
+/// Whose rule is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskStyle {
+    /// google-research/electra's: round(p · tokens) positions of a row, without replacement; 85 % become \[MASK\],
+    /// the others stay.
+    #[default]
+    Electra,
+    /// Hugging Face's collator, which txtai uses: every token with probability p; 80 % become \[MASK\], 10 % a random
+    /// token, 10 % stay.
+    Txtai,
+}
+
+/// How rows are masked.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskSpec {
+    /// The rule.
+    pub style: MaskStyle,
+    /// p.
+    pub probability: f64,
+    /// V, for random tokens.
+    pub vocab_size: usize,
+    /// Never masked: all five by txtai's rule, all but \[UNK\] by electra's.
+    pub special: SpecialTokens,
+    /// T: electra's rule has int((p + 0.005) · T) slots.
+    pub seq_len: usize,
+}
+
+/// Masked positions of one row, ascending, and the token shown at each.
+pub type Masked = Vec<(usize, u32)>;
+
+impl MaskSpec {
+    /// The most positions that a row can have masked.
+    pub fn most(&self) -> usize {
+        match self.style {
+            MaskStyle::Electra => self.slots(),
+            MaskStyle::Txtai => self.seq_len,
+        }
+    }
+
+    fn slots(&self) -> usize {
+        (((self.probability + 0.005) * self.seq_len as f64) as usize).max(1)
+    }
+
+    fn may_be_masked(&self, id: u32) -> bool {
+        let s = self.special;
+        let never = [s.pad, s.cls, s.sep, s.mask];
+        !never.contains(&id) && (self.style == MaskStyle::Electra || id != s.unk)
+    }
+
+    /// Masks the row in slot `slot` of step `step`.
+    pub fn mask(&self, philox: Philox, ids: &[u32], slot: u32, step: u32) -> Masked {
+        let word = |site, index: usize| philox.word(index as u32, slot, site, step);
+        let candidates = (0..ids.len()).filter(|&i| self.may_be_masked(ids[i]));
+        let keyed = candidates.map(|i| (word(Site::MASK_POSITION, i), i));
+        let mut chosen: Vec<usize> = match self.style {
+            MaskStyle::Txtai => {
+                let limit = threshold(self.probability);
+                keyed.filter(|&(key, _)| key < limit).map(|(_, i)| i).collect()
+            }
+            MaskStyle::Electra => {
+                let mut keyed: Vec<_> = keyed.collect();
+                let wanted = (self.probability * ids.len() as f64).round_ties_even() as usize;
+                let count = wanted.min(self.slots()).max(1).min(keyed.len());
+                if count < keyed.len() && count > 0 {
+                    keyed.select_nth_unstable(count - 1);
+                }
+                keyed.truncate(count);
+                keyed.into_iter().map(|(_, i)| i).collect()
+            }
+        };
+        chosen.sort_unstable();
+        let show = |i: usize| {
+            let [kind, token, ..] = philox.block(i as u32, slot, Site::MASK_TOKEN, step);
+            (i, self.shown(ids[i], kind, token))
+        };
+        chosen.into_iter().map(show).collect()
+    }
+
+    fn shown(&self, original: u32, kind: u32, token: u32) -> u32 {
+        let (masked, random) = match self.style {
+            MaskStyle::Electra => (0.85, 0.0),
+            MaskStyle::Txtai => (0.8, 0.1),
+        };
+        if kind < threshold(masked) {
+            self.special.mask
+        } else if kind < threshold(masked + random) {
+            ((u64::from(token) * self.vocab_size as u64) >> 32) as u32
+        } else {
+            original
+        }
+    }
+}

@@ -1,1 +1,258 @@
-//! To be written.
+//! Rows of at most T tokens, made from shards on demand: row r is a function of the corpus, the settings and r.
+
+use serde::{Deserialize, Serialize};
+
+use super::shard::Dataset;
+use super::tokenizer::SpecialTokens;
+use crate::rng::{Philox, Site, open_unit};
+use crate::{Error, Result};
+
+/// How paragraphs become rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Merge {
+    /// Paragraphs as [CLS] … [SEP], chained over the whole corpus and cut into rows of T; the tail is dropped.
+    #[default]
+    Concat,
+    /// Whole paragraphs, combined longest first into rows of up to T.
+    Pack,
+    /// A paragraph a row.
+    None,
+    /// Two segments of one document, as google-research/electra builds them.
+    Segments,
+}
+
+/// Paragraphs that `Pack` sorts together: those that txtai's trainer maps at once.
+const PACK_WINDOW: usize = 1000;
+/// Probability of an example with one segment only.
+const ONE_SEGMENT: f32 = 0.1;
+/// Probability of an example with a random shorter length.
+const SHORT: f32 = 0.05;
+
+/// One row: token ids and token types of equal length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// With [CLS] and [SEP].
+    pub ids: Vec<u32>,
+    /// 0 in the first segment, 1 in the second.
+    pub types: Vec<u32>,
+}
+
+/// Where the rows of a merge begin.
+enum Index {
+    Concat,
+    /// Paragraph numbers, and where each row's begin among them.
+    Pack(Vec<u32>, Vec<u32>),
+    None,
+    /// First paragraph and number of paragraphs.
+    Segments(Vec<(u32, u32)>),
+}
+
+/// All rows of a corpus.
+pub struct Rows {
+    dataset: Dataset,
+    special: SpecialTokens,
+    seq_len: usize,
+    philox: Philox,
+    index: Index,
+    len: usize,
+}
+
+impl Rows {
+    /// Indexes a corpus. `seed` decides where segments are cut. An error if there is not one row.
+    pub fn new(dataset: Dataset, special: SpecialTokens, merge: Merge, seq_len: usize, seed: u64) -> Result<Self> {
+        if seq_len < 8 {
+            return Err(Error::config(format!("rows of {seq_len} tokens are too short: use --seq-len 8 or more")));
+        }
+        if dataset.paragraphs() >= u32::MAX as usize {
+            return Err(Error::config("this corpus has 2³² paragraphs or more: split it"));
+        }
+        let philox = Philox::new(seed);
+        let (index, len) = match merge {
+            Merge::Concat => (Index::Concat, (dataset.tokens() + 2 * dataset.paragraphs()) / seq_len),
+            Merge::None => (Index::None, dataset.paragraphs()),
+            Merge::Pack => {
+                let (paragraphs, starts) = pack(&dataset, seq_len);
+                let len = starts.len() - 1;
+                (Index::Pack(paragraphs, starts), len)
+            }
+            Merge::Segments => {
+                let rows = segments(&dataset, seq_len, philox);
+                let len = rows.len();
+                (Index::Segments(rows), len)
+            }
+        };
+        if len == 0 {
+            return Err(Error::config(format!(
+                "the text has {} tokens, which fill no row of {seq_len}: give more text or a smaller --seq-len",
+                dataset.tokens()
+            )));
+        }
+        Ok(Self { dataset, special, seq_len, philox, index, len })
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: there is at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// T.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// The corpus.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// Row number `row`.
+    pub fn row(&self, row: usize) -> Row {
+        match &self.index {
+            Index::Concat => self.chained(row * self.seq_len),
+            Index::None => {
+                let mut ids = Vec::with_capacity(self.seq_len);
+                self.frame(row, self.seq_len, &mut ids);
+                one_segment(ids)
+            }
+            Index::Pack(paragraphs, starts) => {
+                let mut ids = Vec::with_capacity(self.seq_len);
+                for &paragraph in &paragraphs[starts[row] as usize..starts[row + 1] as usize] {
+                    self.frame(paragraph as usize, self.seq_len - ids.len(), &mut ids);
+                }
+                one_segment(ids)
+            }
+            Index::Segments(rows) => self.two_segments(row, rows[row]),
+        }
+    }
+
+    /// A paragraph as [CLS] … [SEP] in at most `room` tokens.
+    fn frame(&self, paragraph: usize, room: usize, ids: &mut Vec<u32>) {
+        if room > 2 {
+            ids.push(self.special.cls);
+            self.dataset.copy_paragraph(paragraph, 0, room - 2, ids);
+            ids.push(self.special.sep);
+        }
+    }
+
+    /// T tokens of the chained corpus from `at` on.
+    fn chained(&self, at: usize) -> Row {
+        let mut ids = Vec::with_capacity(self.seq_len);
+        let Some((mut paragraph, mut offset)) = self.dataset.framed_position(at) else { return Row::default() };
+        while ids.len() < self.seq_len && paragraph < self.dataset.paragraphs() {
+            if offset == 0 {
+                ids.push(self.special.cls);
+                offset = 1;
+            }
+            let room = self.seq_len - ids.len();
+            self.dataset.copy_paragraph(paragraph, offset - 1, room, &mut ids);
+            if ids.len() < self.seq_len {
+                ids.push(self.special.sep);
+            }
+            (paragraph, offset) = (paragraph + 1, 0);
+        }
+        one_segment(ids)
+    }
+
+    fn two_segments(&self, row: usize, (first, count): (u32, u32)) -> Row {
+        let draw = Draws::new(self.philox, row);
+        let target = draw.target(self.seq_len);
+        let first_target = if draw.unit(1) < ONE_SEGMENT { usize::MAX } else { (target - 3) / 2 };
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for (i, paragraph) in (first..first + count).enumerate() {
+            let len = self.dataset.paragraph_len(paragraph as usize);
+            let fits = a.is_empty() || a.len() + len < first_target;
+            let may_overflow = b.is_empty() && a.len() < first_target && draw.unit(4 + i as u32) < 0.5;
+            let to = if fits || may_overflow { &mut a } else { &mut b };
+            self.dataset.copy_paragraph(paragraph as usize, 0, usize::MAX, to);
+        }
+        a.truncate(self.seq_len - 2);
+        b.truncate(self.seq_len.saturating_sub(a.len() + 3));
+        let mut ids = vec![self.special.cls];
+        ids.extend(a);
+        ids.push(self.special.sep);
+        let mut types = vec![0; ids.len()];
+        if !b.is_empty() {
+            types.resize(ids.len() + b.len() + 1, 1);
+            ids.extend(b);
+            ids.push(self.special.sep);
+        }
+        Row { ids, types }
+    }
+}
+
+fn one_segment(ids: Vec<u32>) -> Row {
+    Row { types: vec![0; ids.len()], ids }
+}
+
+/// The random decisions of one two-segment row.
+struct Draws {
+    philox: Philox,
+    row: u32,
+}
+
+impl Draws {
+    fn new(philox: Philox, row: usize) -> Self {
+        Self { philox, row: row as u32 }
+    }
+
+    fn unit(&self, index: u32) -> f32 {
+        open_unit(self.philox.word(index, self.row, Site::SEGMENT, 0))
+    }
+
+    /// Tokens aimed at: T, or now and then any number from 5 on.
+    fn target(&self, seq_len: usize) -> usize {
+        if self.unit(2) < SHORT {
+            return 5 + (self.unit(3) * (seq_len - 4) as f32) as usize;
+        }
+        seq_len
+    }
+}
+
+/// txtai's packing: in each window longest first, and a row is closed when the next paragraph would not fit.
+fn pack(dataset: &Dataset, seq_len: usize) -> (Vec<u32>, Vec<u32>) {
+    let framed = |p: u32| (dataset.paragraph_len(p as usize) + 2).min(seq_len);
+    let (mut order, mut starts) = (Vec::new(), vec![0]);
+    let all: Vec<u32> = (0..dataset.paragraphs() as u32).collect();
+    for window in all.chunks(PACK_WINDOW) {
+        let mut sorted = window.to_vec();
+        sorted.sort_by_key(|&p| std::cmp::Reverse(framed(p)));
+        let mut length = 0;
+        for (i, &paragraph) in sorted.iter().enumerate() {
+            order.push(paragraph);
+            length += framed(paragraph);
+            let next = sorted.get(i + 1).map_or(usize::MAX, |&p| framed(p));
+            if next == usize::MAX || length + next > seq_len {
+                starts.push(order.len() as u32);
+                length = 0;
+            }
+        }
+    }
+    (order, starts)
+}
+
+/// Consecutive paragraphs of one document until the row's target length is reached.
+fn segments(dataset: &Dataset, seq_len: usize, philox: Philox) -> Vec<(u32, u32)> {
+    let mut rows: Vec<(u32, u32)> = Vec::new();
+    let (mut first, mut length) = (0, 0);
+    for paragraph in 0..dataset.paragraphs() {
+        if dataset.opens_document(paragraph) && paragraph > first {
+            rows.push((first as u32, (paragraph - first) as u32));
+            (first, length) = (paragraph, 0);
+        }
+        length += dataset.paragraph_len(paragraph);
+        if length >= Draws::new(philox, rows.len()).target(seq_len) {
+            rows.push((first as u32, (paragraph + 1 - first) as u32));
+            (first, length) = (paragraph + 1, 0);
+        }
+    }
+    if dataset.paragraphs() > first {
+        rows.push((first as u32, (dataset.paragraphs() - first) as u32));
+    }
+    rows
+}

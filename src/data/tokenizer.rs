@@ -1,5 +1,312 @@
-//! T
-/// T
-pub struct Tokenizer;
-impl Tokenizer{ /// s
- pub fn save(&self,_d:&std::path::Path,_m:usize)->crate::Result<()>{Ok(())}}
+//! Tokenizers: loaded from `tokenizer.json`, `vocab.txt` or a directory, or trained on the text; saved so that
+//! `transformers` loads the same. The work is the `tokenizers` crate's.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+
+use ahash::AHashMap;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
+
+use super::source::TextSource;
+use crate::fsutil::{create_dir, write_atomic};
+use crate::{Error, Result};
+
+type Inner = tokenizers::Tokenizer;
+
+/// Ids of the five tokens that replaced token detection needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Padding.
+    pub pad: u32,
+    /// Unknown.
+    pub unk: u32,
+    /// Opens a sequence.
+    pub cls: u32,
+    /// Closes a sequence or segment.
+    pub sep: u32,
+    /// Masked.
+    pub mask: u32,
+}
+
+impl SpecialTokens {
+    /// All five.
+    pub fn all(self) -> [u32; 5] {
+        [self.pad, self.unk, self.cls, self.sep, self.mask]
+    }
+}
+
+/// Names of the special tokens, in the order in which a fresh vocabulary has them.
+const ROLES: [(&str, &str); 5] = [
+    ("pad_token", "[PAD]"),
+    ("unk_token", "[UNK]"),
+    ("cls_token", "[CLS]"),
+    ("sep_token", "[SEP]"),
+    ("mask_token", "[MASK]"),
+];
+
+/// A tokenizer with its special tokens.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    special: SpecialTokens,
+    names: [String; 5],
+    lowercase: bool,
+}
+
+/// How a vocabulary is trained.
+#[derive(Clone, Debug)]
+pub struct TrainSpec {
+    /// Entries, special tokens included.
+    pub vocab_size: usize,
+    /// Lower case and without accents, as BERT-uncased; else as it stands.
+    pub lowercase: bool,
+    /// Pieces seen fewer times are left out.
+    pub min_frequency: u64,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`, a `vocab.txt` (by BERT's rules) or a directory of either.
+    pub fn load(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::file(path, "no such tokenizer: give a tokenizer.json, a vocab.txt or a directory of either"));
+        }
+        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+        let settings = read_settings(&dir.join("tokenizer_config.json"))?;
+        if path.is_dir() {
+            let (json, vocab) = (dir.join("tokenizer.json"), dir.join("vocab.txt"));
+            return match (json.is_file(), vocab.is_file()) {
+                (true, _) => Self::from_json(&json, &settings),
+                (_, true) => Self::from_vocab(&vocab, &settings),
+                _ => Err(Error::file(path, "this directory holds neither tokenizer.json nor vocab.txt")),
+            };
+        }
+        if path.extension().is_some_and(|e| e == "json") {
+            Self::from_json(path, &settings)
+        } else {
+            Self::from_vocab(path, &settings)
+        }
+    }
+
+    fn from_json(path: &Path, settings: &Value) -> Result<Self> {
+        let inner = Inner::from_file(path)
+            .map_err(|e| Error::file(path, format!("this is not a tokenizer of the tokenizers library: {e}")))?;
+        let lowercase = match inner.get_normalizer() {
+            Some(NormalizerWrapper::BertNormalizer(normalizer)) => normalizer.lowercase,
+            _ => settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false),
+        };
+        Self::wrap(inner, settings, lowercase).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    fn from_vocab(path: &Path, settings: &Value) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let mut vocab = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for (number, line) in text.lines().enumerate() {
+            if line.is_empty() || !seen.insert(line) {
+                let what = if line.is_empty() { "this line is empty" } else { "this token stands here twice" };
+                return Err(Error::line(path, number as u64 + 1, format!("{what}; a vocabulary has one token a line")));
+            }
+            vocab.push((line.to_owned(), number as u32));
+        }
+        let lowercase = settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(true);
+        let model = WordPiece::builder()
+            .vocab(vocab.into_iter().collect::<AHashMap<_, _>>())
+            .unk_token("[UNK]".to_owned())
+            .max_input_chars_per_word(100)
+            .build()
+            .map_err(|e| Error::file(path, format!("this is not a WordPiece vocabulary: {e}")))?;
+        let mut inner = bert(model, lowercase);
+        add_specials(&mut inner, path)?;
+        Self::wrap(inner, settings, lowercase).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    fn wrap(mut inner: Inner, settings: &Value, lowercase: bool) -> Result<Self> {
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        let name = |(role, default): (&str, &str)| match settings.get(role) {
+            Some(Value::String(name)) => name.clone(),
+            Some(token) => token.get("content").and_then(Value::as_str).unwrap_or(default).to_owned(),
+            None => default.to_owned(),
+        };
+        let names = ROLES.map(name);
+        let id = |i: usize| {
+            inner.token_to_id(&names[i]).ok_or_else(|| {
+                Error::config(format!(
+                    "the vocabulary has no `{}`; masking needs [PAD], [UNK], [CLS], [SEP] and [MASK] \
+                     (other names are read from `{}` in tokenizer_config.json)",
+                    names[i], ROLES[i].0
+                ))
+            })
+        };
+        let special = SpecialTokens { pad: id(0)?, unk: id(1)?, cls: id(2)?, sep: id(3)?, mask: id(4)? };
+        Ok(Self { inner, special, names, lowercase })
+    }
+
+    /// Trains a WordPiece vocabulary on all the text. The same text gives the same vocabulary.
+    pub fn train(source: &TextSource, spec: &TrainSpec) -> Result<Self> {
+        let model = WordPiece::builder()
+            .unk_token("[UNK]".to_owned())
+            .build()
+            .map_err(|e| Error::config(format!("cannot set up WordPiece: {e}")))?;
+        let mut inner = bert(model, spec.lowercase);
+        let mut trainer = WordPieceTrainer::builder()
+            .vocab_size(spec.vocab_size)
+            .min_frequency(spec.min_frequency)
+            .limit_alphabet(1000)
+            .show_progress(false)
+            .special_tokens(ROLES.map(|(_, name)| AddedToken::from(name, true)).to_vec())
+            .build();
+        let mut trainer_wrapper = tokenizers::models::TrainerWrapper::from(std::mem::take(&mut trainer));
+        let read = std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::sync_channel::<String>(4096);
+            let reader = scope.spawn(move || {
+                source.for_each(|p| {
+                    // A closed channel means that training failed, which says more than this would.
+                    let _ = sender.send(p.text.to_owned());
+                    Ok(())
+                })
+            });
+            let trained = inner.train(&mut trainer_wrapper, receiver.into_iter());
+            let read = reader.join().unwrap_or_else(|_| Err(Error::config("the reading thread stopped")));
+            (trained.map(|_| ()), read)
+        });
+        read.1?;
+        read.0.map_err(|e| Error::config(format!("training the vocabulary failed: {e}")))?;
+        let path = Path::new("the trained vocabulary");
+        add_specials(&mut inner, path)?;
+        let mut tokenizer = Self::wrap(inner, &Value::Null, spec.lowercase)?;
+        tokenizer.sort_vocabulary()?;
+        Ok(tokenizer)
+    }
+
+    /// The trainer numbers equally frequent pieces in the order of a hash table. Numbering them by kind (special,
+    /// character, piece) and text instead makes the vocabulary a function of the text.
+    fn sort_vocabulary(&mut self) -> Result<()> {
+        let count = self.vocab_size();
+        let mut tokens: Vec<String> = (0..count as u32).filter_map(|id| self.inner.id_to_token(id)).collect();
+        tokens[ROLES.len()..].sort_by(|a, b| {
+            let key = |t: &str| (t.trim_start_matches("##").chars().count() > 1, t.starts_with("##"));
+            key(a).cmp(&key(b)).then_with(|| a.cmp(b))
+        });
+        let vocab: AHashMap<String, u32> = tokens.into_iter().zip(0..).collect();
+        let model = WordPiece::builder()
+            .vocab(vocab)
+            .unk_token("[UNK]".to_owned())
+            .build()
+            .map_err(|e| Error::config(format!("cannot set up WordPiece: {e}")))?;
+        let mut inner = bert(model, self.lowercase);
+        add_specials(&mut inner, Path::new("the trained vocabulary"))?;
+        *self = Self::wrap(inner, &Value::Null, self.lowercase)?;
+        Ok(())
+    }
+
+    /// Special tokens.
+    pub fn special(&self) -> SpecialTokens {
+        self.special
+    }
+
+    /// V: one more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// Ids of a text, without special tokens around it.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::argument(format!("cannot tokenize: {e}")))
+    }
+
+    /// The text of a token.
+    pub fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_else(|| self.names[1].clone())
+    }
+
+    /// The library's tokenizer.
+    pub fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    fn json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|e| Error::config(format!("cannot write the tokenizer: {e}")))
+    }
+
+    /// SHA-256 of its definition.
+    pub fn hash(&self) -> Result<[u8; 32]> {
+        // The model's vocabulary is written in the order of ids, so equal tokenizers give equal text.
+        Ok(Sha256::digest(self.json()?).into())
+    }
+
+    /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and `vocab.txt` for older programs.
+    pub fn save(&self, dir: &Path, model_max_length: usize) -> Result<()> {
+        create_dir(dir)?;
+        let write = |name: &str, text: &str| write_atomic(&dir.join(name), |out| out.write_all(text.as_bytes()));
+        write("tokenizer.json", &self.json()?)?;
+        let [pad, unk, cls, sep, mask] = &self.names;
+        let is_wordpiece = matches!(self.inner.get_model(), ModelWrapper::WordPiece(_));
+        let config = json!({
+            "tokenizer_class": if is_wordpiece { "BertTokenizer" } else { "PreTrainedTokenizerFast" },
+            "do_lower_case": self.lowercase,
+            "strip_accents": null,
+            "tokenize_chinese_chars": true,
+            "model_max_length": model_max_length,
+            "pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask,
+        });
+        write("tokenizer_config.json", &format!("{config:#}\n"))?;
+        let map = json!({ "pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask });
+        write("special_tokens_map.json", &format!("{map:#}\n"))?;
+        if is_wordpiece {
+            let tokens: Vec<String> = (0..self.vocab_size() as u32).map(|id| self.token(id)).collect();
+            write("vocab.txt", &(tokens.join("\n") + "\n"))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_settings(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        return Ok(Value::Null);
+    }
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("this is not JSON: {e}")))
+}
+
+/// BERT's pipeline around a WordPiece model.
+fn bert(model: WordPiece, lowercase: bool) -> Inner {
+    let mut inner = Inner::new(model);
+    // Fails only where a vocabulary's added tokens do not survive normalisation; there are none yet.
+    let _ = inner.with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase)));
+    inner.with_pre_tokenizer(Some(PreTokenizerWrapper::from(BertPreTokenizer)));
+    inner.with_decoder(Some(DecoderWrapper::from(tokenizers::decoders::wordpiece::WordPiece::default())));
+    inner
+}
+
+/// Registers the special tokens and how sequences are framed.
+fn add_specials(inner: &mut Inner, path: &Path) -> Result<()> {
+    let known: Vec<AddedToken> = ROLES
+        .iter()
+        .filter(|(_, name)| inner.token_to_id(name).is_some())
+        .map(|(_, name)| AddedToken::from(*name, true))
+        .collect();
+    inner.add_special_tokens(known).map_err(|e| Error::file(path, format!("cannot register special tokens: {e}")))?;
+    let (Some(cls), Some(sep)) = (inner.token_to_id("[CLS]"), inner.token_to_id("[SEP]")) else {
+        return Err(Error::file(path, "this vocabulary has no [CLS] or no [SEP]"));
+    };
+    let template = TemplateProcessing::builder()
+        .try_single("[CLS] $A [SEP]")
+        .and_then(|t| t.try_pair("[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"))
+        .map(|t| t.special_tokens(vec![("[CLS]", cls), ("[SEP]", sep)]).build());
+    match template {
+        Ok(Ok(template)) => {
+            inner.with_post_processor(Some(PostProcessorWrapper::from(template)));
+            Ok(())
+        }
+        _ => Err(Error::file(path, "cannot set up the frame [CLS] … [SEP]")),
+    }
+}
