@@ -1,1 +1,94 @@
-//! The command line.
+//! The command line: one file a command.
+
+mod detect;
+mod eval;
+mod forward;
+mod prepare;
+mod pretrain;
+
+use std::path::Path;
+
+use clap::{Parser, Subcommand};
+
+use crate::data::tokenizer::Tokenizer;
+use crate::model::config::ElectraConfig;
+use crate::{Error, Result};
+
+/// Pre-trains ELECTRA: text in, a generator and a discriminator that `transformers` loads out
+#[derive(Parser)]
+#[command(name = "elektron", version, about, propagate_version = true, subcommand_required = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a generator and a discriminator on text
+    Pretrain(Box<pretrain::Arguments>),
+    /// Tokenize text into shards, without training
+    Prepare(prepare::Arguments),
+    /// Train a vocabulary
+    Tokenizer(prepare::TokenizerArguments),
+    /// Run one batch through a pair and write losses, logits and gradients
+    Forward(forward::Arguments),
+    /// Held-out metrics of a saved pair
+    Eval(eval::Arguments),
+    /// Show how likely each token of a text is to have been replaced
+    Detect(detect::Arguments),
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Pretrain(arguments) => pretrain::run(*arguments),
+            Command::Prepare(arguments) => prepare::run(&arguments),
+            Command::Tokenizer(arguments) => prepare::run_tokenizer(&arguments),
+            Command::Forward(arguments) => forward::run(&arguments),
+            Command::Eval(arguments) => eval::run(&arguments),
+            Command::Detect(arguments) => detect::run(&arguments),
+        }
+    }
+}
+
+/// Sets up the threads of this process.
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::config(format!("cannot start {threads} threads: {e}")))
+}
+
+/// Every id of the tokenizer has a row in the model.
+fn check_vocabulary(tokenizer: &Tokenizer, config: &ElectraConfig, what: &str) -> Result<()> {
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    if tokens > rows {
+        return Err(Error::config(format!(
+            "the tokenizer has {tokens} tokens, the {what} only {rows} rows of embeddings: use the tokenizer it was \
+             trained with"
+        )));
+    }
+    Ok(())
+}
+
+/// T within the model's positions.
+fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result<()> {
+    let positions = config.max_position_embeddings;
+    if seq_len > positions {
+        return Err(Error::config(format!(
+            "rows of {seq_len} tokens exceed the {what}'s {positions} positions: use --seq-len {positions} or less"
+        )));
+    }
+    Ok(())
+}
+
+/// Text to standard output; a closed pipe is no error.
+fn print(text: &str) -> Result<()> {
+    use std::io::{ErrorKind, Write};
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"))(e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! `elektron eval`: held-out metrics of a saved pair.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::prepare::tokenize;
+use super::{check_positions, check_vocabulary, print, set_threads};
+use crate::backend::Cpu;
+use crate::data::loader::LoaderSpec;
+use crate::data::mask::{MaskSpec, MaskStyle};
+use crate::data::pack::{Merge, Rows};
+use crate::data::source::TextSource;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::hf::Checkpoint;
+use crate::model::{Flavour, Options, Share, TokenDetection};
+use crate::train::evaluate;
+use crate::{Error, Result};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Directory of the generator
+    #[arg(long, value_name = "DIR")]
+    generator: PathBuf,
+    /// Directory of the discriminator
+    #[arg(long, value_name = "DIR")]
+    discriminator: PathBuf,
+    /// Tokenizer [default: the discriminator's]
+    #[arg(long, value_name = "PATH")]
+    tokenizer: Option<PathBuf>,
+    /// Files, folders and globs
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    input: Vec<String>,
+    /// Text columns of csv and jsonl files
+    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
+    columns: Vec<String>,
+    /// Whose details to follow
+    #[arg(long, value_enum, default_value = "electra")]
+    flavour: Flavour,
+    /// How paragraphs become rows
+    #[arg(long, value_enum, default_value = "concat")]
+    merge: Merge,
+    /// Longest row
+    #[arg(long, default_value_t = 128, value_name = "T")]
+    seq_len: usize,
+    /// Rows at once
+    #[arg(long, default_value_t = 16, value_name = "B")]
+    batch_size: usize,
+    /// Rows in all
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    rows: usize,
+    /// Share of tokens that are masked
+    #[arg(long, default_value_t = 0.15, value_name = "P")]
+    mask_prob: f64,
+    /// Of masks and samples
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// For machines
+    #[arg(long)]
+    json: bool,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+pub(super) fn run(a: &Arguments) -> Result<()> {
+    set_threads(a.threads)?;
+    if a.batch_size == 0 || a.rows == 0 {
+        return Err(Error::config("--batch-size and --rows must be 1 or more"));
+    }
+    let source = TextSource::new(&a.input, &a.columns)?;
+    let tokenizer = Tokenizer::load(a.tokenizer.as_ref().unwrap_or(&a.discriminator))?;
+    let (generator, discriminator) = (Checkpoint::load(&a.generator)?, Checkpoint::load(&a.discriminator)?);
+    for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
+        check_vocabulary(&tokenizer, &checkpoint.config, what)?;
+        check_positions(a.seq_len, &checkpoint.config, what)?;
+    }
+    // Each directory is complete on its own, whatever was shared in training.
+    let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };
+    let mut model = TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options)?;
+    let shards = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
+    let dataset = tokenize(&source, &tokenizer, shards.path(), true)?;
+    let rows = Rows::new(dataset, tokenizer.special(), a.merge, a.seq_len, a.seed)?;
+    let style = if a.flavour == Flavour::Txtai { MaskStyle::Txtai } else { MaskStyle::Electra };
+    let mask = MaskSpec {
+        style,
+        probability: a.mask_prob,
+        vocab_size: tokenizer.vocab_size(),
+        special: tokenizer.special(),
+        seq_len: a.seq_len,
+    };
+    let spec = LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask };
+    let m = evaluate(&mut model, &rows, &spec, a.rows)?;
+    let used = rows.len().min(a.rows);
+    if a.json {
+        return print(&json!({ "rows": used, "eval": m }).to_string());
+    }
+    print(&format!(
+        "{used} rows of up to {} tokens\n\
+         generator      loss {:.4}  accuracy {:.4}\n\
+         discriminator  loss {:.4}  accuracy {:.4}  AUC {:.4}  precision {:.4}  recall {:.4}\n\
+         replaced       {:.4} of the tokens",
+        a.seq_len,
+        m.gen_loss,
+        m.gen_acc,
+        m.disc_loss,
+        m.disc_acc,
+        m.disc_auc,
+        m.disc_precision,
+        m.disc_recall,
+        m.fake_rate
+    ))
+}

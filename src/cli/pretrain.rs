@@ -1,0 +1,307 @@
+//! `elektron pretrain`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+
+use super::prepare::tokenize;
+use super::{check_positions, check_vocabulary, print, set_threads};
+use crate::backend::Cpu;
+use crate::config::{Head, RunConfig, Settings};
+use crate::data::loader::LoaderSpec;
+use crate::data::mask::MaskSpec;
+use crate::data::pack::Rows;
+use crate::data::source::TextSource;
+use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::fsutil::{create_dir, write_atomic};
+use crate::model::config::{Architecture, Preset};
+use crate::model::hf::Checkpoint;
+use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan};
+use crate::train::card::write_cards;
+use crate::train::checkpoint::Checkpoints;
+use crate::train::log::{duration, holds_run};
+use crate::train::{Run, Summary, train};
+use crate::{Error, Result};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
+  elektron pretrain --config run.toml --learning-rate 3e-4
+  elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
+  elektron pretrain --resume out/run")]
+pub(super) struct Arguments {
+    /// TOML file of settings: the flags below without their dashes; flags win
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    config: Option<PathBuf>,
+    /// Go on from the newest checkpoint of a run, with its settings
+    #[arg(long, num_args = 0..=1, value_name = "DIR", help_heading = "Run")]
+    resume: Option<Option<PathBuf>>,
+    /// Show what would be done: settings, parameters, memory
+    #[arg(long, help_heading = "Run")]
+    dry_run: bool,
+    /// --dry-run for machines
+    #[arg(long, help_heading = "Run")]
+    json: bool,
+    /// No progress
+    #[arg(long, help_heading = "Run")]
+    quiet: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The settings as typed, kept in the run's directory.
+const TYPED: &str = "run.json";
+/// The settings as resolved.
+const RESOLVED: &str = "config.json";
+
+pub(super) fn run(arguments: Arguments) -> Result<()> {
+    let resume = arguments.resume.is_some();
+    let settings = gather(&arguments)?;
+    let config = RunConfig::resolve(settings.clone())?;
+    set_threads(config.threads)?;
+    if arguments.dry_run {
+        return dry_run(&config, arguments.json);
+    }
+    let before = config.output.join(RESOLVED);
+    if resume && before.is_file() {
+        config.continued_as(&read_config(&before)?)?;
+    } else if !resume && holds_run(&config.output) {
+        return Err(Error::file(
+            &config.output,
+            "this directory already holds a run: continue it with --resume, or give another --output",
+        ));
+    }
+    create_dir(&config.output)?;
+    // Problems with the models shall show before an hour of tokenizing.
+    let source = TextSource::new(&config.train, &config.columns)?;
+    let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
+    let (generator, discriminator) = models(&config, tokenizer.vocab_size())?;
+    check_vocabulary(&tokenizer, &generator.config, "generator")?;
+    check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
+    check_positions(config.seq_len, &generator.config, "generator")?;
+    check_positions(config.seq_len, &discriminator.config, "discriminator")?;
+    let mut model = TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options(&config))?;
+    model.set_tokenizer(tokenizer.clone());
+
+    let rows = |paths: &[String]| -> Result<Rows> {
+        let source = TextSource::new(paths, &config.columns)?;
+        let dataset = tokenize(&source, &tokenizer, &config.shards, arguments.quiet)?;
+        Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
+    };
+    let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
+    let rows = Arc::new(rows(&config.train)?);
+    write_settings(&config.output.join(TYPED), &settings)?;
+    write_settings(&config.output.join(RESOLVED), &config)?;
+    announce(&config, &model, &rows, arguments.quiet);
+
+    let loader = loader_spec(&config, &tokenizer);
+    let run =
+        Run { config: &config, model: &mut model, rows, validation, loader, resume, quiet: arguments.quiet };
+    let summary = train(run)?;
+    model.save_pretrained(&config.output)?;
+    write_cards(&config, &summary)?;
+    finish(&config, &summary)
+}
+
+/// Flags over the TOML file over the settings of the run that is continued.
+fn gather(arguments: &Arguments) -> Result<Settings> {
+    let mut settings = arguments.settings.clone();
+    if let Some(path) = &arguments.config {
+        settings = settings.over(&Settings::from_file(path)?)?;
+    }
+    if let Some(dir) = &arguments.resume {
+        let dir = dir.clone().or(settings.output.clone());
+        let dir = dir.ok_or_else(|| Error::config("which run shall go on? Give --resume DIR, or --output DIR"))?;
+        let path = dir.join(TYPED);
+        if path.is_file() {
+            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            let before = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+            settings = settings.over(&before)?;
+        } else if Checkpoints::new(&dir, 1).list()?.is_empty() && settings.train.is_none() {
+            return Err(Error::file(&dir, "there is no run to resume here: start one with --train and --output"));
+        }
+        settings.output = Some(dir);
+    }
+    Ok(settings)
+}
+
+fn read_config(path: &Path) -> Result<RunConfig> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("these settings cannot be read: {e}")))
+}
+
+fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(settings).map_err(|e| Error::config(e.to_string()))?;
+    write_atomic(path, |out| writeln!(out, "{text}"))
+}
+
+/// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
+fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
+    if let Some(path) = &config.tokenizer {
+        return Tokenizer::load(path);
+    }
+    for dir in [&config.generator, &config.discriminator].into_iter().flatten().map(Path::new) {
+        if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
+            return Tokenizer::load(dir);
+        }
+    }
+    let own = config.output.join("tokenizer");
+    if own.is_dir() {
+        return Tokenizer::load(&own);
+    }
+    if !quiet {
+        eprintln!("training a vocabulary of {} tokens on the text", config.vocab_size);
+    }
+    let spec = TrainSpec { vocab_size: config.vocab_size, lowercase: true, min_frequency: 2 };
+    let tokenizer = Tokenizer::train(source, &spec)?;
+    tokenizer.save(&own, config.seq_len)?;
+    Ok(tokenizer)
+}
+
+fn architecture(head: Head) -> Architecture {
+    match head {
+        Head::Pretraining => Architecture::PreTraining,
+        Head::TokenClassification => Architecture::TokenClassification,
+    }
+}
+
+/// Untrained networks of the preset's sizes, or those that were named.
+fn models(config: &RunConfig, vocab_size: usize) -> Result<(Checkpoint, Checkpoint)> {
+    let head = architecture(config.head);
+    let generator = match &config.generator {
+        None => Checkpoint::fresh(config.preset.generator(vocab_size), Architecture::MaskedLm),
+        Some(name) => match Preset::from_name(name) {
+            // By name a preset is its full size: the pair of the released checkpoints.
+            Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), Architecture::MaskedLm),
+            None => Checkpoint::load(Path::new(name))?,
+        },
+    };
+    if generator.architecture != Architecture::MaskedLm {
+        let dir = config.generator.clone().unwrap_or_default();
+        return Err(Error::file(dir, "this is a discriminator; a generator is an ElectraForMaskedLM"));
+    }
+    let discriminator = match &config.discriminator {
+        None => Checkpoint::fresh(config.preset.discriminator(vocab_size), head),
+        Some(name) => match Preset::from_name(name) {
+            Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), head),
+            None => Checkpoint::load(Path::new(name))?.with_head(head),
+        },
+    };
+    Ok((generator, discriminator))
+}
+
+fn options(config: &RunConfig) -> Options {
+    Options {
+        flavour: config.flavour,
+        share: config.share,
+        gen_weight: config.gen_weight,
+        disc_weight: config.weight,
+        temperature: config.temperature,
+        disallow_correct: config.disallow_correct,
+        seed: config.seed,
+    }
+}
+
+fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
+    let mask = MaskSpec {
+        style: config.mask_style,
+        probability: config.mask_prob,
+        vocab_size: tokenizer.vocab_size(),
+        special: tokenizer.special(),
+        seq_len: config.seq_len,
+    };
+    LoaderSpec { batch_size: config.batch_size, micro_batches: config.grad_accumulation, seed: config.seed, mask }
+}
+
+fn announce(config: &RunConfig, model: &TokenDetection<Cpu<f32>>, rows: &Rows, quiet: bool) {
+    if quiet {
+        return;
+    }
+    let tokens = config.batch_size * config.grad_accumulation * config.seq_len;
+    eprintln!(
+        "{:.1} M parameters, {} rows of up to {} tokens, {} steps of up to {tokens} tokens, on the CPU with {} threads",
+        model.parameter_count() as f64 / 1e6,
+        rows.len(),
+        config.seq_len,
+        config.total_steps(rows.len()),
+        rayon::current_num_threads()
+    );
+}
+
+fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
+    let out = config.output.display();
+    let done = summary.position.tokens - summary.started_at.tokens;
+    let rate = done as f64 / summary.seconds.max(1e-9);
+    let mut text = format!(
+        "trained {} steps ({} tokens, {rate:.0} tok/s) in {}\n",
+        summary.position.step,
+        summary.position.tokens,
+        duration(summary.seconds)
+    );
+    if let Some(m) = &summary.held_out {
+        text += &format!(
+            "held out: generator loss {:.4}, accuracy {:.3}; discriminator loss {:.4}, accuracy {:.3}, AUC {:.3}\n",
+            m.gen_loss, m.gen_acc, m.disc_loss, m.disc_acc, m.disc_auc
+        );
+    }
+    text += &format!("the models lie in {out}/generator and {out}/discriminator\n");
+    text += "next, see which words of a text look replaced:\n";
+    text += &format!("  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\"");
+    print(&text)
+}
+
+fn dry_run(config: &RunConfig, machine: bool) -> Result<()> {
+    let vocab_size = match &config.tokenizer {
+        Some(path) => Tokenizer::load(path)?.vocab_size(),
+        None => config.vocab_size,
+    };
+    let (generator, discriminator) = models(config, vocab_size)?;
+    let tokens = config.batch_size * config.seq_len;
+    let per_row = (config.mask_prob + 0.005) * config.seq_len as f64;
+    let limits =
+        BatchLimits { tokens, sequences: config.batch_size, masked: config.batch_size * (per_row as usize).max(1) };
+    let head = architecture(config.head);
+    let (ours, theirs) = (&generator.config, &discriminator.config);
+    let table = ParamTable::new(ours, theirs, head, config.share)?;
+    let plan = memory_plan(&Cpu::<f32>::new(), ours, theirs, head, config.share, limits)?;
+    let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
+    if machine {
+        let families: serde_json::Map<_, _> =
+            plan.families().into_iter().map(|(name, bytes)| (name.to_owned(), json!(bytes))).collect();
+        return print(&format!(
+            "{:#}",
+            json!({
+                "config": settings,
+                "parameters": table.parameter_count(),
+                "generator": ours.to_json(Architecture::MaskedLm),
+                "discriminator": theirs.to_json(head),
+                "memory_bytes": plan.total_bytes(),
+                "memory_families": families,
+                "bytes_per_token": plan.bytes_per_token(),
+            })
+        ));
+    }
+    let mut text = String::from("settings\n");
+    for (name, value) in settings.as_object().into_iter().flatten() {
+        text += &format!("  {name:<20} {value}\n");
+    }
+    text += &format!("parameters             {:>9.2} M, each once\n", table.parameter_count() as f64 / 1e6);
+    print(&(text + &describe(&plan)))
+}
+
+fn describe(plan: &MemoryPlan) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mut text = String::from("memory\n");
+    for entry in &plan.entries {
+        text += &format!("  {:<14} {:<24} {:>9.1} MiB\n", entry.family, entry.name, mib(entry.bytes));
+    }
+    text + &format!(
+        "  total {:.1} MiB for batches of {} tokens; {} bytes a token besides the parameters",
+        mib(plan.total_bytes()),
+        plan.limits.tokens,
+        plan.bytes_per_token()
+    )
+}
