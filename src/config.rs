@@ -194,7 +194,8 @@ impl Settings {
 
     /// These settings, and those of `below` where these say nothing.
     pub fn over(&self, below: &Self) -> Result<Self> {
-        let object = |settings: &Self| serde_json::to_value(settings).map_err(|e| Error::config(e.to_string()));
+        let object =
+            |settings: &Self| serde_json::to_value(settings).map_err(|e| Error::config(e.to_string()));
         let (mut all, ours) = (object(below)?, object(self)?);
         if let (Value::Object(all), Value::Object(ours)) = (&mut all, ours) {
             // Steps and epochs say the same thing: whichever stands above wins.

@@ -85,7 +85,10 @@ pub fn is_vacant(path: &Path) -> bool {
 /// The entries of a directory, sorted by name.
 pub fn sorted_entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).map_err(Error::io("read the directory", dir))?;
-    let mut paths = entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(Error::io("read", dir))?;
+    let mut paths = entries
+        .map(|e| e.map(|e| e.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Error::io("read", dir))?;
     paths.sort();
     Ok(paths)
 }

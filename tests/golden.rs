@@ -30,9 +30,24 @@ const CASES: [Case; 5] = [
         share: Share::None,
         flavour: Flavour::Txtai,
     },
-    Case { name: "pre_shared", discriminator: "discriminator_pre", share: Share::Word, flavour: Flavour::Txtai },
-    Case { name: "pre_unshared", discriminator: "discriminator_pre", share: Share::None, flavour: Flavour::Txtai },
-    Case { name: "pre_google", discriminator: "discriminator_pre", share: Share::All, flavour: Flavour::Electra },
+    Case {
+        name: "pre_shared",
+        discriminator: "discriminator_pre",
+        share: Share::Word,
+        flavour: Flavour::Txtai,
+    },
+    Case {
+        name: "pre_unshared",
+        discriminator: "discriminator_pre",
+        share: Share::None,
+        flavour: Flavour::Txtai,
+    },
+    Case {
+        name: "pre_google",
+        discriminator: "discriminator_pre",
+        share: Share::All,
+        flavour: Flavour::Electra,
+    },
 ];
 
 /// Largest relative errors allowed: of losses, and of logits, gradients and parameters.
@@ -76,7 +91,8 @@ fn check<B: Backend>(backend: B, case: &Case, tolerance: Tolerance) {
         let want = scalar(name);
         assert!((got - want).abs() <= tolerance.loss * want.abs(), "{} {name}: {got} {want}", case.name);
     }
-    let logits = relative_l2("gen_logits", &out.gen_logits, &widen(&forward.floats["gen_logits_masked"].data));
+    let logits =
+        relative_l2("gen_logits", &out.gen_logits, &widen(&forward.floats["gen_logits_masked"].data));
     assert!(logits < tolerance.tensor, "{} gen_logits: {logits}", case.name);
     check_disc_logits(&out, &forward.floats["disc_logits"].data, case, tolerance);
     let inputs = read_tensors(&golden("inputs.safetensors"));

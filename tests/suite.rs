@@ -2,4 +2,6 @@
 #![allow(missing_docs)]
 
 mod golden;
+mod ops;
 mod support;
+mod whole;

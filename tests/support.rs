@@ -27,11 +27,13 @@ pub(crate) fn read_tensors(path: &Path) -> Tensors {
     for (name, view) in file.tensors() {
         match view.dtype() {
             Dtype::F32 => {
-                let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+                let data =
+                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
                 floats.insert(name, HostTensor { shape: view.shape().to_vec(), data });
             }
             Dtype::I64 => {
-                let data = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+                let data =
+                    view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
                 ints.insert(name, data);
             }
             other => panic!("{name}: unexpected {other:?}"),

@@ -85,8 +85,9 @@ fn lines(a: &Arguments) -> Result<Vec<String>> {
     let mut lines: Vec<String> = a.text.clone();
     for path in &a.input {
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|e| Error::file(path, format!("byte {} is not UTF-8: convert the file", e.utf8_error().valid_up_to())))?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            Error::file(path, format!("byte {} is not UTF-8: convert the file", e.utf8_error().valid_up_to()))
+        })?;
         lines.extend(text.lines().map(str::to_owned));
     }
     if a.text.is_empty() && a.input.is_empty() {
@@ -96,7 +97,9 @@ fn lines(a: &Arguments) -> Result<Vec<String>> {
     }
     lines.retain(|line| !line.trim().is_empty());
     if lines.is_empty() {
-        return Err(Error::config("there is no text: give it as an argument, with --input, or on standard input"));
+        return Err(Error::config(
+            "there is no text: give it as an argument, with --input, or on standard input",
+        ));
     }
     Ok(lines)
 }

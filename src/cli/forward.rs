@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 
 use super::set_threads;
 use crate::backend::{Backend, Cpu};
@@ -23,10 +23,12 @@ enum Precision {
 }
 
 #[derive(Args)]
-#[command(after_help = "The batch holds input_ids and labels (B, T, I64; labels are -100 where nothing is masked), and \
+#[command(
+    after_help = "The batch holds input_ids and labels (B, T, I64; labels are -100 where nothing is masked), and \
 optionally attention_mask, token_type_ids (B, T) and sampled_ids (M).
 Dropout is off. Example:
-  elektron forward --generator g --discriminator d --batch in.safetensors --output out.safetensors --gradients")]
+  elektron forward --generator g --discriminator d --batch in.safetensors --output out.safetensors --gradients"
+)]
 pub(super) struct Arguments {
     /// Hugging Face directory of an ElectraForMaskedLM
     #[arg(long, value_name = "DIR")]
@@ -108,7 +110,9 @@ fn run_on<B: Backend>(backend: B, a: &Arguments, input: &PaddedInput) -> Result<
     write_atomic(&a.output, |out| {
         let views: Result<Vec<_>, _> = tensors
             .iter()
-            .map(|(name, t)| TensorView::new(t.dtype, t.shape.clone(), &t.bytes).map(|view| (name.as_str(), view)))
+            .map(|(name, t)| {
+                TensorView::new(t.dtype, t.shape.clone(), &t.bytes).map(|view| (name.as_str(), view))
+            })
             .collect();
         let bytes = safetensors::serialize(views.map_err(std::io::Error::other)?, None);
         out.write_all(&bytes.map_err(std::io::Error::other)?)
@@ -134,7 +138,7 @@ impl Plain {
 
 fn named(output: &Output, input: &PaddedInput) -> Vec<(String, Plain)> {
     let m = output.sampled_ids.len();
-    let vocabulary = if m == 0 { 0 } else { output.gen_logits.len() / m };
+    let vocabulary = output.gen_logits.len().checked_div(m).unwrap_or(0);
     let mut rows = vec![input.batch, input.seq_len];
     let flat = rows.clone();
     if output.disc_labels == 2 {
@@ -166,7 +170,10 @@ fn read_batch(path: &Path) -> Result<PaddedInput> {
             return Err(Error::file(path, format!("`{name}` is {:?}, expected I64", view.dtype())));
         }
         if let Some(shape) = shape.filter(|shape| *shape != view.shape()) {
-            return Err(Error::file(path, format!("`{name}` has shape {:?}, expected {shape:?}", view.shape())));
+            return Err(Error::file(
+                path,
+                format!("`{name}` has shape {:?}, expected {shape:?}", view.shape()),
+            ));
         }
         let number = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
         Ok(Some((view.shape().to_vec(), view.data().chunks_exact(8).map(number).collect())))

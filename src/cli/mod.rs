@@ -88,7 +88,9 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
 fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};
     match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"))(e)),
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("write", Path::new("standard output"))(e))
+        }
         _ => Ok(()),
     }
 }

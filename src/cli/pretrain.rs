@@ -83,7 +83,8 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let mut model = TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options(&config))?;
+    let mut model =
+        TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options(&config))?;
     model.set_tokenizer(tokenizer.clone());
 
     let rows = |paths: &[String]| -> Result<Rows> {
@@ -114,14 +115,18 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
     }
     if let Some(dir) = &arguments.resume {
         let dir = dir.clone().or(settings.output.clone());
-        let dir = dir.ok_or_else(|| Error::config("which run shall go on? Give --resume DIR, or --output DIR"))?;
+        let dir =
+            dir.ok_or_else(|| Error::config("which run shall go on? Give --resume DIR, or --output DIR"))?;
         let path = dir.join(TYPED);
         if path.is_file() {
             let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             let before = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
             settings = settings.over(&before)?;
         } else if Checkpoints::new(&dir, 1).list()?.is_empty() && settings.train.is_none() {
-            return Err(Error::file(&dir, "there is no run to resume here: start one with --train and --output"));
+            return Err(Error::file(
+                &dir,
+                "there is no run to resume here: start one with --train and --output",
+            ));
         }
         settings.output = Some(dir);
     }
@@ -213,7 +218,12 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
         special: tokenizer.special(),
         seq_len: config.seq_len,
     };
-    LoaderSpec { batch_size: config.batch_size, micro_batches: config.grad_accumulation, seed: config.seed, mask }
+    LoaderSpec {
+        batch_size: config.batch_size,
+        micro_batches: config.grad_accumulation,
+        seed: config.seed,
+        mask,
+    }
 }
 
 fn announce(config: &RunConfig, model: &TokenDetection<Cpu<f32>>, rows: &Rows, quiet: bool) {
@@ -249,7 +259,9 @@ fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
     }
     text += &format!("the models lie in {out}/generator and {out}/discriminator\n");
     text += "next, see which words of a text look replaced:\n";
-    text += &format!("  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\"");
+    text += &format!(
+        "  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\""
+    );
     print(&text)
 }
 
@@ -261,8 +273,11 @@ fn dry_run(config: &RunConfig, machine: bool) -> Result<()> {
     let (generator, discriminator) = models(config, vocab_size)?;
     let tokens = config.batch_size * config.seq_len;
     let per_row = (config.mask_prob + 0.005) * config.seq_len as f64;
-    let limits =
-        BatchLimits { tokens, sequences: config.batch_size, masked: config.batch_size * (per_row as usize).max(1) };
+    let limits = BatchLimits {
+        tokens,
+        sequences: config.batch_size,
+        masked: config.batch_size * (per_row as usize).max(1),
+    };
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
     let table = ParamTable::new(ours, theirs, head, config.share)?;

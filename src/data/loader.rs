@@ -116,7 +116,9 @@ impl Loader {
     /// The next micro-batch.
     pub fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
-        batch.ok_or_else(|| Error::config("the thread that reads the shards stopped: were they deleted or cut short?"))
+        batch.ok_or_else(|| {
+            Error::config("the thread that reads the shards stopped: were they deleted or cut short?")
+        })
     }
 }
 

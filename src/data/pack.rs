@@ -60,9 +60,17 @@ pub struct Rows {
 
 impl Rows {
     /// Indexes a corpus. `seed` decides where segments are cut. An error if there is not one row.
-    pub fn new(dataset: Dataset, special: SpecialTokens, merge: Merge, seq_len: usize, seed: u64) -> Result<Self> {
+    pub fn new(
+        dataset: Dataset,
+        special: SpecialTokens,
+        merge: Merge,
+        seq_len: usize,
+        seed: u64,
+    ) -> Result<Self> {
         if seq_len < 8 {
-            return Err(Error::config(format!("rows of {seq_len} tokens are too short: use --seq-len 8 or more")));
+            return Err(Error::config(format!(
+                "rows of {seq_len} tokens are too short: use --seq-len 8 or more"
+            )));
         }
         if dataset.paragraphs() >= u32::MAX as usize {
             return Err(Error::config("this corpus has 2³² paragraphs or more: split it"));
@@ -143,7 +151,9 @@ impl Rows {
     /// T tokens of the chained corpus from `at` on.
     fn chained(&self, at: usize) -> Row {
         let mut ids = Vec::with_capacity(self.seq_len);
-        let Some((mut paragraph, mut offset)) = self.dataset.framed_position(at) else { return Row::default() };
+        let Some((mut paragraph, mut offset)) = self.dataset.framed_position(at) else {
+            return Row::default();
+        };
         while ids.len() < self.seq_len && paragraph < self.dataset.paragraphs() {
             if offset == 0 {
                 ids.push(self.special.cls);

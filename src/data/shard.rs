@@ -205,7 +205,9 @@ impl Shard {
     /// Maps a shard; an error if it is not whole.
     pub fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
-        let damaged = |what: &str| Error::file(path, format!("this shard is damaged ({what}): delete it, it is made again"));
+        let damaged = |what: &str| {
+            Error::file(path, format!("this shard is damaged ({what}): delete it, it is made again"))
+        };
         if map.len() < HEADER_BYTES || &map[..8] != MAGIC {
             return Err(damaged("no header"));
         }
@@ -216,7 +218,8 @@ impl Shard {
             return Err(damaged("another version"));
         }
         let (tokens, paragraphs, documents) = (long(16), long(24), long(32));
-        let token_bytes = tokens.checked_mul(u64::from(width)).and_then(|bytes| bytes.checked_next_multiple_of(8));
+        let token_bytes =
+            tokens.checked_mul(u64::from(width)).and_then(|bytes| bytes.checked_next_multiple_of(8));
         let expected = token_bytes
             .zip(paragraphs.checked_mul(8))
             .and_then(|(a, b)| a.checked_add(b)?.checked_add(HEADER_BYTES as u64));

@@ -76,7 +76,9 @@ impl TextSource {
             expand(path.as_ref(), &mut files)?;
         }
         if files.is_empty() {
-            return Err(Error::config(format!("no text was given: name files, folders or globs of {ENDINGS}")));
+            return Err(Error::config(format!(
+                "no text was given: name files, folders or globs of {ENDINGS}"
+            )));
         }
         Ok(Self { files, columns: columns.to_vec() })
     }
@@ -125,7 +127,11 @@ impl TextSource {
         let mut reader = csv::ReaderBuilder::new().from_reader(input);
         let line_of = |e: &csv::Error| e.position().map_or(1, csv::Position::line);
         let broken = |e: csv::Error| {
-            Error::line(path, line_of(&e), format!("this is not valid csv in UTF-8 ({e}): mend or remove the record"))
+            Error::line(
+                path,
+                line_of(&e),
+                format!("this is not valid csv in UTF-8 ({e}): mend or remove the record"),
+            )
         };
         let header = reader.headers().map_err(broken)?.clone();
         let column = |name: &String| {
@@ -154,9 +160,14 @@ impl TextSource {
             if line.trim().is_empty() {
                 return Ok(());
             }
-            let record: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).map_err(|e| {
-                Error::line(path, number, format!("this is not a JSON object ({e}): mend or remove the line"))
-            })?;
+            let record: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(line).map_err(|e| {
+                    Error::line(
+                        path,
+                        number,
+                        format!("this is not a JSON object ({e}): mend or remove the line"),
+                    )
+                })?;
             for name in &self.columns {
                 match record.get(name) {
                     Some(serde_json::Value::String(text)) => document.text(text)?,
@@ -167,7 +178,9 @@ impl TextSource {
                         return Err(Error::line(
                             path,
                             number,
-                            format!("there is no field `{name}`; the object has {keys:?}: choose with --columns"),
+                            format!(
+                                "there is no field `{name}`; the object has {keys:?}: choose with --columns"
+                            ),
                         ));
                     }
                 }
@@ -213,23 +226,39 @@ impl Document<'_> {
 }
 
 /// Lines with their numbers, counted from 1, without their ends.
-fn for_each_line(path: &Path, mut input: impl BufRead, mut f: impl FnMut(u64, &str) -> Result<()>) -> Result<()> {
+fn for_each_line(
+    path: &Path,
+    mut input: impl BufRead,
+    mut f: impl FnMut(u64, &str) -> Result<()>,
+) -> Result<()> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
         let read = (&mut input).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(|e| {
-            Error::line(path, number, format!("reading failed ({e}): the file may be cut short; copy it again"))
+            Error::line(
+                path,
+                number,
+                format!("reading failed ({e}): the file may be cut short; copy it again"),
+            )
         })?;
         if read == 0 {
             break;
         }
         if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
             let limit = MAX_LINE_BYTES >> 20;
-            return Err(Error::line(path, number, format!("this line is longer than {limit} MiB: break it up")));
+            return Err(Error::line(
+                path,
+                number,
+                format!("this line is longer than {limit} MiB: break it up"),
+            ));
         }
         let text = std::str::from_utf8(&line).map_err(|e| {
             let at = e.valid_up_to();
-            Error::line(path, number, format!("byte {at} of this line is not UTF-8: convert the file to UTF-8"))
+            Error::line(
+                path,
+                number,
+                format!("byte {at} of this line is not UTF-8: convert the file to UTF-8"),
+            )
         })?;
         let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
         f(number, text)?;

@@ -12,7 +12,9 @@ use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
 
 use super::source::TextSource;
 use crate::fsutil::{create_dir, write_atomic};
@@ -75,7 +77,10 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`, a `vocab.txt` (by BERT's rules) or a directory of either.
     pub fn load(path: &Path) -> Result<Self> {
         if !path.exists() {
-            return Err(Error::file(path, "no such tokenizer: give a tokenizer.json, a vocab.txt or a directory of either"));
+            return Err(Error::file(
+                path,
+                "no such tokenizer: give a tokenizer.json, a vocab.txt or a directory of either",
+            ));
         }
         let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
         let settings = read_settings(&dir.join("tokenizer_config.json"))?;
@@ -95,8 +100,9 @@ impl Tokenizer {
     }
 
     fn from_json(path: &Path, settings: &Value) -> Result<Self> {
-        let inner = Inner::from_file(path)
-            .map_err(|e| Error::file(path, format!("this is not a tokenizer of the tokenizers library: {e}")))?;
+        let inner = Inner::from_file(path).map_err(|e| {
+            Error::file(path, format!("this is not a tokenizer of the tokenizers library: {e}"))
+        })?;
         let lowercase = match inner.get_normalizer() {
             Some(NormalizerWrapper::BertNormalizer(normalizer)) => normalizer.lowercase,
             _ => settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false),
@@ -110,8 +116,13 @@ impl Tokenizer {
         let mut seen = std::collections::HashSet::new();
         for (number, line) in text.lines().enumerate() {
             if line.is_empty() || !seen.insert(line) {
-                let what = if line.is_empty() { "this line is empty" } else { "this token stands here twice" };
-                return Err(Error::line(path, number as u64 + 1, format!("{what}; a vocabulary has one token a line")));
+                let what =
+                    if line.is_empty() { "this line is empty" } else { "this token stands here twice" };
+                return Err(Error::line(
+                    path,
+                    number as u64 + 1,
+                    format!("{what}; a vocabulary has one token a line"),
+                ));
             }
             vocab.push((line.to_owned(), number as u32));
         }
@@ -246,7 +257,8 @@ impl Tokenizer {
     /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and `vocab.txt` for older programs.
     pub fn save(&self, dir: &Path, model_max_length: usize) -> Result<()> {
         create_dir(dir)?;
-        let write = |name: &str, text: &str| write_atomic(&dir.join(name), |out| out.write_all(text.as_bytes()));
+        let write =
+            |name: &str, text: &str| write_atomic(&dir.join(name), |out| out.write_all(text.as_bytes()));
         write("tokenizer.json", &self.json()?)?;
         let [pad, unk, cls, sep, mask] = &self.names;
         let is_wordpiece = matches!(self.inner.get_model(), ModelWrapper::WordPiece(_));
@@ -294,7 +306,9 @@ fn add_specials(inner: &mut Inner, path: &Path) -> Result<()> {
         .filter(|(_, name)| inner.token_to_id(name).is_some())
         .map(|(_, name)| AddedToken::from(*name, true))
         .collect();
-    inner.add_special_tokens(known).map_err(|e| Error::file(path, format!("cannot register special tokens: {e}")))?;
+    inner
+        .add_special_tokens(known)
+        .map_err(|e| Error::file(path, format!("cannot register special tokens: {e}")))?;
     let (Some(cls), Some(sep)) = (inner.token_to_id("[CLS]"), inner.token_to_id("[SEP]")) else {
         return Err(Error::file(path, "this vocabulary has no [CLS] or no [SEP]"));
     };

@@ -39,7 +39,9 @@ impl Architecture {
 
     /// The architecture of a class name.
     pub fn from_class_name(name: &str) -> Option<Self> {
-        [Self::MaskedLm, Self::PreTraining, Self::TokenClassification].into_iter().find(|a| a.class_name() == name)
+        [Self::MaskedLm, Self::PreTraining, Self::TokenClassification]
+            .into_iter()
+            .find(|a| a.class_name() == name)
     }
 }
 
@@ -151,10 +153,14 @@ impl ElectraConfig {
         match f.0.remove("model_type") {
             Some(Value::String(kind)) if kind == "electra" => {}
             Some(kind) => {
-                return Err(Error::config(format!("`model_type` is {kind}, expected \"electra\": give an ELECTRA model")));
+                return Err(Error::config(format!(
+                    "`model_type` is {kind}, expected \"electra\": give an ELECTRA model"
+                )));
             }
             None => {
-                return Err(Error::config("there is no `model_type`, expected \"electra\": is this a model's config?"));
+                return Err(Error::config(
+                    "there is no `model_type`, expected \"electra\": is this a model's config?",
+                ));
             }
         }
         let named = f.0.remove("architectures");
@@ -176,12 +182,11 @@ impl ElectraConfig {
         let pad_token_id = match f.0.remove("pad_token_id") {
             None => default.pad_token_id,
             Some(Value::Null) => None,
-            Some(value) => Some(
-                value
-                    .as_u64()
-                    .and_then(|id| u32::try_from(id).ok())
-                    .ok_or_else(|| Error::config(format!("`pad_token_id` is {value}, expected a token id")))?,
-            ),
+            Some(value) => {
+                Some(value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+                    Error::config(format!("`pad_token_id` is {value}, expected a token id"))
+                })?)
+            }
         };
         let classifier_dropout = match f.0.remove("classifier_dropout") {
             None | Some(Value::Null) => None,
@@ -269,23 +274,23 @@ impl ElectraConfig {
                 return fail(format!("`{name}` is {p}, expected a probability below 1"));
             }
         }
-        if !(self.layer_norm_eps > 0.0) {
+        if self.layer_norm_eps <= 0.0 || self.layer_norm_eps.is_nan() {
             return fail(format!("`layer_norm_eps` is {}, expected a positive number", self.layer_norm_eps));
         }
         if let Some(pad) = self.pad_token_id.filter(|&pad| pad as usize >= self.vocab_size) {
-            return fail(format!("`pad_token_id` {pad} is outside the vocabulary of {} tokens", self.vocab_size));
-        }
-        if let Some(labels) = self.other.get("id2label").and_then(Value::as_object) {
-            if labels.len() != 2 {
-                return fail(format!("`id2label` names {} labels, expected the 2 of original and replaced", labels.len()));
-            }
+            return fail(format!(
+                "`pad_token_id` {pad} is outside the vocabulary of {} tokens",
+                self.vocab_size
+            ));
         }
         Ok(())
     }
 }
 
 /// The sizes of the paper, and `tiny` for a first run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// 4 layers, hidden 128; generator 64.

@@ -1,12 +1,12 @@
 //! A trained discriminator on its own: how likely is each token of a text to have been replaced?
 
+use super::Options;
 use super::acts::{BatchLimits, DeviceBatch, EncoderActs, OnDevice, RtdActs};
 use super::config::{Architecture, ElectraConfig};
 use super::encoder::{Encoder, StepContext};
 use super::hf::Checkpoint;
 use super::params::{ParamTable, Params};
 use super::rtd_head::RtdHead;
-use super::Options;
 use crate::backend::{Backend, Dropout, Float};
 use crate::rng::Site;
 use crate::{Error, Result};
@@ -25,7 +25,9 @@ impl<B: Backend> Discriminator<B> {
     pub fn load(backend: B, checkpoint: Checkpoint) -> Result<Self> {
         let architecture = checkpoint.architecture;
         if architecture == Architecture::MaskedLm {
-            return Err(Error::config("this is a generator (ElectraForMaskedLM); detecting needs a discriminator"));
+            return Err(Error::config(
+                "this is a generator (ElectraForMaskedLM); detecting needs a discriminator",
+            ));
         }
         checkpoint.config.validate()?;
         let table = ParamTable::discriminator(&checkpoint.config, architecture)?;
@@ -48,11 +50,15 @@ impl<B: Backend> Discriminator<B> {
         for (i, row) in rows.iter().enumerate() {
             if row.is_empty() || row.len() > config.max_position_embeddings {
                 let (len, limit) = (row.len(), config.max_position_embeddings);
-                return Err(Error::argument(format!("row {i} has {len} tokens; the model takes 1 to {limit}")));
+                return Err(Error::argument(format!(
+                    "row {i} has {len} tokens; the model takes 1 to {limit}"
+                )));
             }
             if let Some(id) = row.iter().find(|&&id| id as usize >= config.vocab_size) {
                 let vocabulary = config.vocab_size;
-                return Err(Error::argument(format!("token {id} is outside the vocabulary of {vocabulary} tokens")));
+                return Err(Error::argument(format!(
+                    "token {id} is outside the vocabulary of {vocabulary} tokens"
+                )));
             }
         }
         let ids: Vec<u32> = rows.concat();
@@ -78,8 +84,13 @@ impl<B: Backend> Discriminator<B> {
         backend.upload(&bounds, B::slice_mut(&mut batch.cu_seqlens, 0..rows.len() + 1))?;
         backend.upload(&lengths, B::slice_mut(&mut batch.key_len, 0..rows.len()))?;
         let max_seqlen = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let step =
-            StepContext { noise: Dropout::OFF, training: false, tokens: n, sequences: rows.len(), max_seqlen };
+        let step = StepContext {
+            noise: Dropout::OFF,
+            training: false,
+            tokens: n,
+            sequences: rows.len(),
+            max_seqlen,
+        };
         self.encoder.forward(backend, &self.params, &step, &batch, &batch.ids, &mut hidden)?;
         self.head.forward(backend, &self.params, &step, &batch, &self.encoder, &hidden, 0.0, &mut acts)?;
         let logits = backend.download(B::slice(&acts.logits, 0..n * self.head.labels()))?;

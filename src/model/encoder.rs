@@ -8,8 +8,8 @@ use super::config::ElectraConfig;
 use super::params::{DELTA, ParamTable, Params};
 use crate::Result;
 use crate::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables, LinearBwd,
-    LinearFwd, Sequences, Write,
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables,
+    LinearBwd, LinearFwd, Sequences, Write,
 };
 use crate::model::config::Activation;
 use crate::rng::{Site, threshold};
@@ -381,7 +381,8 @@ impl Encoder {
         };
         let t = &self.embedding;
         let word = t.delta.clone().unwrap_or(t.word.clone());
-        let ranges = [word, t.position.clone(), t.token_type.clone(), t.norm.gamma.clone(), t.norm.beta.clone()];
+        let ranges =
+            [word, t.position.clone(), t.token_type.clone(), t.norm.gamma.clone(), t.norm.beta.clone()];
         let [dword, dposition, dtoken_type, dgamma, dbeta] = B::disjoint_mut(&mut params.grads, ranges)?;
         backend.embed_bwd(EmbedBwd {
             width: e,

@@ -39,7 +39,8 @@ pub struct Checkpoint {
 
 /// Every parameter's name and shape, in the order of `transformers`; the tied decoder weight excepted.
 pub fn parameter_shapes(config: &ElectraConfig, architecture: Architecture) -> Vec<(String, Vec<usize>)> {
-    let (v, e, c, f) = (config.vocab_size, config.embedding_size, config.hidden_size, config.intermediate_size);
+    let (v, e, c, f) =
+        (config.vocab_size, config.embedding_size, config.hidden_size, config.intermediate_size);
     let mut all = Vec::new();
     let norm = |all: &mut Vec<_>, name: &str, n: usize| {
         all.push((format!("{name}.LayerNorm.weight"), vec![n]));
@@ -96,7 +97,10 @@ impl Checkpoint {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         if !dir.is_dir() {
-            return Err(Error::file(dir, "no such directory; give one that holds config.json and model.safetensors"));
+            return Err(Error::file(
+                dir,
+                "no such directory; give one that holds config.json and model.safetensors",
+            ));
         }
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let object = match serde_json::from_str(&text) {
@@ -104,7 +108,8 @@ impl Checkpoint {
             Ok(_) => return Err(Error::file(&path, "this is not a JSON object, as a model's config is")),
             Err(e) => return Err(Error::file(&path, format!("this is not JSON ({e}); copy the file again"))),
         };
-        let (config, architecture) = ElectraConfig::from_json(object).map_err(|e| Error::file(&path, e.to_string()))?;
+        let (config, architecture) =
+            ElectraConfig::from_json(object).map_err(|e| Error::file(&path, e.to_string()))?;
         let mut tensors = BTreeMap::new();
         for file in weight_files(dir)? {
             read_tensors(&file, &mut tensors)?;
@@ -133,7 +138,9 @@ impl Checkpoint {
             Some(_) => {
                 return Err(Error::file(
                     dir,
-                    format!("`{TIED}` and `{WORD}` differ, but ELECTRA ties them: delete the one that is not meant"),
+                    format!(
+                        "`{TIED}` and `{WORD}` differ, but ELECTRA ties them: delete the one that is not meant"
+                    ),
                 ));
             }
         }
@@ -224,7 +231,8 @@ fn weight_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
         let value: Value =
             serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("this is not JSON: {e}")))?;
         let map = value.get("weight_map").and_then(Value::as_object);
-        let map = map.ok_or_else(|| Error::file(&index, "there is no `weight_map`, which names each tensor's file"))?;
+        let map = map
+            .ok_or_else(|| Error::file(&index, "there is no `weight_map`, which names each tensor's file"))?;
         let mut files: Vec<_> = map.values().filter_map(Value::as_str).collect();
         files.sort_unstable();
         files.dedup();
@@ -248,13 +256,17 @@ fn read_tensors(path: &Path, tensors: &mut BTreeMap<String, HostTensor>) -> Resu
         if name.ends_with("embeddings.position_ids") {
             continue;
         }
-        let name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+        let name =
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
         // Files from before the decoder's bias had its place in `generator_lm_head`.
         if name == "generator_lm_head.decoder.bias" {
             continue;
         }
         let tensor = to_f32(&view).ok_or_else(|| {
-            Error::file(path, format!("tensor `{name}` is {:?}, expected F32, F64, F16 or BF16", view.dtype()))
+            Error::file(
+                path,
+                format!("tensor `{name}` is {:?}, expected F32, F64, F16 or BF16", view.dtype()),
+            )
         })?;
         tensors.insert(name, tensor);
     }

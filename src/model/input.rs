@@ -163,7 +163,9 @@ impl Limits {
     fn kind(&self, at: usize, kind: i64) -> Result<u32> {
         u32::try_from(kind).ok().filter(|&kind| (kind as usize) < self.types).ok_or_else(|| {
             let types = self.types;
-            Error::argument(format!("token_type_ids: type {kind} at flat position {at}, the model has {types}"))
+            Error::argument(format!(
+                "token_type_ids: type {kind} at flat position {at}, the model has {types}"
+            ))
         })
     }
 }

@@ -63,7 +63,16 @@ impl MlmHead {
         backend.gather_rows_fwd(c, index, hidden, B::slice_mut(&mut acts.gathered, 0..m * c))?;
         let activation = Some((Activation::Gelu, &mut acts.pre));
         self.transform.forward(backend, params, m, &acts.gathered, activation, &mut acts.h)?;
-        self.norm.forward(backend, params, m, &mut acts.h, None, Dropout::OFF, &mut acts.y, &mut acts.stats)?;
+        self.norm.forward(
+            backend,
+            params,
+            m,
+            &mut acts.h,
+            None,
+            Dropout::OFF,
+            &mut acts.y,
+            &mut acts.stats,
+        )?;
         self.decoder.forward(backend, params, m, &acts.y, None, &mut acts.logits)
     }
 
@@ -104,7 +113,15 @@ impl MlmHead {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let c = self.transform.inputs;
-        self.decoder.backward(backend, params, m, &acts.y, None, &mut acts.logits, (Write::Set, &mut acts.dy))?;
+        self.decoder.backward(
+            backend,
+            params,
+            m,
+            &acts.y,
+            None,
+            &mut acts.logits,
+            (Write::Set, &mut acts.dy),
+        )?;
         let (stats, dy) = (&acts.stats, &acts.dy);
         self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None)?;
         let activation = Some((Activation::Gelu, &acts.pre));

@@ -103,12 +103,7 @@ impl ParamTable {
         Ok(table)
     }
 
-    fn add_network(
-        &mut self,
-        prefix: &str,
-        shapes: &[(String, Vec<usize>)],
-        skip: impl Fn(&str) -> bool,
-    ) {
+    fn add_network(&mut self, prefix: &str, shapes: &[(String, Vec<usize>)], skip: impl Fn(&str) -> bool) {
         const PARTS: [&str; 3] = ["query", "key", "value"];
         for (name, shape) in shapes.iter().filter(|(name, _)| !skip(name)) {
             if let Some(layer) = name.strip_suffix("attention.self.query.weight") {
@@ -166,7 +161,8 @@ impl ParamTable {
 
     /// A tensor by its own name or its alias.
     pub fn get(&self, name: &str) -> Result<&TensorSpec> {
-        let index = self.by_name.get(name).ok_or_else(|| Error::argument(format!("no parameter named `{name}`")))?;
+        let index =
+            self.by_name.get(name).ok_or_else(|| Error::argument(format!("no parameter named `{name}`")))?;
         Ok(&self.specs[*index])
     }
 
@@ -248,8 +244,12 @@ pub struct Params<B: Backend> {
 impl<B: Backend> Params<B> {
     pub(super) fn new(backend: &B, table: ParamTable, initial: &[f32]) -> Result<Self> {
         let len = table.len();
-        let mut params =
-            Self { table, master: backend.alloc(len)?, working: backend.alloc(len)?, grads: backend.alloc(len)? };
+        let mut params = Self {
+            table,
+            master: backend.alloc(len)?,
+            working: backend.alloc(len)?,
+            grads: backend.alloc(len)?,
+        };
         params.load(backend, initial)?;
         Ok(params)
     }
@@ -280,10 +280,10 @@ impl<B: Backend> Params<B> {
                 }
             }
         }
-        if let (Ok(delta), Some(word)) = (self.table.range(DELTA), tensors.get_mut(WORD)) {
-            if prefix == "discriminator." {
-                word.data.iter_mut().zip(&flat[delta]).for_each(|(w, &d)| *w += d);
-            }
+        if prefix == "discriminator."
+            && let (Ok(delta), Some(word)) = (self.table.range(DELTA), tensors.get_mut(WORD))
+        {
+            word.data.iter_mut().zip(&flat[delta]).for_each(|(w, &d)| *w += d);
         }
         tensors
     }

@@ -1,9 +1,9 @@
 //! The memory plan: what a run will hold, in bytes, without a device and without allocating it.
 
+use super::Share;
 use super::acts::{BatchLimits, Counting, DeviceBatch, EncoderActs, MlmActs, PlanEntry, RtdActs, Scratch};
 use super::config::{Architecture, ElectraConfig};
 use super::params::ParamTable;
-use super::Share;
 use crate::Result;
 use crate::backend::Backend;
 
@@ -59,8 +59,9 @@ pub fn memory_plan<B: Backend>(
         ("first moments", exact),
         ("second moments", exact),
     ];
-    let entries =
-        parameters.map(|(name, bytes)| PlanEntry { family: "parameters", name: name.to_owned(), bytes }).to_vec();
+    let entries = parameters
+        .map(|(name, bytes)| PlanEntry { family: "parameters", name: name.to_owned(), bytes })
+        .to_vec();
     let mut a = Counting { backend, family: "generator", entries };
     EncoderActs::<B>::new(&mut a, generator, limits.tokens)?;
     MlmActs::<B>::new(&mut a, generator, limits.masked)?;

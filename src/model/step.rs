@@ -154,7 +154,7 @@ impl<B: Backend> TokenDetection<B> {
                 ours.vocab_size, theirs.vocab_size
             )));
         }
-        if !(options.temperature > 0.0) {
+        if options.temperature <= 0.0 || options.temperature.is_nan() {
             return Err(Error::config(format!("temperature {} must be above 0", options.temperature)));
         }
         ours.validate()?;
@@ -252,10 +252,26 @@ impl<B: Backend> TokenDetection<B> {
 
         self.rtd.corrupt(backend, (n, m), &acts.batch, &acts.mlm.sampled, &mut acts.rtd)?;
         let corrupted = &acts.rtd.corrupted;
-        self.discriminator.forward(backend, params, &context, &acts.batch, corrupted, &mut acts.discriminator)?;
+        self.discriminator.forward(
+            backend,
+            params,
+            &context,
+            &acts.batch,
+            corrupted,
+            &mut acts.discriminator,
+        )?;
         let (batch, hidden) = (&acts.batch, &acts.discriminator);
         let scale = self.options.disc_weight / micro_batches;
-        self.rtd.forward(backend, params, &context, batch, &self.discriminator, hidden, scale, &mut acts.rtd)?;
+        self.rtd.forward(
+            backend,
+            params,
+            &context,
+            batch,
+            &self.discriminator,
+            hidden,
+            scale,
+            &mut acts.rtd,
+        )?;
         self.held = Some(Held { context, masked: m, can_go_back });
         Ok(())
     }
@@ -264,7 +280,9 @@ impl<B: Backend> TokenDetection<B> {
     pub fn step_backward(&mut self) -> Result<()> {
         let held = self.held.take().filter(|held| held.can_go_back);
         let (Some(held), Some(acts)) = (held, &mut self.acts) else {
-            return Err(Error::argument("backward needs a forward pass before it, and goes back through it once"));
+            return Err(Error::argument(
+                "backward needs a forward pass before it, and goes back through it once",
+            ));
         };
         let (backend, params, step) = (&self.backend, &mut self.params, &held.context);
         let (n, m) = (step.tokens, held.masked);
@@ -307,13 +325,18 @@ impl<B: Backend> TokenDetection<B> {
             gen_correct: best.iter().zip(&targets).map(|(a, b)| a == b).collect(),
             sampled_ids: backend.download(B::slice(&acts.mlm.sampled, 0..m))?,
             disc_logits: logits.chunks(self.rtd.labels()).map(logit).collect(),
-            is_fake: backend.download(B::slice(&acts.rtd.is_fake, 0..n))?.into_iter().map(|x| x == 1).collect(),
+            is_fake: backend
+                .download(B::slice(&acts.rtd.is_fake, 0..n))?
+                .into_iter()
+                .map(|x| x == 1)
+                .collect(),
         })
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
         let n = batch.tokens();
-        let lengths = [batch.masked_ids.len(), batch.positions.len(), batch.types.len(), batch.rtd_weight.len()];
+        let lengths =
+            [batch.masked_ids.len(), batch.positions.len(), batch.types.len(), batch.rtd_weight.len()];
         if n == 0 || lengths.iter().any(|&len| len != n) || batch.masked_weight.len() != batch.masked() {
             return Err(Error::argument("a batch needs tokens, and fields of one length"));
         }
@@ -332,8 +355,10 @@ impl<B: Backend> TokenDetection<B> {
         check("masked position", &batch.masked_index, n)?;
         let bounds = &batch.cu_seqlens;
         let whole = bounds.first() == Some(&0) && bounds.last() == Some(&(n as u32));
-        let fits = |(w, &keys): (&[u32], &u32)| w[0] <= w[1] && keys <= w[1] - w[0] && (keys > 0 || w[0] == w[1]);
-        if !whole || bounds.len() != batch.sequences() + 1 || !bounds.windows(2).zip(&batch.key_len).all(fits) {
+        let fits =
+            |(w, &keys): (&[u32], &u32)| w[0] <= w[1] && keys <= w[1] - w[0] && (keys > 0 || w[0] == w[1]);
+        if !whole || bounds.len() != batch.sequences() + 1 || !bounds.windows(2).zip(&batch.key_len).all(fits)
+        {
             return Err(Error::argument("cu_seqlens must rise from 0 to N, and every sequence needs a key"));
         }
         Ok(())

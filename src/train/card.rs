@@ -1,9 +1,9 @@
 //! The README.md beside a saved model.
 
+use super::Summary;
 use crate::Result;
 use crate::config::RunConfig;
 use crate::fsutil::write_atomic;
-use super::Summary;
 
 /// Writes a card into `output/generator` and `output/discriminator`.
 pub fn write_cards(config: &RunConfig, summary: &Summary) -> Result<()> {
@@ -36,7 +36,9 @@ fn card(config: &RunConfig, summary: &Summary, (name, class, task): (&str, &str,
     let files: Vec<String> = config
         .train
         .iter()
-        .map(|path| std::path::Path::new(path).file_name().map_or(path.clone(), |n| n.to_string_lossy().into_owned()))
+        .map(|path| {
+            std::path::Path::new(path).file_name().map_or(path.clone(), |n| n.to_string_lossy().into_owned())
+        })
         .collect();
     format!(
         "---\nlibrary_name: transformers\ntags:\n- electra\n- replaced-token-detection\npipeline_tag: {task}\n---\n\n\

@@ -47,7 +47,8 @@ impl Checkpoints {
         let path = self.dir.join(format!("step-{:09}.safetensors", position.step));
         let state = optimizer.state(model)?;
         let tensor = |data: Vec<f32>| HostTensor { shape: vec![data.len()], data };
-        let tensors = [("m", tensor(state.m)), ("v", tensor(state.v)), ("weights", tensor(model.flat_weights()?))];
+        let tensors =
+            [("m", tensor(state.m)), ("v", tensor(state.v)), ("weights", tensor(model.flat_weights()?))];
         let metadata = [
             ("step".to_owned(), position.step.to_string()),
             ("tokens".to_owned(), position.tokens.to_string()),
@@ -56,7 +57,8 @@ impl Checkpoints {
         write_atomic(&path, |out| {
             let views = tensors.iter().map(|(name, t)| t.view().map(|view| (*name, view)));
             let views = views.collect::<Result<Vec<_>, _>>().map_err(std::io::Error::other)?;
-            let bytes = safetensors::serialize(views, Some(metadata.into())).map_err(std::io::Error::other)?;
+            let bytes =
+                safetensors::serialize(views, Some(metadata.into())).map_err(std::io::Error::other)?;
             out.write_all(&bytes)
         })?;
         let all = self.list()?;
@@ -72,7 +74,8 @@ impl Checkpoints {
             return Ok(Vec::new());
         }
         let name = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).map(str::to_owned);
-        let is_one = |p: &PathBuf| name(p).is_some_and(|n| n.starts_with("step-") && n.ends_with(".safetensors"));
+        let is_one =
+            |p: &PathBuf| name(p).is_some_and(|n| n.starts_with("step-") && n.ends_with(".safetensors"));
         Ok(sorted_entries(&self.dir)?.into_iter().filter(is_one).collect())
     }
 

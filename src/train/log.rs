@@ -47,7 +47,8 @@ impl Log {
             let kept = lines_up_to(&path, step)?;
             write_atomic(&path, |out| kept.iter().try_for_each(|line| writeln!(out, "{line}")))?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
         Ok(Self { path, file, quiet, terminal: std::io::stderr().is_terminal() })
     }
 
@@ -137,6 +138,12 @@ fn lines_up_to(path: &Path, step: u64) -> Result<Vec<String>> {
 /// Whether a directory holds a run.
 pub fn holds_run(dir: &Path) -> bool {
     fs::read_dir(dir).is_ok_and(|mut entries| {
-        entries.any(|e| e.is_ok_and(|e| ["run.json", "generator", "discriminator", "metrics.jsonl"].iter().any(|n| e.file_name() == *n)))
+        entries.any(|e| {
+            e.is_ok_and(|e| {
+                ["run.json", "generator", "discriminator", "metrics.jsonl"]
+                    .iter()
+                    .any(|n| e.file_name() == *n)
+            })
+        })
     })
 }

@@ -40,7 +40,8 @@ impl Metrics {
         let fakes = step.is_fake.iter().filter(|&&fake| fake).count();
         let called = step.disc_logits.iter().filter(calls).count();
         let hits = step.disc_logits.iter().zip(&step.is_fake).filter(|&(&x, &fake)| fake && x > 0.0).count();
-        let right = step.disc_logits.iter().zip(&step.is_fake).filter(|&(&x, &fake)| fake == (x > 0.0)).count();
+        let right =
+            step.disc_logits.iter().zip(&step.is_fake).filter(|&(&x, &fake)| fake == (x > 0.0)).count();
         Self {
             loss: step.loss,
             gen_loss: step.gen_loss,
@@ -107,7 +108,13 @@ mod tests {
             for (j, &b) in scores.iter().enumerate().filter(|&(j, _)| !positive[j]) {
                 assert_ne!(i, j);
                 pairs += 1.0;
-                won += if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 };
+                won += if a > b {
+                    1.0
+                } else if a == b {
+                    0.5
+                } else {
+                    0.0
+                };
             }
         }
         won / pairs

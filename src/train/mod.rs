@@ -98,10 +98,9 @@ pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
             log.train(&line)?;
             (window, window_start) = (Window::default(), Instant::now());
         }
-        if config.eval_every > 0 && position.step % config.eval_every == 0 && !last {
-            if let Some(rows) = &validation {
-                log.eval(position.step, &evaluate(model, rows, &spec, config.eval_rows)?)?;
-            }
+        let evaluates = config.eval_every > 0 && position.step % config.eval_every == 0 && !last;
+        if let Some(rows) = validation.as_ref().filter(|_| evaluates) {
+            log.eval(position.step, &evaluate(model, rows, &spec, config.eval_rows)?)?;
         }
         if position.step % config.save_every == 0 {
             checkpoints.save(model, &optimizer, position)?;

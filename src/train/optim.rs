@@ -23,7 +23,14 @@ pub struct AdamWOptions {
 
 impl Default for AdamWOptions {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, bias_correction: false, clip: Some(1.0) }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.01,
+            bias_correction: false,
+            clip: Some(1.0),
+        }
     }
 }
 
@@ -89,7 +96,11 @@ impl<B: Backend> AdamW<B> {
         let (backend, params) = model.backend_and_params();
         let len = params.table.len();
         let host = |buf| -> Result<Vec<f32>> {
-            Ok(backend.download(B::slice(buf, 0..len))?.into_iter().map(|x: B::F| x.to_f64() as f32).collect())
+            Ok(backend
+                .download(B::slice(buf, 0..len))?
+                .into_iter()
+                .map(|x: B::F| x.to_f64() as f32)
+                .collect())
         };
         Ok(AdamWState { step: self.step, m: host(&self.m)?, v: host(&self.v)? })
     }

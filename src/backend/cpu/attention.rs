@@ -133,7 +133,10 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
         let column = |which: usize| which * channels + task.head * size;
         // SAFETY: this task alone has these rows and this head; queries, keys and values lie side by side.
         let (mut dkeys, mut dvalues) = unsafe {
-            (dqkv.part(task.first, task.rows, column(1), size), dqkv.part(task.first, task.rows, column(2), size))
+            (
+                dqkv.part(task.first, task.rows, column(1), size),
+                dqkv.part(task.first, task.rows, column(2), size),
+            )
         };
         for row in 0..task.rows {
             dkeys.row(row).fill(R::ZERO);
@@ -141,7 +144,10 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
         }
         // SAFETY: as above; the padded keys beyond `task.keys` keep their zero gradient.
         let (mut dkeys, mut dvalues) = unsafe {
-            (dqkv.part(task.first, task.keys, column(1), size), dqkv.part(task.first, task.keys, column(2), size))
+            (
+                dqkv.part(task.first, task.keys, column(1), size),
+                dqkv.part(task.first, task.keys, column(2), size),
+            )
         };
         for from in (0..task.rows).step_by(QUERY_BLOCK) {
             let rows = QUERY_BLOCK.min(task.rows - from);
@@ -156,7 +162,9 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
             vectorized(
                 #[inline(always)]
                 || {
-                    for (i, (p, dp)) in p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate() {
+                    for (i, (p, dp)) in
+                        p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate()
+                    {
                         let (out, dout) = (&out[i * channels..][..size], &dout[i * channels..][..size]);
                         let delta = lane_sum(size, |c| out[c] * dout[c]);
                         let lse = op.lse[(first + i) * s.heads + task.head];

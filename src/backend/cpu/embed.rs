@@ -64,7 +64,14 @@ pub(super) fn embed_bwd<R: Real>(op: EmbedBwd<'_, Cpu<R>>) {
                         drop_row(op.dropout, row, dsum);
                         dy.copy_from_slice(dsum);
                         let stats = (op.mean[row], op.rstd[row]);
-                        normalize_row_bwd(&sum, op.tables.gamma, stats, &dy, dsum, (&mut *dgamma, &mut *dbeta));
+                        normalize_row_bwd(
+                            &sum,
+                            op.tables.gamma,
+                            stats,
+                            &dy,
+                            dsum,
+                            (&mut *dgamma, &mut *dbeta),
+                        );
                     }
                 },
             );

@@ -22,7 +22,10 @@ pub(super) struct Mat<'a, R> {
 impl<'a, R: Real> Mat<'a, R> {
     /// `rows` × `cols`, consecutive rows `row_stride` apart.
     pub(super) fn strided(data: &'a [R], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols, "matrix exceeds its slice");
+        assert!(
+            rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols,
+            "matrix exceeds its slice"
+        );
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -69,7 +72,10 @@ impl<'a, R: Real> MatMut<'a, R> {
 
     /// `rows` × `cols`, consecutive rows `row_stride` apart.
     pub(super) fn strided(data: &'a mut [R], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols, "matrix exceeds its slice");
+        assert!(
+            rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols,
+            "matrix exceeds its slice"
+        );
         Self { data: data.as_mut_ptr(), rows, cols, row_stride, _borrow: std::marker::PhantomData }
     }
 

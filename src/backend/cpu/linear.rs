@@ -75,7 +75,12 @@ pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
     }
 }
 
-fn activate_tile<R: Real>(activation: Activation, bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>) {
+fn activate_tile<R: Real>(
+    activation: Activation,
+    bias: &[R],
+    pre: &mut MatMut<'_, R>,
+    out: &mut MatMut<'_, R>,
+) {
     // The activation is matched outside the loop, or it would not become vector instructions.
     #[inline(always)]
     fn run<R: Real>(bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>, f: impl Fn(R) -> R) {
@@ -93,9 +98,27 @@ fn activate_tile<R: Real>(activation: Activation, bias: &[R], pre: &mut MatMut<'
         );
     }
     match activation {
-        Activation::Gelu => run(bias, pre, out, #[inline(always)] |x| activate(Activation::Gelu, x)),
-        Activation::GeluTanh => run(bias, pre, out, #[inline(always)] |x| activate(Activation::GeluTanh, x)),
-        Activation::Relu => run(bias, pre, out, #[inline(always)] |x| activate(Activation::Relu, x)),
+        Activation::Gelu => run(
+            bias,
+            pre,
+            out,
+            #[inline(always)]
+            |x| activate(Activation::Gelu, x),
+        ),
+        Activation::GeluTanh => run(
+            bias,
+            pre,
+            out,
+            #[inline(always)]
+            |x| activate(Activation::GeluTanh, x),
+        ),
+        Activation::Relu => run(
+            bias,
+            pre,
+            out,
+            #[inline(always)]
+            |x| activate(Activation::Relu, x),
+        ),
     }
 }
 
@@ -105,9 +128,24 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
     let dout = op.dout;
     if let Some((activation, pre)) = op.activation {
         match activation {
-            Activation::Gelu => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::Gelu, x)),
-            Activation::GeluTanh => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::GeluTanh, x)),
-            Activation::Relu => scale_by(dout, pre, #[inline(always)] |x| derivative(Activation::Relu, x)),
+            Activation::Gelu => scale_by(
+                dout,
+                pre,
+                #[inline(always)]
+                |x| derivative(Activation::Gelu, x),
+            ),
+            Activation::GeluTanh => scale_by(
+                dout,
+                pre,
+                #[inline(always)]
+                |x| derivative(Activation::GeluTanh, x),
+            ),
+            Activation::Relu => scale_by(
+                dout,
+                pre,
+                #[inline(always)]
+                |x| derivative(Activation::Relu, x),
+            ),
         }
     }
     let dout = &*dout;

@@ -38,7 +38,8 @@ pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
                     *nll = highest + total.ln() - logits[target];
                     if sampling {
                         let forbidden = op.disallow_correct.then_some(target);
-                        *sampled = gumbel_row(logits, inverse_temperature, forbidden, op.noise, op.masked_index[i]);
+                        *sampled =
+                            gumbel_row(logits, inverse_temperature, forbidden, op.noise, op.masked_index[i]);
                     }
                     if op.gradient {
                         let scale = op.weight[i] * R::of(op.scale);
@@ -72,7 +73,9 @@ fn gumbel_row<R: Real>(
             let gumbel = -(-(u + tiny).ln() + tiny).ln();
             *score = logit * inverse_temperature + gumbel;
         }
-        if let Some(target) = forbidden.and_then(|t| t.checked_sub(chunk * WORDS)).filter(|&t| t < scores.len()) {
+        if let Some(target) =
+            forbidden.and_then(|t| t.checked_sub(chunk * WORDS)).filter(|&t| t < scores.len())
+        {
             scores[target] = R::NEG_INFINITY;
         }
         let highest = maximum(scores);

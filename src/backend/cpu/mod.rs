@@ -9,8 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd, EmbedFwd,
-    LinearBwd, LinearFwd, MlmLoss, RtdLoss,
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
+    EmbedFwd, LinearBwd, LinearFwd, MlmLoss, RtdLoss,
 };
 use crate::{Error, Result};
 
@@ -95,7 +95,10 @@ impl<R: Real> Backend for Cpu<R> {
         &mut buf[range]
     }
 
-    fn disjoint_mut<T: Elem, const K: usize>(buf: &mut Vec<T>, ranges: [Range<usize>; K]) -> Result<[&mut [T]; K]> {
+    fn disjoint_mut<T: Elem, const K: usize>(
+        buf: &mut Vec<T>,
+        ranges: [Range<usize>; K],
+    ) -> Result<[&mut [T]; K]> {
         buf.get_disjoint_mut(ranges)
             .map_err(|e| Error::argument(format!("parameters to be written together must lie apart: {e}")))
     }

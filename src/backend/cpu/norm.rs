@@ -93,7 +93,9 @@ pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
             vectorized(
                 #[inline(always)]
                 || {
-                    for (i, (dx, dh)) in dx.chunks_exact_mut(width).zip(dresidual.chunks_exact_mut(width)).enumerate() {
+                    for (i, (dx, dh)) in
+                        dx.chunks_exact_mut(width).zip(dresidual.chunks_exact_mut(width)).enumerate()
+                    {
                         let row = first + i;
                         let (h, dy) = (&op.h[row * width..][..width], &op.dy[row * width..][..width]);
                         let stats = (op.mean[row], op.rstd[row]);

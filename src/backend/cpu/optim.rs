@@ -12,7 +12,13 @@ const CHUNK: usize = 1 << 16;
 pub(super) fn norm_squared<R: Real>(x: &[R], out: &mut [R]) {
     let partials: Vec<f64> = x
         .par_chunks(CHUNK)
-        .map(|x| vectorized(#[inline(always)] || lane_sum(x.len(), |i| x[i] * x[i])).to_f64())
+        .map(|x| {
+            vectorized(
+                #[inline(always)]
+                || lane_sum(x.len(), |i| x[i] * x[i]),
+            )
+            .to_f64()
+        })
         .collect();
     out[0] = R::of(partials.iter().sum());
 }
@@ -69,7 +75,14 @@ pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
                     #[inline(always)]
                     || {
                         let part = || part.clone();
-                        apply(update, &mut g[part()], &mut m[part()], &mut v[part()], &mut p[part()], &mut w[part()]);
+                        apply(
+                            update,
+                            &mut g[part()],
+                            &mut m[part()],
+                            &mut v[part()],
+                            &mut p[part()],
+                            &mut w[part()],
+                        );
                     },
                 );
             }

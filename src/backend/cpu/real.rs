@@ -209,7 +209,7 @@ pub(super) fn lane_sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
+            lanes[lane] += lanes[lane + width];
         }
         width /= 2;
     }

@@ -1,0 +1,225 @@
+//! The whole model: gradients against finite differences (every head and sharing, dropout on), independence of the
+//! number of threads, gradient accumulation, and memory that is what the plan says.
+
+use elektron::backend::{Backend, Cpu};
+use elektron::data::Batch;
+use elektron::model::config::{Architecture, ElectraConfig};
+use elektron::model::hf::Checkpoint;
+use elektron::model::{BatchLimits, Flavour, Options, Phase, Share, TokenDetection, memory_plan};
+use elektron::train::optim::{AdamW, AdamWOptions};
+
+fn config(hidden: usize) -> ElectraConfig {
+    ElectraConfig {
+        vocab_size: 23,
+        embedding_size: 6,
+        hidden_size: hidden,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 10,
+        max_position_embeddings: 12,
+        initializer_range: 0.3,
+        ..ElectraConfig::default()
+    }
+}
+
+/// Two sequences of 7 and 5 tokens, four of them masked.
+fn batch() -> Batch {
+    let ids: Vec<u32> = vec![2, 9, 7, 14, 11, 22, 3, 2, 5, 6, 19, 3];
+    let masked_index = vec![1, 4, 8, 10];
+    let mut masked_ids = ids.clone();
+    for &i in &masked_index[..3] {
+        masked_ids[i as usize] = 4;
+    }
+    Batch {
+        ids,
+        masked_ids,
+        positions: (0..7).chain(0..5).collect(),
+        types: vec![0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        cu_seqlens: vec![0, 7, 12],
+        key_len: vec![7, 5],
+        masked_index,
+        masked_weight: vec![1.0; 4],
+        rtd_weight: vec![1.0; 12],
+    }
+}
+
+const SAMPLED: [u32; 4] = [9, 20, 5, 13];
+const TRAIN: Phase = Phase::Train { step: 2, row0: 0, micro_batches: 1 };
+
+fn model<B: Backend>(backend: B, head: Architecture, share: Share) -> TokenDetection<B> {
+    let generator = Checkpoint::fresh(config(4), Architecture::MaskedLm);
+    let discriminator = Checkpoint::fresh(config(8), head);
+    let options = Options { share, flavour: Flavour::Electra, seed: 3, ..Options::default() };
+    TokenDetection::with_options(backend, generator, discriminator, options).unwrap()
+}
+
+fn loss(model: &mut TokenDetection<Cpu<f64>>, flat: &[f32]) -> f64 {
+    model.load_flat_weights(flat).unwrap();
+    model.step_forward(&batch(), TRAIN, Some(&SAMPLED)).unwrap();
+    model.read_step().unwrap().loss
+}
+
+/// Weights are single precision, so that moving them by a power of two is exact.
+const STEP: f32 = 1.0 / 4096.0;
+
+fn check_gradients(head: Architecture, share: Share) {
+    let mut model = model(Cpu::<f64>::new(), head, share);
+    let flat: Vec<f32> =
+        model.flat_weights().unwrap().iter().map(|x| (x * 65536.0).round() / 65536.0).collect();
+    loss(&mut model, &flat);
+    model.step_backward().unwrap();
+    let gradients = model.named_gradients().unwrap();
+    let specs = model.table().specs().to_vec();
+    for (spec, (name, gradient)) in specs.iter().zip(&gradients) {
+        assert_eq!(&spec.name, name);
+        let stride = (gradient.data.len() / 5).max(1);
+        for i in (0..gradient.data.len()).step_by(stride) {
+            let at = |change: f32| {
+                let mut moved = flat.clone();
+                moved[spec.offset + i] += change;
+                moved
+            };
+            let slope = |model: &mut TokenDetection<Cpu<f64>>, h: f32| {
+                (loss(model, &at(h)) - loss(model, &at(-h))) / (2.0 * f64::from(h))
+            };
+            // Richardson's combination removes the error of second order.
+            let want = (4.0 * slope(&mut model, STEP) - slope(&mut model, 2.0 * STEP)) / 3.0;
+            let got = f64::from(gradient.data[i]);
+            let padding = name.ends_with("word_embeddings.delta") && i < 6;
+            assert!(
+                padding || (got - want).abs() < 2e-6 * (1.0 + want.abs()),
+                "{share:?} {name}[{i}]: {got} {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    check_gradients(Architecture::PreTraining, Share::All);
+    check_gradients(Architecture::PreTraining, Share::Word);
+    check_gradients(Architecture::TokenClassification, Share::None);
+}
+
+/// Under gdes the discriminator sends nothing into the generator's table: its gradient is the generator loss's own.
+#[test]
+fn gdes_separates_the_gradients_of_the_tables() {
+    let gradient_of = |share: Share, disc_weight: f64, name: &str| {
+        let generator = Checkpoint::fresh(config(4), Architecture::MaskedLm);
+        let discriminator = Checkpoint::fresh(config(8), Architecture::PreTraining);
+        let options = Options { share, disc_weight, seed: 3, ..Options::default() };
+        let mut model =
+            TokenDetection::with_options(Cpu::<f64>::new(), generator, discriminator, options).unwrap();
+        model.step_forward(&batch(), TRAIN, Some(&SAMPLED)).unwrap();
+        model.step_backward().unwrap();
+        let gradients = model.named_gradients().unwrap();
+        gradients.into_iter().find(|(n, _)| n == name).unwrap().1.data
+    };
+    let word = "generator.electra.embeddings.word_embeddings.weight";
+    let delta = "discriminator.electra.embeddings.word_embeddings.delta";
+    let (with, without) = (gradient_of(Share::Gdes, 50.0, word), gradient_of(Share::Gdes, 0.0, word));
+    assert_eq!(with, without, "the discriminator reaches the generator's table");
+    let shared = gradient_of(Share::Word, 50.0, word);
+    assert_ne!(shared, with);
+    assert!(gradient_of(Share::Gdes, 50.0, delta).iter().any(|&x| x != 0.0));
+    assert!(gradient_of(Share::Gdes, 0.0, delta).iter().all(|&x| x == 0.0));
+}
+
+fn trained(threads: usize) -> Vec<f32> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        let mut model = model(Cpu::<f32>::new(), Architecture::PreTraining, Share::All);
+        let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
+        for step in 0..3 {
+            model.step_forward(&batch(), Phase::Train { step, row0: 0, micro_batches: 1 }, None).unwrap();
+            model.step_backward().unwrap();
+            optimizer.step(&mut model, 1e-2).unwrap();
+        }
+        model.flat_weights().unwrap()
+    })
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let one = trained(1);
+    assert!(one.iter().all(|x| x.is_finite()));
+    for threads in [2, 3, 5] {
+        assert_eq!(one, trained(threads), "{threads} threads");
+    }
+}
+
+#[test]
+fn two_micro_batches_are_the_mean_of_both() {
+    let gradients = |micro_batches: u32, times: usize| {
+        let mut model = model(Cpu::<f64>::new(), Architecture::PreTraining, Share::All);
+        for _ in 0..times {
+            let phase = Phase::Train { step: 0, row0: 0, micro_batches };
+            model.step_forward(&batch(), phase, Some(&SAMPLED)).unwrap();
+            model.step_backward().unwrap();
+        }
+        model.named_gradients().unwrap()
+    };
+    for ((name, a), (_, b)) in gradients(1, 1).iter().zip(&gradients(2, 2)) {
+        for (x, y) in a.data.iter().zip(&b.data) {
+            assert!((x - y).abs() <= 1e-6 * (1e-3 + x.abs()), "{name}: {x} {y}");
+        }
+    }
+}
+
+#[test]
+fn a_backward_pass_needs_its_forward_pass() {
+    let mut model = model(Cpu::<f32>::new(), Architecture::PreTraining, Share::All);
+    assert!(model.step_backward().is_err());
+    model.step_forward(&batch(), TRAIN, None).unwrap();
+    model.step_backward().unwrap();
+    assert!(model.step_backward().unwrap_err().to_string().contains("forward"));
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut model = model(Cpu::<f32>::new(), Architecture::PreTraining, Share::All);
+    let mut refuse = |change: fn(&mut Batch), word: &str| {
+        let mut batch = batch();
+        change(&mut batch);
+        let error = model.step_forward(&batch, TRAIN, None).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    };
+    refuse(|b| b.ids[3] = 23, "token id 23");
+    refuse(|b| b.positions[3] = 12, "position 12");
+    refuse(|b| b.types[3] = 2, "token type 2");
+    refuse(|b| b.masked_index[3] = 12, "masked position 12");
+    refuse(|b| b.cu_seqlens[1] = 13, "cu_seqlens");
+    refuse(|b| b.key_len[0] = 8, "key");
+}
+
+#[test]
+fn tables_that_differ_cannot_be_shared() {
+    let generator = Checkpoint::fresh(config(4), Architecture::MaskedLm);
+    let other = ElectraConfig { embedding_size: 5, ..config(8) };
+    let discriminator = Checkpoint::fresh(other, Architecture::PreTraining);
+    let Err(error) =
+        TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, Options::default())
+    else {
+        panic!("was accepted")
+    };
+    assert!(error.to_string().contains("--share none"), "{error}");
+}
+
+/// The published count of the paper's small pair: 14 M with the generator's quarter-width encoder.
+#[test]
+fn the_plan_counts_what_the_model_has() {
+    use elektron::model::ParamTable;
+    use elektron::model::config::Preset;
+    let (generator, discriminator) = (Preset::Small.generator(30522), Preset::Small.discriminator(30522));
+    let table = ParamTable::new(&generator, &discriminator, Architecture::PreTraining, Share::All).unwrap();
+    let embeddings = (30522 + 512 + 2 + 2) * 128;
+    let encoder = |c: usize| 12 * (4 * c * c + 4 * c + 8 * c * c + 5 * c + 4 * c) + 128 * c + c;
+    let heads = (64 * 128 + 128 + 256 + 30522) + (256 * 256 + 256 + 257);
+    assert_eq!(table.parameter_count(), embeddings + encoder(64) + encoder(256) + heads);
+    let limits = BatchLimits { tokens: 1024, sequences: 8, masked: 152 };
+    let (head, cpu) = (Architecture::PreTraining, Cpu::<f32>::new());
+    let plan = memory_plan(&cpu, &generator, &discriminator, head, Share::All, limits).unwrap();
+    let parameters: u64 = plan.families()[0].1;
+    assert_eq!(parameters, 5 * 4 * table.len() as u64);
+    assert!(plan.total_bytes() > parameters && plan.bytes_per_token() > 0);
+}
