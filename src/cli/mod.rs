@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// Pre-trains ELECTRA: text in, a generator and a discriminator that `transformers` loads out
 #[derive(Parser)]
-#[command(name = "elektron", version, about, propagate_version = true, subcommand_required = true)]
+#[command(name = "elektron", version = env!("ELEKTRON_VERSION"), about, propagate_version = true, subcommand_required = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
