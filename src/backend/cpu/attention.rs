@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::elementwise::drop_row_from;
+use super::elementwise::{WORDS, drop_row_from, keep_factors};
 use super::gemm::{Mat, MatMut, matmul};
 use super::real::{Real, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
@@ -183,7 +183,7 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
 }
 
 /// On entry `p` holds scaled scores and `dp` the gradient of the dropped probabilities; on return `p` the dropped
-/// probabilities and `dp` the gradient of the raw scores, p · (dp - delta) · scale.
+/// probabilities and `dp` the gradient of the raw scores, p · (dp - delta) · scale. One mask serves both.
 #[inline(always)]
 fn dscores_row<R: Real>(
     dropout: Dropout,
@@ -192,10 +192,13 @@ fn dscores_row<R: Real>(
     p: &mut [R],
     dp: &mut [R],
 ) {
-    drop_row_from(dropout, row, index, dp);
-    for (p, dp) in p.iter_mut().zip(dp) {
-        *p = (*p - lse).exp();
-        *dp = *p * (*dp - delta) * scale;
+    let mut keep = [R::ONE; WORDS];
+    for (chunk, (p, dp)) in p.chunks_mut(WORDS).zip(dp.chunks_mut(WORDS)).enumerate() {
+        keep_factors(dropout, row, index + (chunk * WORDS) as u32, &mut keep);
+        for ((p, dp), &keep) in p.iter_mut().zip(dp).zip(&keep) {
+            let probability = (*p - lse).exp();
+            *dp = probability * (*dp * keep - delta) * scale;
+            *p = probability * keep;
+        }
     }
-    drop_row_from(dropout, row, index, p);
 }

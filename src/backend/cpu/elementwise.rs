@@ -22,15 +22,25 @@ pub(super) fn drop_row_from<R: Real>(dropout: Dropout, row: usize, index: u32, x
     if !dropout.is_on() {
         return;
     }
+    let mut keep = [R::ONE; WORDS];
+    for (chunk, x) in x.chunks_mut(WORDS).enumerate() {
+        keep_factors(dropout, row, index + (chunk * WORDS) as u32, &mut keep);
+        x.iter_mut().zip(&keep).for_each(|(x, &keep)| *x *= keep);
+    }
+}
+
+/// What dropout multiplies the elements from column `index` on with: 0 or 1 / (1 - p). Without dropout `keep` stays.
+#[inline(always)]
+pub(super) fn keep_factors<R: Real>(dropout: Dropout, row: usize, index: u32, keep: &mut [R; WORDS]) {
+    if !dropout.is_on() {
+        return;
+    }
     let row = dropout.row0.wrapping_add(row as u32);
     let scale = R::of(dropout.scale);
     let mut words = [0; WORDS];
-    for (chunk, x) in x.chunks_mut(WORDS).enumerate() {
-        let block = index / 4 + (chunk * rng::LANES) as u32;
-        dropout.rng.blocks(block, row, dropout.site, dropout.step, &mut words);
-        for (x, &word) in x.iter_mut().zip(&words) {
-            *x = if word < dropout.threshold { R::ZERO } else { *x * scale };
-        }
+    dropout.rng.blocks(index / 4, row, dropout.site, dropout.step, &mut words);
+    for (keep, &word) in keep.iter_mut().zip(&words) {
+        *keep = if word < dropout.threshold { R::ZERO } else { scale };
     }
 }
 

@@ -4,10 +4,12 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, par_matmul};
 use super::real::{Real, vectorized};
-use super::{Cpu, par_column_sums};
+use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{LinearBwd, LinearFwd, Write};
 use crate::model::config::Activation;
 
+/// Rows of a partial sum.
+const SUM_ROWS: usize = 2 * ROW_BLOCK;
 const GELU_TANH_SCALE: f64 = 0.797_884_560_802_865_4; // √(2/π)
 const GELU_TANH_CUBIC: f64 = 0.044_715;
 
@@ -125,31 +127,41 @@ fn activate_tile<R: Real>(
 pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
-    let dout = op.dout;
-    if let Some((activation, pre)) = op.activation {
-        match activation {
-            Activation::Gelu => scale_by(
+    let (dout, dbias) = (op.dout, op.dbias);
+    match op.activation {
+        None => bias_bwd(dout, outputs, dbias),
+        Some((Activation::Gelu, pre)) => {
+            activation_bwd(
                 dout,
                 pre,
+                outputs,
+                dbias,
                 #[inline(always)]
                 |x| derivative(Activation::Gelu, x),
-            ),
-            Activation::GeluTanh => scale_by(
+            );
+        }
+        Some((Activation::GeluTanh, pre)) => {
+            activation_bwd(
                 dout,
                 pre,
+                outputs,
+                dbias,
                 #[inline(always)]
                 |x| derivative(Activation::GeluTanh, x),
-            ),
-            Activation::Relu => scale_by(
+            );
+        }
+        Some((Activation::Relu, pre)) => {
+            activation_bwd(
                 dout,
                 pre,
+                outputs,
+                dbias,
                 #[inline(always)]
                 |x| derivative(Activation::Relu, x),
-            ),
+            );
         }
     }
     let dout = &*dout;
-    par_column_sums(dout, outputs, op.dbias);
     let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(dout, rows, outputs));
     par_matmul(MatMut::new(op.dweight, outputs, inputs), true, dout.t(), inp, |_, _, _| {});
     let (write, dinp) = op.dinp;
@@ -157,13 +169,52 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
     par_matmul(MatMut::new(dinp, rows, inputs), write == Write::Add, dout, weight, |_, _, _| {});
 }
 
-/// dout *= f(pre)
-fn scale_by<R: Real>(dout: &mut [R], pre: &[R], f: impl Fn(R) -> R + Sync) {
-    const CHUNK: usize = 1 << 14;
-    dout.par_chunks_mut(CHUNK).zip(pre.par_chunks(CHUNK)).for_each(|(dout, pre)| {
-        vectorized(
-            #[inline(always)]
-            || dout.iter_mut().zip(pre).for_each(|(d, &x)| *d *= f(x)),
-        );
-    });
+/// db += column sums of dout (N, O), by partial sums over fixed row blocks.
+fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
+    let partials: Vec<Vec<R>> = dout
+        .par_chunks(SUM_ROWS * width)
+        .map(|rows| {
+            let mut partial = vec![R::ZERO; width];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(width) {
+                        partial.iter_mut().zip(row).for_each(|(p, &x)| *p += x);
+                    }
+                },
+            );
+            partial
+        })
+        .collect();
+    add_partials(&partials, 0, dbias);
+}
+
+/// dout *= f(pre), and db from it in the same pass.
+fn activation_bwd<R: Real>(
+    dout: &mut [R],
+    pre: &[R],
+    width: usize,
+    dbias: &mut [R],
+    f: impl Fn(R) -> R + Sync,
+) {
+    let partials: Vec<Vec<R>> = dout
+        .par_chunks_mut(SUM_ROWS * width)
+        .zip(pre.par_chunks(SUM_ROWS * width))
+        .map(|(dout, pre)| {
+            let mut partial = vec![R::ZERO; width];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (dout, pre) in dout.chunks_exact_mut(width).zip(pre.chunks_exact(width)) {
+                        for ((d, &x), p) in dout.iter_mut().zip(pre).zip(&mut partial) {
+                            *d *= f(x);
+                            *p += *d;
+                        }
+                    }
+                },
+            );
+            partial
+        })
+        .collect();
+    add_partials(&partials, 0, dbias);
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::elementwise::WORDS;
-use super::real::{Real, lane_sum, maximum, vectorized};
+use super::real::{Real, lane_sum, maximum, sum, vectorized};
 use crate::backend::{Dropout, MlmLoss};
 use crate::rng::{LANES, open_unit};
 
@@ -34,17 +34,23 @@ pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
                 || {
                     let highest = maximum(logits);
                     *best = logits.iter().position(|&x| x == highest).unwrap_or(0) as u32;
-                    let total = lane_sum(vocabulary, |v| (logits[v] - highest).exp());
-                    *nll = highest + total.ln() - logits[target];
                     if sampling {
                         let forbidden = op.disallow_correct.then_some(target);
                         *sampled =
                             gumbel_row(logits, inverse_temperature, forbidden, op.noise, op.masked_index[i]);
                     }
+                    let target_logit = logits[target];
+                    let total = if op.gradient {
+                        logits.iter_mut().for_each(|x| *x = (*x - highest).exp());
+                        sum(logits)
+                    } else {
+                        lane_sum(vocabulary, |v| (logits[v] - highest).exp())
+                    };
+                    *nll = highest + total.ln() - target_logit;
                     if op.gradient {
                         let scale = op.weight[i] * R::of(op.scale);
-                        let inverse = scale / total;
-                        logits.iter_mut().for_each(|x| *x = (*x - highest).exp() * inverse);
+                        let factor = scale / total;
+                        logits.iter_mut().for_each(|x| *x *= factor);
                         logits[target] -= scale;
                     }
                 },

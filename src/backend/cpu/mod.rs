@@ -6,8 +6,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
     EmbedFwd, LinearBwd, LinearFwd, MlmLoss, RtdLoss,
@@ -48,26 +46,6 @@ fn add_partials<R: Real>(partials: &[Vec<R>], offset: usize, total: &mut [R]) {
     for partial in partials {
         total.iter_mut().zip(&partial[offset..]).for_each(|(t, &p)| *t += p);
     }
-}
-
-/// total (C) += column sums of x (N, C), by partial sums over fixed row blocks.
-fn par_column_sums<R: Real>(x: &[R], width: usize, total: &mut [R]) {
-    let partials: Vec<Vec<R>> = x
-        .par_chunks(4 * ROW_BLOCK * width)
-        .map(|rows| {
-            let mut partial = vec![R::ZERO; width];
-            real::vectorized(
-                #[inline(always)]
-                || {
-                    for row in rows.chunks_exact(width) {
-                        partial.iter_mut().zip(row).for_each(|(p, &x)| *p += x);
-                    }
-                },
-            );
-            partial
-        })
-        .collect();
-    add_partials(&partials, 0, total);
 }
 
 impl<R: Real> Backend for Cpu<R> {
