@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Merge {
-    /// Paragraphs as [CLS] … [SEP], chained over the whole corpus and cut into rows of T; the tail is dropped.
+    /// Paragraphs as \[CLS\] … \[SEP\], chained over the whole corpus and cut into rows of T; the tail is dropped.
     #[default]
     Concat,
     /// Whole paragraphs, combined longest first into rows of up to T.
@@ -32,7 +32,7 @@ const SHORT: f32 = 0.05;
 /// One row: token ids and token types of equal length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
-    /// With [CLS] and [SEP].
+    /// With \[CLS\] and \[SEP\].
     pub ids: Vec<u32>,
     /// 0 in the first segment, 1 in the second.
     pub types: Vec<u32>,
@@ -139,7 +139,7 @@ impl Rows {
         }
     }
 
-    /// A paragraph as [CLS] … [SEP] in at most `room` tokens.
+    /// A paragraph as \[CLS\] … \[SEP\] in at most `room` tokens.
     fn frame(&self, paragraph: usize, room: usize, ids: &mut Vec<u32>) {
         if room > 2 {
             ids.push(self.special.cls);

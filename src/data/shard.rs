@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A shard's name holds a hash of everything it depends on: format version, tokenizer, columns, the file's content.
-//! Paragraphs are stored without [CLS] and [SEP]; [`super::pack`] adds them, so every way of packing reads the same
+//! Paragraphs are stored without \[CLS\] and \[SEP\]; [`super::pack`] adds them, so every way of packing reads the same
 //! shards. Sizes in a header are checked against the file before use.
 
 use std::fs::File;
@@ -329,7 +329,7 @@ impl Dataset {
         shard.copy(start..(start.saturating_add(most)).min(span.end), to);
     }
 
-    /// The paragraph that holds token `at` of the stream in which every paragraph stands as [CLS] … [SEP], and how
+    /// The paragraph that holds token `at` of the stream in which every paragraph stands as \[CLS\] … \[SEP\], and how
     /// far into it `at` is.
     pub(super) fn framed_position(&self, mut at: usize) -> Option<(usize, usize)> {
         for (index, shard) in self.shards.iter().enumerate() {
