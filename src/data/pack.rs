@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Merge {
-    /// Paragraphs as \[CLS\] … \[SEP\], chained over the whole corpus and cut into rows of T; the tail is dropped.
+    /// Paragraphs in their special tokens, chained over the whole corpus and cut into rows of T; the tail is dropped.
     #[default]
     Concat,
     /// Whole paragraphs, combined longest first into rows of up to T.

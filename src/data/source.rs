@@ -2,7 +2,7 @@
 //!
 //! A source is a sequence of paragraphs in documents. In a text file a paragraph is a line and a blank line ends the
 //! document; a csv or jsonl record is a document whose chosen columns are read the same way. Memory is bounded by the
-//! longest line. A further format is one more arm of [`Format`].
+//! longest line. A further format is one more arm of `Format`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
