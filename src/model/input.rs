@@ -77,6 +77,11 @@ impl PaddedInput {
             }
             batch.cu_seqlens.push(origin.len() as u32);
             let real = origin[before..].iter().filter(|&&flat| self.is_real(flat)).count();
+            if real == 0 && origin.len() > before {
+                return Err(Error::argument(format!(
+                    "attention_mask is 0 throughout row {row}: leave out rows without a token"
+                )));
+            }
             batch.key_len.push(real as u32);
         }
         if let Some(flat) = (0..self.labels.len()).find(|&i| self.labels[i] != IGNORE && !self.is_real(i)) {
