@@ -142,7 +142,7 @@ fn the_tied_decoder_may_stand_in_either_place() {
     let path = dir.path().join("model.safetensors");
     let word = raw.iter().find(|(name, ..)| name == WORD).unwrap().clone();
     let decoder = (DECODER.to_owned(), word.1, word.2.clone(), word.3.clone());
-    let both = [&raw[..], &[decoder.clone()]].concat();
+    let both = [&raw[..], std::slice::from_ref(&decoder)].concat();
     write(&path, &both);
     assert_eq!(Checkpoint::load(dir.path()).unwrap(), original());
     let alone: Raw = both.iter().filter(|(name, ..)| name != WORD).cloned().collect();
