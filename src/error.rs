@@ -47,6 +47,9 @@ pub enum Error {
     /// Arguments of a library call that do not fit each other: lengths, shapes, ranges.
     #[error("{0}")]
     Argument(String),
+    /// A GPU, its libraries or its kernels.
+    #[error("{0}")]
+    Device(String),
 }
 
 impl Error {
@@ -69,6 +72,11 @@ impl Error {
     /// Settings that do not fit.
     pub fn config(problem: impl Into<String>) -> Self {
         Self::Config(problem.into())
+    }
+
+    /// A problem with a GPU, its libraries or its kernels.
+    pub fn device(problem: impl Into<String>) -> Self {
+        Self::Device(problem.into())
     }
 
     /// Arguments that do not fit.

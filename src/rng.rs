@@ -51,6 +51,11 @@ impl Philox {
         Self { key: [seed as u32, (seed >> 32) as u32] }
     }
 
+    /// The seed's two halves, as kernels take them.
+    pub const fn key(self) -> [u32; 2] {
+        self.key
+    }
+
     /// The four words at counter (index, row, site, step).
     #[inline]
     pub fn block(self, index: u32, row: u32, site: Site, step: u32) -> [u32; 4] {

@@ -5,6 +5,7 @@ mod checkpoint;
 mod cli;
 mod data;
 mod golden;
+mod kernels;
 mod ops;
 mod support;
 mod whole;

@@ -17,11 +17,13 @@ use crate::model::config::Activation;
 use crate::rng::{Philox, Site};
 
 pub mod cpu;
+pub mod gpu;
 
 pub use cpu::Cpu;
+pub use gpu::Gpu;
 
 /// A number that can live in a buffer.
-pub trait Elem: Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {}
+pub trait Elem: bytemuck::Pod + Default + PartialEq + Send + Sync + std::fmt::Debug {}
 
 impl Elem for u32 {}
 

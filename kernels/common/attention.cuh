@@ -1,0 +1,151 @@
+// What attention_fwd.cu and attention_bwd.cu share: geometry, tiles, dropout of probabilities.
+//
+// Sequences are packed: sequence s is rows cu_seqlens[s] .. cu_seqlens[s + 1] of qkv (N, 3C), and its first key_len[s] rows serve as
+// keys. A block works on one sequence and head; HSP is the head size padded to what the kernel is compiled for, with zeros.
+#pragma once
+#include "mma.cuh"
+#include "philox.cuh"
+
+constexpr u32 ATTENTION_THREADS = 128;
+constexpr u32 ATTENTION_WARPS = ATTENTION_THREADS / WARP;
+/// Rows of a block's own tile: 16 a warp.
+constexpr u32 TILE = ATTENTION_WARPS * 16;
+constexpr float LOG2E = 1.44269504088896341f;
+constexpr float LN2 = 0.69314718055994531f;
+
+/// Elements of a 16-byte access.
+constexpr u32 VECTOR = 16 / sizeof(X);
+
+/// Elements between rows of a tile in shared memory: one access more than the row, so that the eight rows of a matrix that
+/// `ldmatrix` reads lie in different banks.
+template <u32 HSP>
+constexpr u32 LD = HSP + VECTOR;
+
+/// Rows of the tiles that a backward pass walks over; fewer where registers (128 wide) or shared memory (fp32) are short.
+template <u32 HSP>
+constexpr u32 INNER = (HSP <= 64 ? 64 : 32) / (sizeof(X) / 2);
+
+/// Mirrors `AttentionArgs` of the launcher.
+struct Attention {
+    const u32 *cu_seqlens, *key_len;
+    u32 heads, head_size;
+    float scale;  // 1 / sqrt(head size)
+};
+
+/// This block's sequence and head.
+struct Task {
+    u32 first, rows, keys, head, channels;
+};
+
+DEVICE Task task(const Attention& a) {
+    const u32 first = a.cu_seqlens[blockIdx.z];
+    return {first, a.cu_seqlens[blockIdx.z + 1] - first, a.key_len[blockIdx.z], blockIdx.y, a.heads * a.head_size};
+}
+
+/// Queries, keys or values (`which` 0, 1, 2) of the task's rows from `row` on.
+DEVICE const X* operand(const X* qkv, const Task& k, u32 which, u32 row, u32 head_size) {
+    return qkv + static_cast<u64>(k.first + row) * 3 * k.channels + which * k.channels + k.head * head_size;
+}
+
+/// ROWS × HSP from global to shared memory, rows `stride` apart; what lies beyond `rows` or the head is 0. Asynchronous where rows
+/// allow 16-byte accesses: the caller commits and waits.
+template <u32 ROWS, u32 HSP>
+DEVICE void load_tile(X* tile, const X* from, u64 stride, u32 rows, u32 head_size) {
+    if (head_size % VECTOR == 0) {
+        constexpr u32 ACROSS = HSP / VECTOR;
+        for (u32 i = threadIdx.x; i < ROWS * ACROSS; i += ATTENTION_THREADS) {
+            const u32 row = i / ACROSS, col = i % ACROSS * VECTOR;
+            const bool exists = row < rows && col < head_size;
+            cp_async16(tile + row * LD<HSP> + col, exists ? from + row * stride + col : from, exists ? 16 : 0);
+        }
+    } else {
+        for (u32 i = threadIdx.x; i < ROWS * HSP; i += ATTENTION_THREADS) {
+            const u32 row = i / HSP, col = i % HSP;
+            tile[row * LD<HSP> + col] = row < rows && col < head_size ? from[row * stride + col] : from_float<X>(0.0f);
+        }
+    }
+}
+
+/// 2^x: to two units in the last place is enough for bf16.
+DEVICE float power_of_2(float x) { return sizeof(X) == 2 ? exp2_approx(x) : exp2f(x); }
+
+/// Index of the dropout word of a head's first key.
+DEVICE u32 mask_index(u32 head) { return head << 20; }
+
+/// What the probabilities of a C tile, queries down and keys across, are multiplied with. `row` is the packed row of the tile's first query,
+/// `key` its first key. A block of Philox serves four keys of a row, that is two lanes: each draws one row's and they exchange halves.
+DEVICE void keep_queries_by_keys(float (&keep)[4], const Dropout& d, u32 row, u32 head, u32 key) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    const bool odd = t % 2;
+    const Words mine = philox(d, (mask_index(head) + key) / 4 + t / 2, row + g + (odd ? 8 : 0));
+    const u32 first = shuffle_xor(odd ? mine.w[0] : mine.w[2], 1);
+    const u32 second = shuffle_xor(odd ? mine.w[1] : mine.w[3], 1);
+    keep[0] = keep_factor(d, odd ? first : mine.w[0]);
+    keep[1] = keep_factor(d, odd ? second : mine.w[1]);
+    keep[2] = keep_factor(d, odd ? mine.w[2] : first);
+    keep[3] = keep_factor(d, odd ? mine.w[3] : second);
+}
+
+/// The same with keys down and queries across. The four keys of a block are the rows of four lanes: each draws one of the
+/// four blocks that they need (two queries, two halves of the tile) and they exchange words.
+DEVICE void keep_keys_by_queries(float (&keep)[4], const Dropout& d, u32 row, u32 head, u32 key) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4, q = g % 4;
+    const Words mine = philox(d, (mask_index(head) + key) / 4 + g / 4 + q / 2 * 2, row + 2 * t + q % 2);
+#pragma unroll
+    for (u32 r = 0; r < 4; r++) {
+        const u32 partner = q ^ r;
+        u32 word = mine.w[0];
+#pragma unroll
+        for (u32 i = 1; i < 4; i++) word = partner == i ? mine.w[i] : word;
+        const float factor = keep_factor(d, shuffle_xor(word, r * 4));
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) keep[i] = partner == i ? factor : keep[i];
+    }
+}
+
+/// acc (16 × COLS) += A · B over HSP, A's rows and B's columns both rows of tiles in shared memory.
+template <u32 HSP, u32 COLS>
+DEVICE void multiply_rows(float (&acc)[COLS / 8][4], const X* a_rows, const X* b_rows) {
+#pragma unroll
+    for (u32 k = 0; k < HSP; k += 16) {
+        FragmentA<X> a;
+        load_a(a, a_rows + k, LD<HSP>);
+#pragma unroll
+        for (u32 n = 0; n < COLS; n += 16) {
+            FragmentB<X> b[2];
+            load_b(b, b_rows + n * LD<HSP> + k, LD<HSP>);
+            mma(acc[n / 8], a, b[0]);
+            mma(acc[n / 8 + 1], a, b[1]);
+        }
+    }
+}
+
+/// acc (16 × HSP) += P · B, P (16 × DEPTH) from registers, B the DEPTH rows of a tile in shared memory.
+template <u32 HSP, u32 DEPTH>
+DEVICE void multiply_registers(float (&acc)[HSP / 8][4], const float (&p)[DEPTH / 8][4], const X* b_rows) {
+#pragma unroll
+    for (u32 k = 0; k < DEPTH; k += 16) {
+        FragmentA<X> a;
+        to_a(a, p[k / 8], p[k / 8 + 1]);
+#pragma unroll
+        for (u32 n = 0; n < HSP; n += 16) {
+            FragmentB<X> b[2];
+            load_b_rows(b, b_rows + k * LD<HSP> + n, LD<HSP>);
+            mma(acc[n / 8], a, b[0]);
+            mma(acc[n / 8 + 1], a, b[1]);
+        }
+    }
+}
+
+/// Writes factor · acc (16 × HSP) to rows of global memory, those below `rows` and columns within the head.
+template <u32 HSP>
+DEVICE void store_rows(const float (&acc)[HSP / 8][4], float low_factor, float high_factor, X* to, u64 stride, u32 row, u32 rows, u32 head_size) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (u32 n = 0; n < HSP / 8; n++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 r = row + g + i / 2 * 8, col = n * 8 + 2 * t + i % 2;
+            if (r < rows && col < head_size) to[r * stride + col] = from_float<X>(acc[n][i] * (i / 2 ? high_factor : low_factor));
+        }
+}

@@ -1,0 +1,87 @@
+// LayerNorm of one row by one warp, the row in registers: shared by norm.cu and embed.cu.
+//
+// Lane l holds of chunk j the eight columns 256 j + 8 l .. + 8, so every access of a warp is 512 contiguous bytes (bf16).
+// CHUNKS chunks hold rows up to 256 · CHUNKS wide.
+#pragma once
+#include "philox.cuh"
+#include "reduce.cuh"
+#include "vec.cuh"
+
+constexpr u32 CHUNK = WARP * EIGHT;
+
+DEVICE u32 chunk_column(u32 chunk) { return chunk * CHUNK + lane_id() * EIGHT; }
+
+/// Mean and reciprocal standard deviation; the variance takes a second pass over the registers, as E[x²] - E[x]² cancels.
+template <u32 CHUNKS>
+DEVICE float2 row_statistics(const float (&x)[CHUNKS][EIGHT], u32 width, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < CHUNKS; j++)
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) sum += x[j][i];  // columns beyond the width hold 0
+    const float mean = warp_sum(sum) / static_cast<float>(width);
+    float squares = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < CHUNKS; j++)
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            const float centred = x[j][i] - mean;
+            if (chunk_column(j) + i < width) squares += centred * centred;
+        }
+    return float2{mean, 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + eps)};
+}
+
+/// dh = rstd · (dy γ - mean(dy γ) - x̂ · mean(dy γ x̂)) with x̂ = (h - mean) · rstd, in place of dy; adds dy x̂ and dy to the
+/// lane's columns of dγ and dβ.
+template <u32 CHUNKS>
+DEVICE void normalize_bwd(float (&dy)[CHUNKS][EIGHT], const float (&h)[CHUNKS][EIGHT], const X* gamma, float2 stats,
+                          u32 width, float (&dgamma)[CHUNKS][EIGHT], float (&dbeta)[CHUNKS][EIGHT]) {
+    const bool aligned = rows_are_aligned(width);
+    float sum = 0.0f, sum_x = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < CHUNKS; j++) {
+        const u32 col = chunk_column(j), count = columns_left(col, width);
+        float g[EIGHT];
+        load8(g, gamma + (count ? col : 0), count, aligned && count);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            const float x = (h[j][i] - stats.x) * stats.y;
+            if (i >= count) continue;
+            dgamma[j][i] += dy[j][i] * x;
+            dbeta[j][i] += dy[j][i];
+            dy[j][i] *= g[i];
+            sum += dy[j][i];
+            sum_x += dy[j][i] * x;
+        }
+    }
+    const float mean = warp_sum(sum) / static_cast<float>(width), mean_x = warp_sum(sum_x) / static_cast<float>(width);
+#pragma unroll
+    for (u32 j = 0; j < CHUNKS; j++)
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            const float x = (h[j][i] - stats.x) * stats.y;
+            dy[j][i] = stats.y * (dy[j][i] - mean - x * mean_x);
+        }
+}
+
+/// Adds up the warps' dγ and dβ in order and writes this block's partial sums (2, width): dγ, then dβ. `scratch` holds
+/// 2 · width floats. The caller adds the blocks' partials in order (`column_sums`).
+template <u32 CHUNKS>
+DEVICE void store_norm_partials(const float (&dgamma)[CHUNKS][EIGHT], const float (&dbeta)[CHUNKS][EIGHT], u32 width,
+                                float* scratch, float* partials) {
+    for (u32 w = 0; w < blockDim.x / WARP; w++) {
+        if (warp_id() == w) {
+#pragma unroll
+            for (u32 j = 0; j < CHUNKS; j++)
+#pragma unroll
+                for (u32 i = 0; i < EIGHT; i++) {
+                    const u32 col = chunk_column(j) + i;
+                    if (col >= width) continue;
+                    scratch[col] = (w ? scratch[col] : 0.0f) + dgamma[j][i];
+                    scratch[width + col] = (w ? scratch[width + col] : 0.0f) + dbeta[j][i];
+                }
+        }
+        __syncthreads();  // one warp after the other adds: the order of the sum is fixed
+    }
+    for (u32 c = threadIdx.x; c < 2 * width; c += blockDim.x) partials[static_cast<u64>(blockIdx.x) * 2 * width + c] = scratch[c];
+}

@@ -1,0 +1,51 @@
+// Philox4x32-10 (Salmon et al., SC'11): the same numbers as src/rng.rs, so that every backend drops, masks and samples
+// alike and nothing is stored for the backward pass.
+#pragma once
+#include "ptx.cuh"
+
+/// The stream (seed, site, step) and the rule of inverted dropout; mirrors `DropoutArgs` of the launchers.
+struct Dropout {
+    u32 threshold;  // an element is dropped when its word is below; 0 switches dropout off
+    float scale;    // 1 / (1 - p)
+    u32 key0, key1;
+    u32 site, step;
+    u32 row0;  // number of the batch's first row among all rows of the step
+};
+
+struct Words {
+    u32 w[4];
+};
+
+/// The four words at counter (index, row, site, step); `row` counts from the batch's first row.
+DEVICE Words philox(const Dropout& d, u32 index, u32 row) {
+    u32 c0 = index, c1 = d.row0 + row, c2 = d.site, c3 = d.step;
+    u32 k0 = d.key0, k1 = d.key1;
+#pragma unroll
+    for (u32 round = 0; round < 10; round++) {
+        if (round > 0) k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        const u32 high0 = mul_high(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+        const u32 high1 = mul_high(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+    }
+    return Words{{c0, c1, c2, c3}};
+}
+
+/// What an element with this word is multiplied with.
+DEVICE float keep_factor(const Dropout& d, u32 word) { return word < d.threshold ? 0.0f : d.scale; }
+
+/// Drops eight elements of a row, from column `col` (a multiple of 4) on.
+DEVICE void drop8(float (&x)[8], const Dropout& d, u32 row, u32 col) {
+    if (d.threshold == 0) return;
+    const Words low = philox(d, col / 4, row), high = philox(d, col / 4 + 1, row);
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        x[i] *= keep_factor(d, low.w[i]);
+        x[4 + i] *= keep_factor(d, high.w[i]);
+    }
+}
+
+/// A uniform number in (0, 1) from 23 bits of a word; exact.
+DEVICE float open_unit(u32 word) { return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }

@@ -1,0 +1,103 @@
+// Every instruction that C++ has no word for, one wrapper each, beside its twin for the host build.
+#pragma once
+#include "prelude.cuh"
+
+#ifdef ELEKTRON_HOST
+
+DEVICE float bits_to_float(u32 bits) { return simt::bit_cast<float>(bits); }
+DEVICE u32 float_to_bits(float x) { return simt::bit_cast<u32>(x); }
+
+/// Two floats rounded to nearest even: `low` in the low half.
+DEVICE u32 float2_to_bf16x2(float low, float high) {
+    auto round = [](float x) -> u32 {
+        u32 bits = float_to_bits(x);
+        if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // the canonical NaN of cvt
+        return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    };
+    return round(low) | (round(high) << 16);
+}
+
+/// 2^x.
+DEVICE float exp2_approx(float x) { return ::exp2f(x); }
+
+/// Upper half of the 64-bit product.
+DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }
+
+template <typename T>
+DEVICE T shuffle_xor(T value, u32 lane_mask) {
+    return simt::shuffle(ALL_LANES, value, lane_id() ^ lane_mask);
+}
+
+/// Bit per lane: whose predicate holds.
+DEVICE u32 ballot(bool predicate) { return simt::ballot(ALL_LANES, predicate); }
+
+/// 16 bytes from global to shared memory, arriving at a later `cp_async_wait`; zeros where `bytes` is 0.
+DEVICE void cp_async16(void* shared, const void* global, u32 bytes) { simt::async_copy(shared, global, bytes); }
+DEVICE void cp_async_commit() { simt::async_commit(); }
+/// Waits until at most `PENDING` of this thread's committed groups are under way.
+template <u32 PENDING>
+DEVICE void cp_async_wait() {
+    simt::async_wait(PENDING);
+}
+
+/// Four 8 × 8 matrices of 16-bit elements; row r of matrix i is at the address that lane 8i + r gives.
+/// A lane receives of each matrix the elements (lane / 4, 2 (lane % 4)) and the next; transposed, of its transpose.
+template <bool TRANSPOSED>
+DEVICE void ldmatrix_x4(u32 (&out)[4], const void* row) {
+    simt::ldmatrix(out, row, TRANSPOSED);
+}
+
+#else
+
+DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 float_to_bits(float x) { return __float_as_uint(x); }
+
+DEVICE u32 float2_to_bf16x2(float low, float high) {
+    u32 out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+DEVICE float exp2_approx(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
+DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
+
+template <typename T>
+DEVICE T shuffle_xor(T value, u32 lane_mask) {
+    return __shfl_xor_sync(ALL_LANES, value, lane_mask);
+}
+
+DEVICE u32 ballot(bool predicate) { return __ballot_sync(ALL_LANES, predicate); }
+
+DEVICE u32 shared_address(const void* shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
+
+DEVICE void cp_async16(void* shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <u32 PENDING>
+DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+template <bool TRANSPOSED>
+DEVICE void ldmatrix_x4(u32 (&out)[4], const void* row) {
+    if (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+    }
+}
+
+#endif

@@ -1,0 +1,69 @@
+// Kernels with one planted fault each, for the tests of the emulator: every one must be caught.
+#include "../common/ptx.cuh"
+
+/// Reverses a block through shared memory without the barrier between writing and reading.
+KERNEL(64) missing_barrier(float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+    out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+/// The same with it.
+KERNEL(64) with_barrier(float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+    __syncthreads();  // every value is written
+    out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+/// Writes one element too many.
+KERNEL(64) one_past_the_end(float* out, u32 n) {
+    if (threadIdx.x <= n) out[threadIdx.x] = 1.0f;
+}
+
+/// Writes beyond the shared memory of the launch.
+KERNEL(64) beyond_shared_memory(float* out, u32 n) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    shared[n + threadIdx.x] = 1.0f;
+    out[threadIdx.x] = 1.0f;
+}
+
+/// Adds shared memory that nobody wrote.
+KERNEL(64) uninitialised_read(float* out) {
+    const float* shared = reinterpret_cast<const float*>(shared_memory());
+    out[threadIdx.x] = 1.0f + shared[threadIdx.x];
+}
+
+/// Half the lanes shuffle among all, the other half among themselves.
+KERNEL(64) mismatched_mask(float* out) {
+    const u32 mask = threadIdx.x % 2 ? 0xffffffffu : 0x55555555u;
+    out[threadIdx.x] = simt::shuffle(mask, 1.0f, 0);
+}
+
+/// Half the lanes never come.
+KERNEL(64) missing_lanes(float* out) {
+    if (threadIdx.x % 2) return;
+    out[threadIdx.x] = shuffle_xor(1.0f, 1);
+}
+
+/// Reads what an asynchronous copy brings without waiting for it.
+KERNEL(64) unwaited_copy(const float* from, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    cp_async16(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, 16);
+    cp_async_commit();
+    __syncthreads();  // a barrier does not wait for copies
+    out[threadIdx.x] = shared[threadIdx.x];
+}
+
+/// The same with the wait.
+KERNEL(64) waited_copy(const float* from, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    cp_async16(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, 16);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // every thread's copy has arrived
+    out[threadIdx.x] = shared[threadIdx.x];
+}
+
+ENTRIES(planted, ENTRY(missing_barrier), ENTRY(with_barrier), ENTRY(one_past_the_end), ENTRY(beyond_shared_memory), ENTRY(uninitialised_read),
+        ENTRY(mismatched_mask), ENTRY(missing_lanes), ENTRY(unwaited_copy), ENTRY(waited_copy))

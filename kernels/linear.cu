@@ -1,0 +1,119 @@
+// What stands round the matrix products of linear layers: bias and activation, their gradients, column sums.
+//
+// Forward: pre += b, out = act(pre): a thread eight elements; reads 2 and writes 4 bytes an element (bf16). Without an
+// activation the product's own epilogue adds the bias.
+// Backward: dout *= act'(pre) in place and db from it in the same pass: a block 256 columns of a span of rows; reads 4 and writes
+// 2 bytes an element. Without an activation it only reads dout. Bound: memory.
+// GELU is the exact form x Φ(x) with the error function (Hendrycks & Gimpel 2016); gelu_new is the tanh form.
+// Determinism: a warp adds its rows in order, a block its warps in order, `column_sums` the blocks in order.
+#include "common/reduce.cuh"
+#include "common/vec.cuh"
+
+constexpr u32 LINEAR_THREADS = 256;
+constexpr u32 LINEAR_WARPS = LINEAR_THREADS / WARP;
+
+enum class Activation { NONE, GELU, GELU_TANH, RELU };
+
+constexpr float SQRT_HALF = 0.70710678118654752f;
+constexpr float INV_SQRT_2PI = 0.39894228040143268f;
+constexpr float TANH_SCALE = 0.79788456080286536f;  // sqrt(2 / pi)
+constexpr float TANH_CUBIC = 0.044715f;
+
+template <Activation A>
+DEVICE float activate(float x) {
+    if (A == Activation::GELU) return 0.5f * x * (1.0f + erff(x * SQRT_HALF));
+    if (A == Activation::GELU_TANH) return 0.5f * x * (1.0f + tanhf(TANH_SCALE * (x + TANH_CUBIC * x * x * x)));
+    if (A == Activation::RELU) return x > 0.0f ? x : 0.0f;
+    return x;
+}
+
+template <Activation A>
+DEVICE float derivative(float x) {
+    if (A == Activation::GELU) return 0.5f * (1.0f + erff(x * SQRT_HALF)) + x * INV_SQRT_2PI * expf(-0.5f * x * x);
+    if (A == Activation::GELU_TANH) {
+        const float cubic = TANH_CUBIC * x * x, t = tanhf(TANH_SCALE * x * (1.0f + cubic));
+        return 0.5f * (1.0f + t + x * (1.0f - t * t) * TANH_SCALE * (1.0f + 3.0f * cubic));
+    }
+    if (A == Activation::RELU) return x > 0.0f ? 1.0f : 0.0f;
+    return 1.0f;
+}
+
+template <Activation A>
+DEVICE void bias_act_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {
+    const bool aligned = rows_are_aligned(width);
+    const u32 steps = ceil_div(width, EIGHT);
+    const u64 index = static_cast<u64>(blockIdx.x) * LINEAR_THREADS + threadIdx.x;
+    const u32 row = static_cast<u32>(index / steps), col = static_cast<u32>(index % steps) * EIGHT;
+    if (row >= rows) return;
+    const u32 count = columns_left(col, width);
+    const u64 at = static_cast<u64>(row) * width + col;
+    float x[EIGHT], b[EIGHT];
+    load8(x, pre + at, count, aligned);
+    load8(b, bias + col, count, aligned);
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; i++) x[i] = rounded<X>(x[i] + b[i]);  // the backward pass reads the stored argument
+    store8(pre + at, x, count, aligned);
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; i++) x[i] = activate<A>(x[i]);
+    store8(out + at, x, count, aligned);
+}
+
+/// partials (gridDim.y, width): this block's column sums over its `span` rows.
+template <Activation A>
+DEVICE void bias_act_bwd(X* dout, const X* pre, float* partials, u32 rows, u32 width, u32 span) {
+    const bool aligned = rows_are_aligned(width);
+    const u32 col = blockIdx.x * WARP * EIGHT + lane_id() * EIGHT, count = columns_left(col, width);
+    const u32 first = blockIdx.y * span, end = min_u32(first + span, rows);
+    float sums[EIGHT] = {};
+    for (u32 row = first + warp_id(); row < end && count; row += LINEAR_WARPS) {
+        const u64 at = static_cast<u64>(row) * width + col;
+        float d[EIGHT];
+        load8(d, dout + at, count, aligned);
+        if (A != Activation::NONE) {
+            float x[EIGHT];
+            load8(x, pre + at, count, aligned);
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) d[i] = rounded<X>(d[i] * derivative<A>(x[i]));
+            store8(dout + at, d, count, aligned);
+        }
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) sums[i] += d[i];
+    }
+    float* scratch = reinterpret_cast<float*>(shared_memory());  // (LINEAR_WARPS, 256)
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; i++) scratch[warp_id() * WARP * EIGHT + lane_id() * EIGHT + i] = sums[i];
+    __syncthreads();  // every warp's sums are written
+    const u32 c = blockIdx.x * WARP * EIGHT + threadIdx.x;
+    if (c < width) {
+        float total = 0.0f;
+        for (u32 w = 0; w < LINEAR_WARPS; w++) total += scratch[w * WARP * EIGHT + threadIdx.x];
+        partials[static_cast<u64>(blockIdx.y) * width + c] = total;
+    }
+}
+
+/// total (width) += sums over the `count` rows of partials, which are `stride` apart, in order.
+KERNEL(LINEAR_THREADS) column_sums(const float* partials, float* total, u32 count, u32 width, u32 stride) {
+    const u32 c = blockIdx.x * LINEAR_THREADS + threadIdx.x;
+    if (c >= width) return;
+    float sum = 0.0f;
+    for (u32 p = 0; p < count; p++) sum += partials[static_cast<u64>(p) * stride + c];
+    total[c] += sum;
+}
+
+#define BIAS_ACT(NAME, KIND)                                                                                         \
+    KERNEL(LINEAR_THREADS) bias_##NAME##_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {                    \
+        bias_act_fwd<Activation::KIND>(pre, bias, out, rows, width);                                                  \
+    }                                                                                                                \
+    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* partials, u32 rows, u32 width, u32 span) { \
+        bias_act_bwd<Activation::KIND>(dout, pre, partials, rows, width, span);                                       \
+    }
+BIAS_ACT(gelu, GELU)
+BIAS_ACT(gelu_tanh, GELU_TANH)
+BIAS_ACT(relu, RELU)
+
+KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* partials, u32 rows, u32 width, u32 span) {
+    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, partials, rows, width, span);
+}
+
+ENTRIES(linear, ENTRY(bias_gelu_fwd), ENTRY(bias_gelu_bwd), ENTRY(bias_gelu_tanh_fwd), ENTRY(bias_gelu_tanh_bwd),
+        ENTRY(bias_relu_fwd), ENTRY(bias_relu_bwd), ENTRY(bias_bwd), ENTRY(column_sums))

@@ -1,0 +1,85 @@
+// The generator's loss at the masked positions: cross-entropy, its gradient and a Gumbel sample of each row of logits.
+//
+// nll = ln Σ exp(x) - x[target]; sample = arg-max x / temperature + g, g = -ln(-ln(u + 1e-9) + 1e-9) (Jang et al. 2017);
+// dx = scale · weight · (softmax(x) - one_hot(target)), in place.
+// Decomposition: a block a row. One sweep finds the maximum, the running Σ exp (Milakov & Gimelshein 2018), the most probable
+// token and the sample; a second, which finds the row in L2, writes the gradient.
+// Bytes a row, bf16: 2V read, 2V read from L2, 2V written. Bound: memory, beside about 100 instructions for four words of noise.
+// Determinism: each thread takes fixed tokens, threads are combined in order; of equal scores the lowest token wins.
+#include "common/philox.cuh"
+#include "common/reduce.cuh"
+#include "common/vec.cuh"
+
+constexpr u32 MLM_THREADS = 512;
+
+/// Σ exp(x - highest) over what a thread has seen.
+struct Exponentials {
+    float highest, sum;
+};
+
+DEVICE Exponentials merge(Exponentials a, Exponentials b) {
+    const float highest = a.highest > b.highest ? a.highest : b.highest;
+    if (highest == -INFINITE) return {highest, 0.0f};
+    return {highest, a.sum * expf(a.highest - highest) + b.sum * expf(b.highest - highest)};
+}
+
+DEVICE Exponentials block_merge(Exponentials x, Exponentials* scratch) {
+#pragma unroll
+    for (u32 d = 1; d < WARP; d *= 2) {
+        const Exponentials other = {shuffle_xor(x.highest, d), shuffle_xor(x.sum, d)};
+        // The lower lane's part comes first on both sides, so both compute the same bits.
+        x = lane_id() & d ? merge(other, x) : merge(x, other);
+    }
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    __syncthreads();  // the warps' parts are written
+    Exponentials total = scratch[0];
+    for (u32 w = 1; w < MLM_THREADS / WARP; w++) total = merge(total, scratch[w]);
+    __syncthreads();  // all have read before scratch is used again
+    return total;
+}
+
+DEVICE float gumbel(u32 word) { return -logf(-logf(open_unit(word) + 1e-9f) + 1e-9f); }
+
+/// `sampled` null: samples are given elsewhere. `gradient` 0: the logits stay.
+KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_index, const float* weight, float scale,
+                             float inverse_temperature, u32 disallow_correct, Dropout noise, u32 gradient, float* nll, u32* best,
+                             u32* sampled, u32 vocabulary) {
+    u8* scratch = shared_memory();
+    const u32 row = blockIdx.x, target = targets[row];
+    X* x = logits + static_cast<u64>(row) * vocabulary;
+    const u32 noise_row = masked_index[row];
+    Exponentials seen = {-INFINITE, 0.0f};
+    Best highest = {-INFINITE, 0xffffffffu}, drawn = {-INFINITE, 0xffffffffu};
+    for (u32 token = threadIdx.x * 4; token < vocabulary; token += MLM_THREADS * 4) {
+        Words words = {};
+        if (sampled) words = philox(noise, token / 4, noise_row);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (token + i >= vocabulary) break;
+            const float value = to_float(x[token + i]);
+            highest = better(highest, Best{value, token + i});
+            seen = merge(seen, Exponentials{value, 1.0f});
+            if (sampled && !(disallow_correct && token + i == target)) {
+                drawn = better(drawn, Best{value * inverse_temperature + gumbel(words.w[i]), token + i});
+            }
+        }
+    }
+    seen = block_merge(seen, reinterpret_cast<Exponentials*>(scratch));
+    highest = block_best(highest, reinterpret_cast<Best*>(scratch));
+    if (sampled) drawn = block_best(drawn, reinterpret_cast<Best*>(scratch));
+    if (threadIdx.x == 0) {
+        nll[row] = seen.highest + logf(seen.sum) - to_float(x[target]);
+        best[row] = min_u32(highest.index, vocabulary - 1);  // a row of NaN has no best: any token does
+        if (sampled) sampled[row] = min_u32(drawn.index, vocabulary - 1);
+    }
+    if (!gradient) return;
+    __syncthreads();  // thread 0 has read the target's logit
+    const float share = weight[row] * scale, factor = share / seen.sum;
+    for (u32 token = threadIdx.x; token < vocabulary; token += MLM_THREADS) {
+        float d = factor * expf(to_float(x[token]) - seen.highest);
+        if (token == target) d -= share;
+        x[token] = from_float<X>(d);
+    }
+}
+
+ENTRIES(mlm_head, ENTRY(mlm_loss))

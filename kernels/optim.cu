@@ -1,0 +1,78 @@
+// The optimizer over flat buffers: global gradient norm, AdamW with the clip factor applied on the way, working copy written, gradients zeroed.
+//
+// Decomposition: the norm by blocks over fixed spans (their number depends on the length alone), then one block over the partial
+// sums; AdamW a thread four elements. Bytes a parameter: norm 4 read; AdamW 16 read, 16 + sizeof X written. Bound: memory.
+// A norm that is not finite leaves everything but the gradients as it was: the caller reads the norm and decides.
+// Determinism: fixed spans, fixed trees.
+#include "common/reduce.cuh"
+#include "common/vec.cuh"
+
+constexpr u32 OPTIM_THREADS = 256;
+
+/// partials (gridDim.x) = Σ x² over each block's span of elements, span a multiple of 256.
+KERNEL(OPTIM_THREADS) norm_partials(const float* x, float* partials, u64 n, u64 span) {
+    const u64 begin = blockIdx.x * span, end = begin + span < n ? begin + span : n;
+    float sum = 0.0f;
+    for (u64 i = begin + threadIdx.x; i < end; i += OPTIM_THREADS) sum += x[i] * x[i];
+    sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
+    if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+/// out (1) = Σ partials.
+KERNEL(OPTIM_THREADS) norm_total(const float* partials, float* out, u32 count) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < count; i += OPTIM_THREADS) sum += partials[i];
+    sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
+    if (threadIdx.x == 0) out[0] = sum;
+}
+
+/// The constants of one update; mirrors `UpdateArgs` of the launcher.
+struct Update {
+    float beta1, beta2, eps;
+    float rate;      // lr, divided by 1 - beta1^t with bias correction
+    float root;      // 1 / sqrt(1 - beta2^t), or 1
+    float decay;     // lr · weight decay
+    float max_norm;  // 0: no clipping
+};
+
+/// Whether element `i` decays: `ranges` holds begin, end of `count` ascending ranges.
+DEVICE bool decays(const u64* ranges, u32 count, u64 i) {
+    u32 low = 0, high = count;  // the first range that ends after i
+    while (low < high) {
+        const u32 middle = (low + high) / 2;
+        if (ranges[2 * middle + 1] > i) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low < count && ranges[2 * low] <= i;
+}
+
+KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, Update u, const u64* ranges,
+                            u32 count, u64 n) {
+    const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
+    const float norm = sqrtf(norm_squared[0]);
+    const bool finite = norm - norm == 0.0f;
+    const float clip = u.max_norm > 0.0f && norm > u.max_norm ? u.max_norm / norm : 1.0f;
+    const bool first = begin < n && decays(ranges, count, begin), last = begin + 3 < n && decays(ranges, count, begin + 3);
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        const u64 i = begin + j;
+        if (i >= n) return;
+        const float g = grads[i] * clip;
+        grads[i] = 0.0f;
+        if (!finite) continue;
+        // Ranges are longer than four elements, or the ends of these four would not tell about the middle.
+        const bool decay = first == last ? first : decays(ranges, count, i);
+        const float m_new = u.beta1 * m[i] + (1.0f - u.beta1) * g;
+        const float v_new = u.beta2 * v[i] + (1.0f - u.beta2) * g * g;
+        m[i] = m_new;
+        v[i] = v_new;
+        const float p = master[i] - (decay ? u.decay * master[i] : 0.0f) - u.rate * m_new / (sqrtf(v_new) * u.root + u.eps);
+        master[i] = p;
+        working[i] = from_float<X>(p);
+    }
+}
+
+ENTRIES(optim, ENTRY(norm_partials), ENTRY(norm_total), ENTRY(adamw))

@@ -1,0 +1,43 @@
+// Replaced token detection: the corrupted input, and the discriminator's losses on one or two logits a token.
+//
+// Softmax over two labels is the logistic function of their difference d: nll = softplus(d) - fake · d, the gradient of d
+// scale · weight · (sigmoid(d) - fake).
+// Decomposition: a thread a token or a masked position; masked positions are distinct, so each element has one writer. Bound: launch.
+#include "common/bf16.cuh"
+
+constexpr u32 RTD_THREADS = 256;
+
+/// corrupted = ids, is_fake = 0.
+KERNEL(RTD_THREADS) corrupt_copy(const u32* ids, u32* corrupted, u32* is_fake, u32 n) {
+    const u32 token = blockIdx.x * RTD_THREADS + threadIdx.x;
+    if (token >= n) return;
+    corrupted[token] = ids[token];
+    is_fake[token] = 0;
+}
+
+/// At the masked positions: the samples, and whether they differ.
+KERNEL(RTD_THREADS) corrupt_scatter(const u32* ids, const u32* masked_index, const u32* sampled, u32* corrupted, u32* is_fake, u32 m) {
+    const u32 i = blockIdx.x * RTD_THREADS + threadIdx.x;
+    if (i >= m) return;
+    const u32 position = masked_index[i];
+    corrupted[position] = sampled[i];
+    is_fake[position] = sampled[i] != ids[position];
+}
+
+KERNEL(RTD_THREADS) rtd_loss(const u32* is_fake, const float* weight, float scale, const X* logits, float* nll, X* dlogits, u32 n, u32 labels) {
+    const u32 token = blockIdx.x * RTD_THREADS + threadIdx.x;
+    if (token >= n) return;
+    const float d = labels == 1 ? to_float(logits[token]) : to_float(logits[2 * token + 1]) - to_float(logits[2 * token]);
+    const float fake = is_fake[token] ? 1.0f : 0.0f;
+    // ln(1 + e^d) without overflow, and without losing small values.
+    nll[token] = (d > 0.0f ? d : 0.0f) + log1pf(expf(-fabsf(d))) - fake * d;
+    const float gradient = weight[token] * scale * (1.0f / (1.0f + expf(-d)) - fake);
+    if (labels == 1) {
+        dlogits[token] = from_float<X>(gradient);
+    } else {
+        dlogits[2 * token] = from_float<X>(-gradient);
+        dlogits[2 * token + 1] = from_float<X>(gradient);
+    }
+}
+
+ENTRIES(rtd_head, ENTRY(corrupt_copy), ENTRY(corrupt_scatter), ENTRY(rtd_loss))

@@ -1,0 +1,204 @@
+//! What a GPU must be able to do: hold memory, run a kernel, multiply matrices.
+//!
+//! `Cuda` is the product. `Simt` runs the very same kernels on the host, so that kernels, launchers and the
+//! whole training step are tested on any machine. Everything above works with [`Region`]s, which only a driver makes and which can
+//! only be cut smaller: no launcher needs `unsafe`.
+
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+//pub mod cuda;
+//pub mod libraries;
+//pub mod nvrtc;
+#[cfg(feature = "simt")]
+pub mod simt;
+
+/// A stretch of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    address: u64,
+    bytes: usize,
+}
+
+impl Region {
+    /// No memory.
+    pub const NOTHING: Self = Self { address: 0, bytes: 0 };
+
+    /// Where it starts on the device.
+    pub fn address(self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub fn bytes(self) -> usize {
+        self.bytes
+    }
+
+    /// A part of it. Panics if the range exceeds it, as slicing does.
+    pub fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.bytes, "a part must lie within its region");
+        Self { address: self.address + range.start as u64, bytes: range.end - range.start }
+    }
+}
+
+/// The type of working values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// bfloat16, products accumulated in fp32.
+    Bf16,
+    /// fp32 throughout.
+    Fp32,
+    /// fp32, but products of TF32 operands (ten bits of mantissa).
+    Tf32,
+}
+
+impl Precision {
+    /// Its name in kernel tables: TF32 concerns products alone.
+    pub fn kernels(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp32 | Self::Tf32 => "fp32",
+        }
+    }
+
+    /// Bytes of a working value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::Fp32 | Self::Tf32 => 4,
+        }
+    }
+}
+
+/// An argument of a kernel, by its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Argument {
+    bytes: [u8; Self::LARGEST],
+    len: usize,
+}
+
+impl Argument {
+    const LARGEST: usize = 96;
+
+    /// A plain value or a `repr(C)` structure that mirrors the kernel's.
+    pub fn of<T: bytemuck::NoUninit>(value: T) -> Self {
+        let from = bytemuck::bytes_of(&value);
+        let mut bytes = [0; Self::LARGEST];
+        bytes[..from.len()].copy_from_slice(from);
+        Self { bytes, len: from.len() }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl From<Region> for Argument {
+    fn from(region: Region) -> Self {
+        Self::of(region.address)
+    }
+}
+
+impl From<Option<Region>> for Argument {
+    fn from(region: Option<Region>) -> Self {
+        Self::of(region.map_or(0, Region::address))
+    }
+}
+
+impl From<u32> for Argument {
+    fn from(value: u32) -> Self {
+        Self::of(value)
+    }
+}
+
+impl From<u64> for Argument {
+    fn from(value: u64) -> Self {
+        Self::of(value)
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(value: f32) -> Self {
+        Self::of(value)
+    }
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The `.cu` file it lies in, without the ending.
+    pub file: &'static str,
+    /// Its name.
+    pub kernel: &'static str,
+    /// Which build of the file.
+    pub precision: Precision,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads a block.
+    pub threads: u32,
+    /// Dynamic shared memory a block.
+    pub shared_bytes: u32,
+    /// Arguments in the order of the kernel's parameters.
+    pub arguments: &'a [Argument],
+}
+
+/// An operand of a product: row-major without gaps, or stored transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operand {
+    /// Where it lies.
+    pub at: Region,
+    /// Whether memory holds its transpose.
+    pub transposed: bool,
+}
+
+/// C (m, n) = A (m, k) · B (k, n) (+ bias), or C +=. Operands are working values; sums are fp32.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm {
+    /// Rows of A and C.
+    pub m: usize,
+    /// Columns of B and C.
+    pub n: usize,
+    /// Columns of A, rows of B.
+    pub k: usize,
+    /// Working precision.
+    pub precision: Precision,
+    /// A.
+    pub a: Operand,
+    /// B.
+    pub b: Operand,
+    /// C, row-major.
+    pub c: Region,
+    /// Whether C is fp32 (a parameter's gradient) rather than of working precision.
+    pub exact: bool,
+    /// Whether the product is added to what C holds.
+    pub accumulate: bool,
+    /// (n) working values added to every row.
+    pub bias: Option<Region>,
+}
+
+/// A device.
+pub trait Driver: Sized + 'static {
+    /// Memory of undefined content; an error names what was asked for and what was free.
+    fn alloc(&self, bytes: usize) -> Result<Region>;
+    /// Gives memory of [`Self::alloc`] back, once what was launched before has run.
+    fn free(&self, region: Region);
+    /// Host to device; `from` has the region's size.
+    fn upload(&self, from: &[u8], to: Region) -> Result<()>;
+    /// Device to host, after everything launched before.
+    fn download(&self, from: Region, to: &mut [u8]) -> Result<()>;
+    /// Sets every byte.
+    fn fill(&self, region: Region, value: u8) -> Result<()>;
+    /// Runs a kernel after everything launched before.
+    fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// Multiplies after everything launched before.
+    fn gemm(&self, gemm: &Gemm) -> Result<()>;
+    /// The device in words.
+    fn description(&self) -> String;
+}
+
+/// The error of a size that does not agree with its region: a fault of this program, not of its user.
+pub(super) fn size_error(what: &str, got: usize, want: usize) -> Error {
+    Error::device(format!("{what} of {got} bytes meets a region of {want} bytes"))
+}

@@ -1,0 +1,96 @@
+//! Launches `kernels/norm.cu`.
+
+use super::driver::{Driver, Region};
+use super::{Gpu, Working, blocks, size};
+use crate::backend::{AddNormBwd, AddNormFwd};
+use crate::{Error, Result};
+
+const THREADS: u32 = 128;
+/// Rows that a block takes at a time: a warp each.
+const ROWS: usize = 4;
+/// Blocks of a backward pass at the most: as many partial sums are added up afterwards.
+const PARTIALS: usize = 256;
+/// Columns that a warp holds in one chunk of registers.
+const CHUNK: usize = 256;
+
+/// The kernel that is compiled for rows this wide.
+pub(super) fn by_width(kernels: [&'static str; 4], width: usize) -> Result<&'static str> {
+    kernels.get(width.div_ceil(CHUNK).max(1) - 1).copied().ok_or_else(|| {
+        Error::config(format!(
+            "the GPU kernels normalise rows of up to {} elements, this model has {width}: use --device cpu",
+            kernels.len() * CHUNK
+        ))
+    })
+}
+
+/// Blocks that share `rows` rows in a backward pass: a function of the rows alone, for the same sums everywhere.
+pub(super) fn partials(rows: usize) -> usize {
+    rows.div_ceil(ROWS).clamp(1, PARTIALS)
+}
+
+impl<D: Driver, W: Working> Gpu<D, W> {
+    pub(super) fn add_norm_fwd_op(&self, op: AddNormFwd<'_, Self>) -> Result<()> {
+        let rows = op.x.len() / op.width;
+        let kernel =
+            by_width(["add_norm_fwd_1", "add_norm_fwd_2", "add_norm_fwd_3", "add_norm_fwd_4"], op.width)?;
+        self.launch(
+            ("norm", kernel),
+            [blocks(rows, ROWS as u32)?, 1, 1],
+            THREADS,
+            0,
+            &[
+                (&op.x).into(),
+                op.residual.map(|r| r.region).into(),
+                op.dropout.into(),
+                op.gamma.into(),
+                op.beta.into(),
+                (op.eps as f32).into(),
+                (&op.y).into(),
+                (&op.mean).into(),
+                (&op.rstd).into(),
+                size(rows)?.into(),
+                size(op.width)?.into(),
+            ],
+        )
+    }
+
+    pub(super) fn add_norm_bwd_op(&self, op: AddNormBwd<'_, Self>) -> Result<()> {
+        let (width, rows) = (op.width, op.dx.len() / op.width);
+        let kernel =
+            by_width(["add_norm_bwd_1", "add_norm_bwd_2", "add_norm_bwd_3", "add_norm_bwd_4"], width)?;
+        let count = partials(rows);
+        let sums = self.workspace(count * 2 * width)?;
+        self.launch(
+            ("norm", kernel),
+            [size(count)?, 1, 1],
+            THREADS,
+            2 * width * 4,
+            &[
+                op.h.into(),
+                op.dropout.into(),
+                op.gamma.into(),
+                op.mean.into(),
+                op.rstd.into(),
+                op.dy.into(),
+                (&op.dx).into(),
+                op.dresidual.as_ref().map(|d| d.region).into(),
+                sums.into(),
+                size(rows)?.into(),
+                size(width)?.into(),
+            ],
+        )?;
+        self.add_norm_partials(sums, count, width, (op.dgamma.region, op.dbeta.region))
+    }
+
+    /// dγ and dβ += the blocks' sums.
+    pub(super) fn add_norm_partials(
+        &self,
+        sums: Region,
+        count: usize,
+        width: usize,
+        (dgamma, dbeta): (Region, Region),
+    ) -> Result<()> {
+        self.column_sums(sums, dgamma, count, width, 2 * width)?;
+        self.column_sums(sums.part(width * 4..sums.bytes()), dbeta, count, width, 2 * width)
+    }
+}

@@ -1,0 +1,98 @@
+//! Launches `kernels/optim.cu`.
+
+use std::ops::Range;
+
+use super::driver::{Argument, Driver, Region};
+use super::{DeviceBuf, DeviceSlice, DeviceSliceMut, Gpu, Working, blocks, size};
+use crate::Result;
+use crate::backend::AdamW;
+
+const THREADS: u32 = 256;
+/// Partial sums of the norm at the most; a span is a multiple of the block.
+const PARTIALS: usize = 1024;
+
+/// `Update` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct UpdateArgs {
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    rate: f32,
+    root: f32,
+    decay: f32,
+    max_norm: f32,
+}
+
+impl<D: Driver, W: Working> Gpu<D, W> {
+    pub(super) fn norm_squared_op(
+        &self,
+        x: DeviceSlice<'_, f32>,
+        out: DeviceSliceMut<'_, f32>,
+    ) -> Result<()> {
+        let n = x.len();
+        let span = n.div_ceil(PARTIALS).next_multiple_of(THREADS as usize).max(THREADS as usize);
+        let count = n.div_ceil(span);
+        let sums = self.workspace(count.max(1))?;
+        let shared_bytes = THREADS as usize / 32 * 4;
+        let arguments = [x.into(), sums.into(), (n as u64).into(), (span as u64).into()];
+        self.launch(("optim", "norm_partials"), [size(count)?, 1, 1], THREADS, shared_bytes, &arguments)?;
+        let arguments = [sums.into(), (&out).into(), size(count)?.into()];
+        self.launch(("optim", "norm_total"), [1, 1, 1], THREADS, shared_bytes, &arguments)
+    }
+
+    pub(super) fn adamw_op(&self, op: AdamW<'_, Self>) -> Result<()> {
+        let n = op.grads.len();
+        let (rate, root) = match op.bias_correction {
+            Some(t) => {
+                let t = t as f64;
+                (op.lr / (1.0 - op.beta1.powf(t)), 1.0 / (1.0 - op.beta2.powf(t)).sqrt())
+            }
+            None => (op.lr, 1.0),
+        };
+        let update = UpdateArgs {
+            beta1: op.beta1 as f32,
+            beta2: op.beta2 as f32,
+            eps: op.eps as f32,
+            rate: rate as f32,
+            root: root as f32,
+            decay: (op.lr * op.weight_decay) as f32,
+            max_norm: op.max_norm.unwrap_or(0.0) as f32,
+        };
+        let ranges = self.decayed_ranges(op.decayed)?;
+        self.launch(
+            ("optim", "adamw"),
+            [blocks(n.div_ceil(4), THREADS)?, 1, 1],
+            THREADS,
+            0,
+            &[
+                (&op.grads).into(),
+                (&op.m).into(),
+                (&op.v).into(),
+                (&op.master).into(),
+                (&op.working).into(),
+                op.norm_squared.into(),
+                Argument::of(update),
+                ranges.into(),
+                size(op.decayed.len())?.into(),
+                (n as u64).into(),
+            ],
+        )
+    }
+
+    /// Begin and end of each range as u64, uploaded when they change.
+    fn decayed_ranges(&self, ranges: &[Range<usize>]) -> Result<Region> {
+        let mut held = self.decayed.borrow_mut();
+        if let Some((before, buf)) = held.as_ref().filter(|(before, _)| before == ranges) {
+            return Ok(buf.region(0..4 * before.len()));
+        }
+        let words: Vec<u64> = ranges.iter().flat_map(|r| [r.start as u64, r.end as u64]).collect();
+        let buf = DeviceBuf::new(&self.driver, 2 * words.len())?;
+        if !words.is_empty() {
+            self.driver.upload(bytemuck::cast_slice(&words), buf.region)?;
+        }
+        let region = buf.region;
+        *held = Some((ranges.to_vec(), buf));
+        Ok(region)
+    }
+}

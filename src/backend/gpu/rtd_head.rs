@@ -1,0 +1,40 @@
+//! Launches `kernels/rtd_head.cu`.
+
+use super::driver::Driver;
+use super::{Gpu, Working, blocks, size};
+use crate::Result;
+use crate::backend::{Corrupt, RtdLoss};
+
+const THREADS: u32 = 256;
+
+impl<D: Driver, W: Working> Gpu<D, W> {
+    pub(super) fn corrupt_op(&self, op: Corrupt<'_, Self>) -> Result<()> {
+        let (n, m) = (op.ids.len(), op.masked_index.len());
+        let arguments = [op.ids.into(), (&op.corrupted).into(), (&op.is_fake).into(), size(n)?.into()];
+        self.launch(("rtd_head", "corrupt_copy"), [blocks(n, THREADS)?, 1, 1], THREADS, 0, &arguments)?;
+        let arguments = [
+            op.ids.into(),
+            op.masked_index.into(),
+            op.sampled.into(),
+            (&op.corrupted).into(),
+            (&op.is_fake).into(),
+            size(m)?.into(),
+        ];
+        self.launch(("rtd_head", "corrupt_scatter"), [blocks(m, THREADS)?, 1, 1], THREADS, 0, &arguments)
+    }
+
+    pub(super) fn rtd_loss_op(&self, op: RtdLoss<'_, Self>) -> Result<()> {
+        let n = op.is_fake.len();
+        let arguments = [
+            op.is_fake.into(),
+            op.weight.into(),
+            (op.scale as f32).into(),
+            op.logits.into(),
+            (&op.nll).into(),
+            (&op.dlogits).into(),
+            size(n)?.into(),
+            size(op.labels)?.into(),
+        ];
+        self.launch(("rtd_head", "rtd_loss"), [blocks(n, THREADS)?, 1, 1], THREADS, 0, &arguments)
+    }
+}
