@@ -35,6 +35,37 @@ pub enum Device {
     Auto,
     /// The CPU.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// The GPU kernels on an emulated device: slow, for tests.
+    #[cfg(feature = "simt")]
+    Simt,
+}
+
+/// What is computed with: working values; statistics, gradients of parameters and master weights are fp32 at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// bfloat16 (GPU).
+    Bf16,
+    /// Single.
+    Fp32,
+    /// Single, products of numbers rounded to ten bits (GPU).
+    Tf32,
+    /// Double (CPU).
+    Fp64,
+}
+
+impl Precision {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Fp64 => "fp64",
+        }
+    }
 }
 
 macro_rules! settings {
@@ -170,6 +201,9 @@ settings! {
     /// Where to compute [default: auto]
     #[arg(long, help_heading = "Run")]
     device: Device,
+    /// What to compute with [default: bf16 on a GPU, fp32 on the CPU]
+    #[arg(long, help_heading = "Run")]
+    precision: Precision,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Run")]
     threads: usize,
@@ -274,6 +308,7 @@ pub struct RunConfig {
     pub eval_rows: usize,
     pub log_every: u64,
     pub device: Device,
+    pub precision: Option<Precision>,
     pub threads: Option<usize>,
 }
 
@@ -330,6 +365,7 @@ impl RunConfig {
             eval_rows: s.eval_rows.unwrap_or(200),
             log_every: s.log_every.unwrap_or(10),
             device: s.device.unwrap_or_default(),
+            precision: s.precision,
             threads: s.threads,
         };
         config.validate()?;

@@ -5,7 +5,9 @@ mod checkpoint;
 mod cli;
 mod data;
 mod golden;
+#[cfg(feature = "simt")]
 mod kernels;
+mod nvrtc;
 mod ops;
 mod support;
 mod whole;

@@ -18,6 +18,7 @@ use crate::rng::{Philox, Site};
 
 pub mod cpu;
 pub mod gpu;
+pub mod selftest;
 
 pub use cpu::Cpu;
 pub use gpu::Gpu;

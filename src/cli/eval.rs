@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
 use super::{check_positions, check_vocabulary, print, set_threads};
-use crate::backend::Cpu;
+use crate::backend::Backend;
+use crate::config::{Device, Precision};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
@@ -16,6 +18,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::hf::Checkpoint;
 use crate::model::{Flavour, Options, Share, TokenDetection};
 use crate::train::evaluate;
+use crate::train::metrics::Metrics;
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -59,9 +62,32 @@ pub(super) struct Arguments {
     /// For machines
     #[arg(long)]
     json: bool,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
+    /// What to compute with [default: bf16 on a GPU, fp32 on the CPU]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+}
+
+struct Evaluation<'a> {
+    pair: (Checkpoint, Checkpoint),
+    options: Options,
+    rows: &'a Rows,
+    spec: &'a LoaderSpec,
+    limit: usize,
+}
+
+impl OnBackend for Evaluation<'_> {
+    type Output = Metrics;
+    fn run<B: Backend>(self, backend: B, _: &Place) -> Result<Metrics> {
+        let (generator, discriminator) = self.pair;
+        let mut model = TokenDetection::with_options(backend, generator, discriminator, self.options)?;
+        evaluate(&mut model, self.rows, self.spec, self.limit)
+    }
 }
 
 pub(super) fn run(a: &Arguments) -> Result<()> {
@@ -78,7 +104,6 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     }
     // Each directory is complete on its own, whatever was shared in training.
     let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };
-    let mut model = TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options)?;
     let shards = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
     let dataset = tokenize(&source, &tokenizer, shards.path(), true)?;
     let rows = Rows::new(dataset, tokenizer.special(), a.merge, a.seq_len, a.seed)?;
@@ -91,7 +116,9 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         seq_len: a.seq_len,
     };
     let spec = LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask };
-    let m = evaluate(&mut model, &rows, &spec, a.rows)?;
+    let choice = Choice { device: a.device, precision: a.precision, kernel_cache: true };
+    let pair = (generator, discriminator);
+    let m = with_backend(choice, Evaluation { pair, options, rows: &rows, spec: &spec, limit: a.rows })?;
     let used = rows.len().min(a.rows);
     if a.json {
         return print(&json!({ "rows": used, "eval": m }).to_string());

@@ -2,25 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
+use super::device::{Choice, OnBackend, Place, with_backend};
 use super::set_threads;
-use crate::backend::{Backend, Cpu};
-use crate::config::Device;
+use crate::backend::Backend;
+use crate::config::{Device, Precision};
 use crate::fsutil::write_atomic;
 use crate::model::hf::{Checkpoint, map_file};
 use crate::model::{Flavour, Options, Output, PaddedInput, Share, TokenDetection};
 use crate::{Error, Result};
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Precision {
-    /// Single.
-    Fp32,
-    /// Double.
-    Fp64,
-}
 
 #[derive(Args)]
 #[command(
@@ -80,9 +73,20 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
     let input = read_batch(&arguments.batch)?;
-    match arguments.precision {
-        Precision::Fp32 => run_on(Cpu::<f32>::new(), arguments, &input),
-        Precision::Fp64 => run_on(Cpu::<f64>::new(), arguments, &input),
+    let choice =
+        Choice { device: arguments.device, precision: Some(arguments.precision), kernel_cache: true };
+    with_backend(choice, Forward { arguments, input: &input })
+}
+
+struct Forward<'a> {
+    arguments: &'a Arguments,
+    input: &'a PaddedInput,
+}
+
+impl OnBackend for Forward<'_> {
+    type Output = ();
+    fn run<B: Backend>(self, backend: B, _: &Place) -> Result<()> {
+        run_on(backend, self.arguments, self.input)
     }
 }
 

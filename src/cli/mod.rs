@@ -1,6 +1,8 @@
 //! The command line: one file a command.
 
 mod detect;
+mod device;
+mod doctor;
 mod eval;
 mod forward;
 mod prepare;
@@ -36,6 +38,8 @@ enum Command {
     Eval(eval::Arguments),
     /// Show how likely each token of a text is to have been replaced
     Detect(detect::Arguments),
+    /// Look for a GPU and its libraries, compile the kernels, test them
+    Doctor(doctor::Arguments),
 }
 
 impl Cli {
@@ -48,6 +52,7 @@ impl Cli {
             Command::Forward(arguments) => forward::run(&arguments),
             Command::Eval(arguments) => eval::run(&arguments),
             Command::Detect(arguments) => detect::run(&arguments),
+            Command::Doctor(arguments) => doctor::run(&arguments),
         }
     }
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
 use super::{check_positions, check_vocabulary, print, set_threads};
-use crate::backend::Cpu;
+use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
@@ -48,6 +49,9 @@ pub(super) struct Arguments {
     /// No progress
     #[arg(long, help_heading = "Run")]
     quiet: bool,
+    /// Compile the GPU kernels anew, and keep nothing
+    #[arg(long, help_heading = "Run")]
+    no_kernel_cache: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -62,8 +66,13 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let settings = gather(&arguments)?;
     let config = RunConfig::resolve(settings.clone())?;
     set_threads(config.threads)?;
+    let choice = Choice {
+        device: config.device,
+        precision: config.precision,
+        kernel_cache: !arguments.no_kernel_cache,
+    };
     if arguments.dry_run {
-        return dry_run(&config, arguments.json);
+        return with_backend(choice, DryRun { config: &config, machine: arguments.json });
     }
     let before = config.output.join(RESOLVED);
     if resume && before.is_file() {
@@ -83,10 +92,6 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let mut model =
-        TokenDetection::with_options(Cpu::<f32>::new(), generator, discriminator, options(&config))?;
-    model.set_tokenizer(tokenizer.clone());
-
     let rows = |paths: &[String]| -> Result<Rows> {
         let source = TextSource::new(paths, &config.columns)?;
         let dataset = tokenize(&source, &tokenizer, &config.shards, arguments.quiet)?;
@@ -96,15 +101,86 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let rows = Arc::new(rows(&config.train)?);
     write_settings(&config.output.join(TYPED), &settings)?;
     write_settings(&config.output.join(RESOLVED), &config)?;
-    announce(&config, &model, &rows, arguments.quiet);
-
-    let loader = loader_spec(&config, &tokenizer);
-    let run =
-        Run { config: &config, model: &mut model, rows, validation, loader, resume, quiet: arguments.quiet };
-    let summary = train(run)?;
-    model.save_pretrained(&config.output)?;
+    let pair = (generator, discriminator);
+    let quiet = arguments.quiet;
+    let training = Training { config: &config, pair, tokenizer, rows, validation, resume, quiet };
+    let summary = with_backend(choice, training)?;
     write_cards(&config, &summary)?;
     finish(&config, &summary)
+}
+
+/// A run whose text and models are ready.
+struct Training<'a> {
+    config: &'a RunConfig,
+    pair: (Checkpoint, Checkpoint),
+    tokenizer: Tokenizer,
+    rows: Arc<Rows>,
+    validation: Option<Rows>,
+    resume: bool,
+    quiet: bool,
+}
+
+impl OnBackend for Training<'_> {
+    type Output = Summary;
+    fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
+        let Self { config, pair: (generator, discriminator), tokenizer, rows, validation, resume, quiet } =
+            self;
+        check_memory(&backend, config, (&generator, &discriminator), place)?;
+        let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
+        model.set_tokenizer(tokenizer.clone());
+        if !quiet {
+            announce(config, model.parameter_count(), &rows, place);
+        }
+        let loader = loader_spec(config, &tokenizer);
+        let summary = train(Run { config, model: &mut model, rows, validation, loader, resume, quiet })?;
+        model.save_pretrained(&config.output)?;
+        Ok(summary)
+    }
+}
+
+/// What a run of these settings holds.
+fn plan<B: Backend>(
+    backend: &B,
+    config: &RunConfig,
+    (ours, theirs): (&Checkpoint, &Checkpoint),
+) -> Result<MemoryPlan> {
+    let per_row = (config.mask_prob + 0.005) * config.seq_len as f64;
+    let limits = BatchLimits {
+        tokens: config.batch_size * config.seq_len,
+        sequences: config.batch_size,
+        masked: config.batch_size * (per_row as usize).max(1),
+    };
+    let head = architecture(config.head);
+    memory_plan(backend, &ours.config, &theirs.config, head, config.share, limits)
+}
+
+/// An error before anything is allocated if the GPU's free memory does not hold the plan.
+fn check_memory<B: Backend>(
+    backend: &B,
+    config: &RunConfig,
+    pair: (&Checkpoint, &Checkpoint),
+    place: &Place,
+) -> Result<()> {
+    let Some(free) = place.free_bytes else { return Ok(()) };
+    let plan = plan(backend, config, pair)?;
+    if plan.total_bytes() <= free {
+        return Ok(());
+    }
+    let families: Vec<String> =
+        plan.families().iter().map(|(name, bytes)| format!("{name} {} MiB", bytes >> 20)).collect();
+    let growing = plan.bytes_per_token() * config.seq_len as u64;
+    let fixed = plan.total_bytes() - growing * config.batch_size as u64;
+    let largest = free.saturating_sub(fixed) / growing.max(1);
+    let advice = match largest {
+        0 => "not even one row fits: use a smaller model or --precision bf16".to_owned(),
+        rows => format!("the largest --batch-size that fits is {rows}; --grad-accumulation makes up for it"),
+    };
+    Err(Error::device(format!(
+        "this run needs {} MiB of GPU memory ({}), {} MiB are free; {advice}",
+        plan.total_bytes() >> 20,
+        families.join(", "),
+        free >> 20
+    )))
 }
 
 /// Flags over the TOML file over the settings of the run that is continued.
@@ -226,18 +302,15 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
     }
 }
 
-fn announce(config: &RunConfig, model: &TokenDetection<Cpu<f32>>, rows: &Rows, quiet: bool) {
-    if quiet {
-        return;
-    }
+fn announce(config: &RunConfig, parameters: usize, rows: &Rows, place: &Place) {
     let tokens = config.batch_size * config.grad_accumulation * config.seq_len;
     eprintln!(
-        "{:.1} M parameters, {} rows of up to {} tokens, {} steps of up to {tokens} tokens, on the CPU with {} threads",
-        model.parameter_count() as f64 / 1e6,
+        "{:.1} M parameters, {} rows of up to {} tokens, {} steps of up to {tokens} tokens, on {}",
+        parameters as f64 / 1e6,
         rows.len(),
         config.seq_len,
         config.total_steps(rows.len()),
-        rayon::current_num_threads()
+        place.name
     );
 }
 
@@ -265,23 +338,28 @@ fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
     print(&text)
 }
 
-fn dry_run(config: &RunConfig, machine: bool) -> Result<()> {
+struct DryRun<'a> {
+    config: &'a RunConfig,
+    machine: bool,
+}
+
+impl OnBackend for DryRun<'_> {
+    type Output = ();
+    fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
+        dry_run(&backend, self.config, self.machine, place)
+    }
+}
+
+fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &Place) -> Result<()> {
     let vocab_size = match &config.tokenizer {
         Some(path) => Tokenizer::load(path)?.vocab_size(),
         None => config.vocab_size,
     };
     let (generator, discriminator) = models(config, vocab_size)?;
-    let tokens = config.batch_size * config.seq_len;
-    let per_row = (config.mask_prob + 0.005) * config.seq_len as f64;
-    let limits = BatchLimits {
-        tokens,
-        sequences: config.batch_size,
-        masked: config.batch_size * (per_row as usize).max(1),
-    };
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
     let table = ParamTable::new(ours, theirs, head, config.share)?;
-    let plan = memory_plan(&Cpu::<f32>::new(), ours, theirs, head, config.share, limits)?;
+    let plan = plan(backend, config, (&generator, &discriminator))?;
     let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
     if machine {
         let families: serde_json::Map<_, _> =
@@ -290,6 +368,7 @@ fn dry_run(config: &RunConfig, machine: bool) -> Result<()> {
             "{:#}",
             json!({
                 "config": settings,
+                "device": place.name,
                 "parameters": table.parameter_count(),
                 "generator": ours.to_json(Architecture::MaskedLm),
                 "discriminator": theirs.to_json(head),
@@ -303,6 +382,7 @@ fn dry_run(config: &RunConfig, machine: bool) -> Result<()> {
     for (name, value) in settings.as_object().into_iter().flatten() {
         text += &format!("  {name:<20} {value}\n");
     }
+    text += &format!("on {}\n", place.name);
     text += &format!("parameters             {:>9.2} M, each once\n", table.parameter_count() as f64 / 1e6);
     print(&(text + &describe(&plan)))
 }

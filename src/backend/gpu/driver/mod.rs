@@ -8,9 +8,11 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-//pub mod cuda;
-//pub mod libraries;
-//pub mod nvrtc;
+pub mod cublaslt;
+pub mod cuda;
+pub mod gemm;
+pub mod libraries;
+pub mod nvrtc;
 #[cfg(feature = "simt")]
 pub mod simt;
 

@@ -1,0 +1,296 @@
+//! Every op on fixed inputs, on any backend: one table of cases for the tests, the benches and `elektron doctor`.
+//!
+//! The reference is `Cpu<f64>`. The error of a bf16 result may be twice that of the naive computation, which works in single precision and
+//! rounds what it stores (after Dao et al., FlashAttention); of an fp32 result, twice that of `Cpu<f32>`; integers are equal.
+
+use half::bf16;
+use serde::Serialize;
+
+use super::gpu::Working;
+use super::gpu::driver::Driver;
+use super::{Backend, Cpu, Dropout, Float, Gpu, Write};
+use crate::Result;
+use crate::model::config::Activation;
+use crate::rng::{Philox, Site, threshold};
+
+mod naive;
+mod ops;
+
+/// Gradients start at this, so that `+=` shows.
+const BEFORE: f64 = 0.25;
+
+/// What a result is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Stored as a working value.
+    Working,
+    /// fp32 throughout, but computed from working values.
+    Exact,
+    /// Integers.
+    Index,
+}
+
+/// A result of an op.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Its elements.
+    pub values: Vec<f64>,
+}
+
+/// Puts values on a backend and takes them back.
+struct Bench<'b, B: Backend> {
+    backend: &'b B,
+    /// Whether what an op stores between its steps is rounded to bf16: the naive computation.
+    naive: bool,
+    outputs: Vec<Output>,
+}
+
+impl<B: Backend> Bench<'_, B> {
+    fn x(&self, values: &[f64]) -> Result<B::Buf<B::X>> {
+        let mut buf = self.backend.alloc(values.len())?;
+        let values: Vec<B::X> = values.iter().map(|&v| B::X::from_f64(v)).collect();
+        self.backend.upload(&values, B::slice_mut(&mut buf, 0..values.len()))?;
+        Ok(buf)
+    }
+    fn f(&self, values: &[f64]) -> Result<B::Buf<B::F>> {
+        let mut buf = self.backend.alloc(values.len())?;
+        let values: Vec<B::F> = values.iter().map(|&v| B::F::from_f64(v)).collect();
+        self.backend.upload(&values, B::slice_mut(&mut buf, 0..values.len()))?;
+        Ok(buf)
+    }
+    fn u(&self, values: &[u32]) -> Result<B::Buf<u32>> {
+        let mut buf = self.backend.alloc(values.len())?;
+        self.backend.upload(values, B::slice_mut(&mut buf, 0..values.len()))?;
+        Ok(buf)
+    }
+    /// The same values as bf16 would hold them.
+    fn round(&self, buf: &mut B::Buf<B::X>, n: usize) -> Result<()> {
+        let values = self.backend.download(B::slice(buf, 0..n))?;
+        let values: Vec<B::X> = values.into_iter().map(|v| B::X::from_f64(rounded(v.to_f64()))).collect();
+        self.backend.upload(&values, B::slice_mut(buf, 0..n))
+    }
+    fn push(&mut self, name: &'static str, kind: Kind, values: Vec<f64>) {
+        self.outputs.push(Output { name, kind, values });
+    }
+    fn take_x(&mut self, name: &'static str, buf: &B::Buf<B::X>, n: usize) -> Result<()> {
+        let values = self.backend.download(B::slice(buf, 0..n))?;
+        self.push(name, Kind::Working, values.into_iter().map(Float::to_f64).collect());
+        Ok(())
+    }
+    fn take_f(&mut self, name: &'static str, buf: &B::Buf<B::F>, n: usize) -> Result<()> {
+        let values = self.backend.download(B::slice(buf, 0..n))?;
+        self.push(name, Kind::Exact, values.into_iter().map(Float::to_f64).collect());
+        Ok(())
+    }
+    fn take_u(&mut self, name: &'static str, buf: &B::Buf<u32>, n: usize) -> Result<()> {
+        let values = self.backend.download(B::slice(buf, 0..n))?;
+        self.push(name, Kind::Index, values.into_iter().map(f64::from).collect());
+        Ok(())
+    }
+}
+
+fn rounded(x: f64) -> f64 {
+    bf16::from_f32(x as f32).to_f64()
+}
+
+/// Fixed numbers in (-1, 1).
+fn noise(seed: u64, n: usize) -> Vec<f64> {
+    let philox = Philox::new(seed);
+    (0..n as u32).map(|i| f64::from(philox.word(i, 0, Site(99), 0)) / 2f64.powi(31) - 1.0).collect()
+}
+
+/// Numbers in (-1, 1) that bf16 represents.
+fn input(seed: u64, n: usize) -> Vec<f64> {
+    noise(seed, n).into_iter().map(rounded).collect()
+}
+
+fn nan(n: usize) -> Vec<f64> {
+    vec![f64::NAN; n]
+}
+
+fn dropout(p: f64) -> Dropout {
+    if p == 0.0 {
+        return Dropout::OFF;
+    }
+    let (threshold, scale) = (threshold(p), 1.0 / (1.0 - p));
+    Dropout { threshold, scale, rng: Philox::new(5), site: Site(17), step: 3, row0: 40 }
+}
+
+/// An op with the sizes and options that it is tried with.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // the variants are the ops, their fields what the ops call them
+pub enum Case {
+    Linear { rows: usize, inputs: usize, outputs: usize, activation: Option<Activation>, write: Write },
+    Norm { rows: usize, width: usize, p: f64, residual: bool },
+    Attention { lengths: Vec<(usize, usize)>, heads: usize, head_size: usize, p: f64 },
+    Embed { tokens: usize, width: usize, p: f64, delta: bool, padding: Option<u32> },
+    Mlm { rows: usize, vocabulary: usize, disallow_correct: bool },
+    Rtd { tokens: usize, labels: usize },
+    Rows { rows: usize, width: usize },
+    Optim { n: usize, bias_correction: Option<u64>, max_norm: Option<f64> },
+}
+
+impl Case {
+    /// Awkward shapes by default: 1, odd, a tile and one more or less, empty sequences; dropout on and off.
+    pub fn all() -> Vec<Self> {
+        let mut cases = Vec::new();
+        for activation in [None, Some(Activation::Gelu), Some(Activation::GeluTanh), Some(Activation::Relu)] {
+            for (rows, inputs, outputs, write) in [
+                (1, 1, 1, Write::Set),
+                (7, 5, 3, Write::Add),
+                (131, 17, 65, Write::Set),
+                (65, 32, 264, Write::Add),
+            ] {
+                cases.push(Self::Linear { rows, inputs, outputs, activation, write });
+            }
+        }
+        for p in [0.0, 0.1] {
+            for (rows, width) in [(1, 2), (33, 31), (5, 128), (4, 256), (9, 264), (3, 768), (2, 1024)] {
+                for residual in [false, true] {
+                    cases.push(Self::Norm { rows, width, p, residual });
+                }
+            }
+            for (lengths, heads, head_size) in [
+                (vec![(1, 1)], 1, 4),
+                (vec![(5, 5), (3, 2), (7, 4)], 2, 3),
+                (vec![(63, 63), (0, 0), (65, 64)], 2, 16),
+                (vec![(70, 65), (64, 64)], 1, 32),
+                (vec![(130, 129)], 1, 64),
+                (vec![(66, 66)], 1, 80),
+                (vec![(33, 33), (67, 1)], 1, 128),
+            ] {
+                cases.push(Self::Attention { lengths, heads, head_size, p });
+            }
+            cases.push(Self::Embed { tokens: 1, width: 8, p, delta: false, padding: None });
+            cases.push(Self::Embed { tokens: 300, width: 33, p, delta: true, padding: Some(0) });
+            cases.push(Self::Embed { tokens: 77, width: 264, p, delta: false, padding: Some(2) });
+            cases.push(Self::Embed { tokens: 20, width: 1024, p, delta: false, padding: Some(0) });
+        }
+        for (rows, vocabulary) in [(1, 1), (3, 131), (2, 2048), (4, 5000)] {
+            for disallow_correct in [false, true] {
+                if vocabulary > 1 || !disallow_correct {
+                    cases.push(Self::Mlm { rows, vocabulary, disallow_correct });
+                }
+            }
+        }
+        for (tokens, labels) in [(1, 1), (257, 1), (300, 2)] {
+            cases.push(Self::Rtd { tokens, labels });
+        }
+        for (rows, width) in [(1, 1), (13, 24), (5, 300)] {
+            cases.push(Self::Rows { rows, width });
+        }
+        for (n, bias_correction, max_norm) in
+            [(64, None, None), (1000, Some(3), Some(1.0)), (300_000, None, Some(1e9))]
+        {
+            cases.push(Self::Optim { n, bias_correction, max_norm });
+        }
+        cases
+    }
+
+    /// Forward and backward of the op on fixed inputs. `naive`: on the CPU, what is stored between steps is rounded to bf16.
+    pub fn run<B: Backend>(&self, backend: &B, naive: bool) -> Result<Vec<Output>> {
+        let mut b = Bench { backend, naive, outputs: Vec::new() };
+        match *self {
+            Self::Linear { rows, inputs, outputs, activation, write } => {
+                ops::linear(&mut b, (rows, inputs, outputs), activation, write)
+            }
+            Self::Norm { rows, width, p, residual } => ops::norm(&mut b, rows, width, p, residual),
+            Self::Attention { ref lengths, heads, head_size, p } => {
+                ops::attention(&mut b, lengths, (heads, head_size), p)
+            }
+            Self::Embed { tokens, width, p, delta, padding } => {
+                ops::embed(&mut b, tokens, width, p, delta, padding)
+            }
+            Self::Mlm { rows, vocabulary, disallow_correct } => {
+                ops::mlm(&mut b, rows, vocabulary, disallow_correct)
+            }
+            Self::Rtd { tokens, labels } => ops::rtd(&mut b, tokens, labels),
+            Self::Rows { rows, width } => ops::move_rows(&mut b, rows, width),
+            Self::Optim { n, bias_correction, max_norm } => ops::optim(&mut b, n, bias_correction, max_norm),
+        }?;
+        Ok(b.outputs)
+    }
+
+    /// The results of the naive bf16 computation.
+    pub fn naive(&self) -> Result<Vec<Output>> {
+        if let Self::Attention { lengths, heads, head_size, p } = self {
+            return Ok(naive::attention(lengths, (*heads, *head_size), *p));
+        }
+        let mut outputs = self.run(&Cpu::<f32>::new(), true)?;
+        for output in outputs.iter_mut().filter(|o| o.kind == Kind::Working) {
+            output.values.iter_mut().for_each(|x| *x = rounded(*x));
+        }
+        Ok(outputs)
+    }
+}
+
+/// What a comparison came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct SelfTest {
+    /// The op and its sizes.
+    pub op: String,
+    /// bf16 or fp32.
+    pub precision: &'static str,
+    /// The largest relative error of a result, in the 2-norm.
+    pub error: f64,
+    /// Whether every result is as near as it must be.
+    pub passed: bool,
+    /// What is wrong.
+    pub problem: Option<String>,
+}
+
+/// Every case on a device.
+pub fn self_test<D: Driver, W: Working>(device: D) -> Result<Vec<SelfTest>> {
+    let gpu = Gpu::<D, W>::new(device);
+    Case::all().iter().map(|case| Ok(compare(case, &gpu)?.0)).collect()
+}
+
+/// One case on a device against the reference; also its results.
+pub fn compare<D: Driver, W: Working>(case: &Case, gpu: &Gpu<D, W>) -> Result<(SelfTest, Vec<Output>)> {
+    let want = case.run(&Cpu::<f64>::new(), false)?;
+    let naive = if size_of::<W>() == 2 { case.naive()? } else { case.run(&Cpu::<f32>::new(), false)? };
+    let got = case.run(gpu, false)?;
+    let mut worst = 0.0f64;
+    let mut problem = None;
+    for ((got, want), naive) in got.iter().zip(&want).zip(&naive) {
+        match difference(got, want, naive) {
+            Ok(error) => worst = worst.max(error),
+            Err(what) => problem = problem.or(Some(what)),
+        }
+    }
+    let (op, passed) = (format!("{case:?}"), problem.is_none());
+    Ok((SelfTest { op, precision: W::PRECISION.kernels(), error: worst, passed, problem }, got))
+}
+
+/// The relative error of a result, or what is wrong with it.
+fn difference(got: &Output, want: &Output, naive: &Output) -> Result<f64, String> {
+    let name = got.name;
+    if got.values.len() != want.values.len() {
+        return Err(format!("{name} has {} elements, not {}", got.values.len(), want.values.len()));
+    }
+    if got.kind == Kind::Index {
+        let first = got.values.iter().zip(&want.values).position(|(a, b)| a != b);
+        return first.map_or(Ok(0.0), |i| {
+            Err(format!("{name}[{i}] is {}, expected {}", got.values[i], want.values[i]))
+        });
+    }
+    if let Some(i) = got.values.iter().position(|x| !x.is_finite()) {
+        return Err(format!("{name}[{i}] is {}", got.values[i]));
+    }
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let size = norm(&mut want.values.iter().copied());
+    let distance = |from: &Output| norm(&mut from.values.iter().zip(&want.values).map(|(a, b)| a - b));
+    // A gradient may be exactly zero: then the naive one tells how near is near.
+    let unit = if size < 1e-12 { 1.0 } else { size };
+    let (error, allowed) = (distance(got) / unit, distance(naive) / unit);
+    // Sums of another order differ by a few units in the last place of fp32.
+    if error <= 2.0 * allowed + 2e-6 {
+        Ok(error)
+    } else {
+        Err(format!("{name}: error {error:.2e}, that of the naive computation {allowed:.2e}"))
+    }
+}

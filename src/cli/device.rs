@@ -1,0 +1,96 @@
+//! Where a command computes: `--device` and `--precision` made into a backend.
+
+use half::bf16;
+
+use crate::backend::gpu::driver::cuda::{Cuda, CudaOptions};
+use crate::backend::gpu::driver::{Driver, nvrtc};
+use crate::backend::{Backend, Cpu, Gpu};
+use crate::config::{Device, Precision};
+use crate::{Error, Result};
+
+/// What the user asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) device: Device,
+    /// `None`: bf16 on a GPU, fp32 on the CPU.
+    pub(super) precision: Option<Precision>,
+    /// Whether compiled kernels are kept on disk.
+    pub(super) kernel_cache: bool,
+}
+
+/// Where it is done.
+pub(super) struct Place {
+    /// In words.
+    pub(super) name: String,
+    /// Free memory of a GPU, in bytes.
+    pub(super) free_bytes: Option<u64>,
+}
+
+/// Work on whatever backend was chosen.
+pub(super) trait OnBackend {
+    /// What comes of it.
+    type Output;
+    /// Does it.
+    fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Self::Output>;
+}
+
+/// Opens the device and does `task` on it. With `--device auto` a missing GPU is said and the CPU taken.
+pub(super) fn with_backend<T: OnBackend>(choice: Choice, task: T) -> Result<T::Output> {
+    match choice.device {
+        Device::Cpu => on_cpu(choice.precision, task),
+        Device::Cuda => on_gpu(open(choice)?, choice.precision, task),
+        Device::Auto => match open(choice) {
+            Ok(gpu) => on_gpu(gpu, choice.precision, task),
+            Err(reason) => {
+                eprintln!("no GPU is used: {reason}");
+                on_cpu(choice.precision, task)
+            }
+        },
+        #[cfg(feature = "simt")]
+        Device::Simt => on_simt(choice.precision, task),
+    }
+}
+
+fn open(choice: Choice) -> Result<Cuda> {
+    let cache = choice.kernel_cache.then(nvrtc::cache_dir).flatten();
+    Cuda::new(CudaOptions { cache, ..CudaOptions::default() })
+}
+
+fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Output> {
+    let place =
+        Place { name: format!("the CPU with {} threads", rayon::current_num_threads()), free_bytes: None };
+    match precision.unwrap_or(Precision::Fp32) {
+        Precision::Fp32 => task.run(Cpu::<f32>::new(), &place),
+        Precision::Fp64 => task.run(Cpu::<f64>::new(), &place),
+        other => Err(Error::config(format!("the CPU computes in fp32 or fp64, not in {}", other.name()))),
+    }
+}
+
+fn on_gpu<T: OnBackend>(gpu: Cuda, precision: Option<Precision>, task: T) -> Result<T::Output> {
+    let place = Place { name: gpu.description(), free_bytes: Some(gpu.memory()?.0 as u64) };
+    in_precision(gpu, precision, &place, task)
+}
+
+#[cfg(feature = "simt")]
+fn on_simt<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Output> {
+    use crate::backend::gpu::driver::simt::{Order, Simt};
+    let device = Simt::new(Order::Ascending);
+    let place = Place { name: device.description(), free_bytes: None };
+    in_precision(device, precision, &place, task)
+}
+
+fn in_precision<D: Driver, T: OnBackend>(
+    device: D,
+    precision: Option<Precision>,
+    place: &Place,
+    task: T,
+) -> Result<T::Output> {
+    match precision.unwrap_or(Precision::Bf16) {
+        Precision::Bf16 => task.run(Gpu::<D, bf16>::new(device), place),
+        Precision::Fp32 => task.run(Gpu::<D, f32>::new(device), place),
+        Precision::Tf32 => task.run(Gpu::<D, f32>::new(device).with_tf32(), place),
+        Precision::Fp64 => {
+            Err(Error::config("a GPU computes in bf16, fp32 or tf32; fp64 is for --device cpu"))
+        }
+    }
+}
