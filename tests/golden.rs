@@ -10,14 +10,14 @@ use crate::support::{golden, read_tensors, relative_l2, widen};
 
 const LR: f64 = 1e-3;
 
-struct Case {
+pub(crate) struct Case {
     name: &'static str,
     discriminator: &'static str,
     share: Share,
     flavour: Flavour,
 }
 
-const CASES: [Case; 5] = [
+pub(crate) const CASES: [Case; 5] = [
     Case {
         name: "token_shared",
         discriminator: "discriminator_token",
@@ -50,16 +50,19 @@ const CASES: [Case; 5] = [
     },
 ];
 
-/// Largest relative errors allowed: of losses, and of logits, gradients and parameters.
+/// Largest relative errors allowed: of losses, of logits and gradients, and of parameters after three updates.
 #[derive(Clone, Copy)]
-struct Tolerance {
-    loss: f64,
-    tensor: f64,
+pub(crate) struct Tolerance {
+    pub(crate) loss: f64,
+    pub(crate) tensor: f64,
+    pub(crate) updated: f64,
+    /// Of a gradient that is zero in exact arithmetic, absolute.
+    pub(crate) zero: f32,
 }
 
 /// The stored numbers are rounded to single precision: 6e-8 relative.
-const DOUBLE: Tolerance = Tolerance { loss: 1e-7, tensor: 1e-7 };
-const SINGLE: Tolerance = Tolerance { loss: 1e-5, tensor: 1e-4 };
+const DOUBLE: Tolerance = Tolerance { loss: 1e-7, tensor: 1e-7, updated: 1e-7, zero: 1e-5 };
+pub(crate) const SINGLE: Tolerance = Tolerance { loss: 1e-5, tensor: 1e-4, updated: 1e-4, zero: 1e-5 };
 
 fn input() -> PaddedInput {
     let inputs = read_tensors(&golden("inputs.safetensors"));
@@ -81,7 +84,7 @@ fn model<B: Backend>(backend: B, case: &Case) -> TokenDetection<B> {
     TokenDetection::with_options(backend, load("generator"), load(case.discriminator), options).unwrap()
 }
 
-fn check<B: Backend>(backend: B, case: &Case, tolerance: Tolerance) {
+pub(crate) fn check<B: Backend>(backend: B, case: &Case, tolerance: Tolerance) {
     let mut model = model(backend, case);
     let folder = golden(case.name);
     let forward = read_tensors(&folder.join("forward.safetensors"));
@@ -126,7 +129,7 @@ fn check_gradients<B: Backend>(
         if name.ends_with("self.key.bias") {
             // Softmax ignores a shift common to all keys: the true gradient is zero.
             let largest = got.data.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-            assert!(largest < 1e-5, "{} {name}: {largest}", case.name);
+            assert!(largest < tolerance.zero, "{} {name}: {largest}", case.name);
             continue;
         }
         let error = relative_l2(&name, &widen(&got.data), &widen(&want.data));
@@ -159,13 +162,15 @@ fn check_updates<B: Backend>(
             None => &discriminator.tensors[name.strip_prefix("discriminator.").unwrap()],
         };
         if name.ends_with("self.key.bias") {
-            // Adam turns the rounding noise of a zero gradient into steps of up to the learning rate.
+            // Adam turns the rounding noise of a zero gradient into steps, here and in the reference: of the learning rate, or
+            // of (1 - β₁) / √(1 - β₂) = 3.2 times that in the first ones without bias correction.
+            let reach = 3.0 * LR * if electra { 3.2 } else { 1.0 };
             let largest = got.data.iter().zip(&want.data).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-            assert!(f64::from(largest) <= 3.0 * LR, "{} {name}: {largest}", case.name);
+            assert!(f64::from(largest) <= 2.0 * reach, "{} {name}: {largest}", case.name);
             continue;
         }
         let error = relative_l2(&name, &widen(&got.data), &widen(&want.data));
-        assert!(error < tolerance.tensor, "{} {name} after three updates: {error}", case.name);
+        assert!(error < tolerance.updated, "{} {name} after three updates: {error}", case.name);
     }
 }
 

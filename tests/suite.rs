@@ -4,6 +4,8 @@
 mod checkpoint;
 mod cli;
 mod data;
+#[cfg(feature = "simt")]
+mod emulated;
 mod golden;
 #[cfg(feature = "simt")]
 mod kernels;

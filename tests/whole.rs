@@ -8,7 +8,7 @@ use elektron::model::hf::Checkpoint;
 use elektron::model::{BatchLimits, Flavour, Options, Phase, Share, TokenDetection, memory_plan};
 use elektron::train::optim::{AdamW, AdamWOptions};
 
-fn config(hidden: usize) -> ElectraConfig {
+pub(crate) fn config(hidden: usize) -> ElectraConfig {
     ElectraConfig {
         vocab_size: 23,
         embedding_size: 6,
@@ -23,7 +23,7 @@ fn config(hidden: usize) -> ElectraConfig {
 }
 
 /// Two sequences of 7 and 5 tokens, four of them masked.
-fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     let ids: Vec<u32> = vec![2, 9, 7, 14, 11, 22, 3, 2, 5, 6, 19, 3];
     let masked_index = vec![1, 4, 8, 10];
     let mut masked_ids = ids.clone();
@@ -43,7 +43,7 @@ fn batch() -> Batch {
     }
 }
 
-const SAMPLED: [u32; 4] = [9, 20, 5, 13];
+pub(crate) const SAMPLED: [u32; 4] = [9, 20, 5, 13];
 const TRAIN: Phase = Phase::Train { step: 2, row0: 0, micro_batches: 1 };
 
 fn model<B: Backend>(backend: B, head: Architecture, share: Share) -> TokenDetection<B> {
