@@ -61,6 +61,7 @@ fn planted(
         threads: 64,
         shared_bytes,
         arguments: &arguments,
+        bytes: 0,
     };
     device.launch(&launch).map_err(|e| e.to_string())?;
     let mut result = vec![0.0f32; 64];
@@ -106,6 +107,7 @@ fn planted_write(threads: u32) -> Result<(), String> {
         threads,
         shared_bytes: 0,
         arguments: &[out.into(), 63u32.into()],
+        bytes: 0,
     };
     device.launch(&launch).map_err(|e| e.to_string())
 }
@@ -122,6 +124,7 @@ fn arguments_of_the_wrong_size_are_refused() {
         threads: 64,
         shared_bytes: 256,
         arguments: &[out.into(), 1u32.into()],
+        bytes: 0,
     };
     assert!(device.launch(&launch).unwrap_err().to_string().contains("takes arguments of"));
 }

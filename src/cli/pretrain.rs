@@ -20,7 +20,7 @@ use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, write_atomic};
 use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
-use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan};
+use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan, step_tally};
 use crate::train::card::write_cards;
 use crate::train::checkpoint::Checkpoints;
 use crate::train::log::{duration, holds_run};
@@ -360,6 +360,9 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
     let (ours, theirs) = (&generator.config, &discriminator.config);
     let table = ParamTable::new(ours, theirs, head, config.share)?;
     let plan = plan(backend, config, (&generator, &discriminator))?;
+    let limits = plan.limits;
+    let gpu = step_tally(generator.clone(), discriminator.clone(), options(config), limits)?;
+    let kb_per_token = gpu.bytes as f64 / 1e3 / limits.tokens as f64;
     let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
     if machine {
         let families: serde_json::Map<_, _> =
@@ -375,6 +378,8 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
                 "memory_bytes": plan.total_bytes(),
                 "memory_families": families,
                 "bytes_per_token": plan.bytes_per_token(),
+                "kernels_per_step": gpu.kernels,
+                "kb_per_token": kb_per_token,
             })
         ));
     }
@@ -384,6 +389,10 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
     }
     text += &format!("on {}\n", place.name);
     text += &format!("parameters             {:>9.2} M, each once\n", table.parameter_count() as f64 / 1e6);
+    text += &format!(
+        "a step on a GPU        {} kernels, {kb_per_token:.0} kB of device memory traffic a token\n",
+        gpu.kernels
+    );
     print(&(text + &describe(&plan)))
 }
 

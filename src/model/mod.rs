@@ -29,7 +29,7 @@ pub use acts::{BatchLimits, PlanEntry};
 pub use detector::Discriminator;
 pub use input::{IGNORE, PaddedInput};
 pub use params::{ParamTable, Params, TensorSpec};
-pub use plan::{MemoryPlan, memory_plan};
+pub use plan::{MemoryPlan, memory_plan, step_tally};
 pub use step::{Output, Phase, StepOutput, TokenDetection};
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::config::{Architecture, ElectraConfig};
 use super::hf::{Checkpoint, HostTensor, parameter_shapes};
 use super::{Options, Share};
@@ -208,12 +210,12 @@ fn fresh(name: &str, config: &ElectraConfig, philox: Philox, number: u32, target
     if name.ends_with("LayerNorm.weight") {
         target.fill(1.0);
     } else if !name.ends_with("bias") {
-        for (block, four) in target.chunks_mut(4).enumerate() {
+        target.par_chunks_mut(4).with_min_len(1 << 12).enumerate().for_each(|(block, four)| {
             let words = philox.block(block as u32, number, Site::INIT, 0);
             for (x, z) in four.iter_mut().zip(normals(words)) {
                 *x = (config.initializer_range * z) as f32;
             }
-        }
+        });
         if let (true, Some(pad)) = (name == WORD, config.pad_token_id) {
             let width = config.embedding_size;
             target[pad as usize * width..][..width].fill(0.0);

@@ -5,7 +5,12 @@ use super::acts::{BatchLimits, Counting, DeviceBatch, EncoderActs, MlmActs, Plan
 use super::config::{Architecture, ElectraConfig};
 use super::params::ParamTable;
 use crate::Result;
-use crate::backend::Backend;
+use crate::backend::gpu::driver::tally::{Counter, Tally};
+use crate::backend::{Backend, Gpu};
+use crate::data::Batch;
+use crate::model::hf::Checkpoint;
+use crate::model::{Options, Phase, TokenDetection};
+use crate::train::optim::{AdamW, AdamWOptions};
 
 /// Bytes by family and field.
 #[derive(Clone, Debug)]
@@ -72,4 +77,41 @@ pub fn memory_plan<B: Backend>(
     Scratch::<B>::new(&mut a, [generator, discriminator], limits.tokens)?;
     DeviceBatch::<B>::new(&mut a, limits)?;
     Ok(MemoryPlan { entries: a.entries, limits })
+}
+
+/// What one training step of full batches asks of a GPU, counted by a device that only counts: kernels, and device memory
+/// traffic with each operand of each kernel crossing the bus.
+pub fn step_tally(
+    generator: Checkpoint,
+    discriminator: Checkpoint,
+    options: Options,
+    limits: BatchLimits,
+) -> Result<Tally> {
+    let backend = Gpu::<Counter, half::bf16>::new(Counter::default());
+    let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;
+    let mut optimizer = AdamW::new(&mut model, AdamWOptions::default())?;
+    model.reserve(limits)?;
+    model.backend_and_params().0.driver().take();
+    model.step_forward(&full_batch(limits), Phase::Train { step: 1, row0: 0, micro_batches: 1 }, None)?;
+    model.step_backward()?;
+    optimizer.step(&mut model, 1e-4)?;
+    Ok(model.backend_and_params().0.driver().take())
+}
+
+/// Sequences of equal length that fill the limits.
+fn full_batch(limits: BatchLimits) -> Batch {
+    let (n, b) = (limits.tokens, limits.sequences.max(1));
+    let bounds: Vec<u32> = (0..=b).map(|s| (s * n / b) as u32).collect();
+    let lengths = || bounds.windows(2).map(|w| w[1] - w[0]);
+    Batch {
+        ids: vec![0; n],
+        masked_ids: vec![0; n],
+        positions: lengths().flat_map(|len| 0..len).collect(),
+        types: vec![0; n],
+        key_len: lengths().collect(),
+        masked_index: (0..limits.masked).map(|i| (i * n / limits.masked.max(1)) as u32).collect(),
+        masked_weight: vec![1.0; limits.masked],
+        rtd_weight: vec![1.0; n],
+        cu_seqlens: bounds,
+    }
 }

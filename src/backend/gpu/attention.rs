@@ -68,7 +68,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let arguments =
             [op.qkv.into(), (&op.out).into(), (&op.lse).into(), Self::geometry(s)?, op.dropout.into()];
         let shared_bytes = 3 * Self::tile_bytes(TILE, HEAD_SIZES[which]);
-        self.launch(("attention_fwd", kernel), Self::attention_grid(s)?, THREADS, shared_bytes, &arguments)
+        let bytes = op.qkv.region.bytes() + op.out.region.bytes() + op.lse.region.bytes();
+        self.launch(
+            ("attention_fwd", kernel),
+            Self::attention_grid(s)?,
+            THREADS,
+            shared_bytes,
+            bytes,
+            &arguments,
+        )
     }
 
     pub(super) fn attention_bwd_op(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
@@ -80,7 +88,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let arguments =
             [op.out.into(), op.dout.into(), delta.into(), size(pairs)?.into(), size(s.head_size)?.into()];
         let grid = [blocks(pairs, THREADS / 32)?, 1, 1];
-        self.launch(("attention_bwd", "attention_delta"), grid, THREADS, 0, &arguments)?;
+        let (qkv, dout) = (op.qkv.region.bytes(), op.dout.region.bytes());
+        self.launch(
+            ("attention_bwd", "attention_delta"),
+            grid,
+            THREADS,
+            0,
+            2 * dout + delta.bytes(),
+            &arguments,
+        )?;
 
         let arguments = [
             op.qkv.into(),
@@ -105,7 +121,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             "attention_bwd_queries_64",
             "attention_bwd_queries_128",
         ];
-        self.launch(("attention_bwd", keys[which]), grid, THREADS, tiles + 2 * rows * 4, &arguments)?;
-        self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, &arguments)
+        self.launch(
+            ("attention_bwd", keys[which]),
+            grid,
+            THREADS,
+            tiles + 2 * rows * 4,
+            qkv + dout + qkv / 3 * 2,
+            &arguments,
+        )?;
+        self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, qkv + dout + qkv / 3, &arguments)
     }
 }

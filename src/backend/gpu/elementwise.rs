@@ -18,6 +18,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             grid,
             THREADS,
             0,
+            n * (4 + size_of::<W>()),
             &[from.into(), (&to).into(), (n as u64).into()],
         )
     }
@@ -31,7 +32,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     ) -> Result<()> {
         let rows = inp.len() / width;
         let arguments = [inp.into(), (&out).into(), dropout.into(), size(rows)?.into(), size(width)?.into()];
-        self.launch(("elementwise", "dropout"), grid(rows, width)?, THREADS, 0, &arguments)
+        self.launch(
+            ("elementwise", "dropout"),
+            grid(rows, width)?,
+            THREADS,
+            0,
+            2 * inp.region.bytes(),
+            &arguments,
+        )
     }
 
     pub(super) fn gather_rows_fwd_op(
@@ -65,7 +73,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     ) -> Result<()> {
         let rows = index.len();
         let arguments = [index.into(), from.into(), to.into(), size(rows)?.into(), size(width)?.into()];
-        self.launch(("elementwise", kernel), grid(rows, width)?, THREADS, 0, &arguments)
+        self.launch(
+            ("elementwise", kernel),
+            grid(rows, width)?,
+            THREADS,
+            0,
+            2 * rows * width * size_of::<W>(),
+            &arguments,
+        )
     }
 }
 

@@ -57,6 +57,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [blocks(rows, THREADS / 32)?, 1, 1],
             THREADS,
             0,
+            rows * op.width * size_of::<W>() * if op.tables.delta.is_some() { 5 } else { 4 },
             &[
                 tables([op.ids, op.positions, op.types], &op.tables),
                 (op.eps as f32).into(),
@@ -80,6 +81,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [size(count)?, 1, 1],
             THREADS,
             2 * width * 4,
+            rows * width * size_of::<W>() * if op.tables.delta.is_some() { 6 } else { 5 } + sums.bytes(),
             &[
                 tables([op.ids, op.positions, op.types], &op.tables),
                 op.dropout.into(),
@@ -122,14 +124,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 size(width)?.into(),
                 size(span)?.into(),
             ];
-            self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, 0, &arguments)?;
+            let bytes = n * width * size_of::<W>() + sums.bytes();
+            self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, 0, bytes, &arguments)?;
             return self.column_sums(sums, table, count, table_rows * width, table_rows * width);
         }
         let first = self.first_use_table(table_rows)?;
         self.driver.fill(first, 0xFF)?;
         let grid = [blocks(n, SCATTER_THREADS)?, 1, 1];
         let arguments = [ids.into(), first.into(), size(n)?.into()];
-        self.launch(("embed", "first_use"), grid, SCATTER_THREADS, 0, &arguments)?;
+        self.launch(("embed", "first_use"), grid, SCATTER_THREADS, 0, n * 4, &arguments)?;
         let arguments = [
             ids.into(),
             first.into(),
@@ -140,7 +143,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             skip.into(),
         ];
         let shared_bytes = SCATTER_THREADS as usize / 32 * 256 * 4;
-        self.launch(("embed", "scatter_rows"), [size(n)?, 1, 1], SCATTER_THREADS, shared_bytes, &arguments)
+        // Every token's row is read, and at the most as many rows of the table are read and written.
+        let bytes = n * width * (size_of::<W>() + 8);
+        self.launch(
+            ("embed", "scatter_rows"),
+            [size(n)?, 1, 1],
+            SCATTER_THREADS,
+            shared_bytes,
+            bytes,
+            &arguments,
+        )
     }
 
     fn first_use_table(&self, rows: usize) -> Result<Region> {

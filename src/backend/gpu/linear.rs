@@ -53,7 +53,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let grid = [blocks(rows * outputs.div_ceil(EIGHT), THREADS)?, 1, 1];
         let arguments =
             [(&pre).into(), op.bias.into(), (&op.out).into(), size(rows)?.into(), size(outputs)?.into()];
-        self.launch(("linear", kernel), grid, THREADS, 0, &arguments)
+        self.launch(("linear", kernel), grid, THREADS, 0, 3 * op.out.region.bytes(), &arguments)
     }
 
     pub(super) fn linear_bwd_op(&self, op: LinearBwd<'_, Self>) -> Result<()> {
@@ -72,7 +72,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         match &op.activation {
             None => {
                 let arguments = [dout.into(), sums.into(), rows_argument, width, span];
-                self.launch(("linear", "bias_bwd"), grid, THREADS, shared_bytes, &arguments)?;
+                self.launch(
+                    ("linear", "bias_bwd"),
+                    grid,
+                    THREADS,
+                    shared_bytes,
+                    dout.bytes() + sums.bytes(),
+                    &arguments,
+                )?;
             }
             Some((activation, pre)) => {
                 let kernel = match activation {
@@ -81,7 +88,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                     Activation::Relu => "bias_relu_bwd",
                 };
                 let arguments = [dout.into(), (*pre).into(), sums.into(), rows_argument, width, span];
-                self.launch(("linear", kernel), grid, THREADS, shared_bytes, &arguments)?;
+                self.launch(
+                    ("linear", kernel),
+                    grid,
+                    THREADS,
+                    shared_bytes,
+                    3 * dout.bytes() + sums.bytes(),
+                    &arguments,
+                )?;
             }
         }
         self.column_sums(sums, op.dbias.region, count, outputs, outputs)?;
@@ -123,6 +137,13 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     ) -> Result<()> {
         let arguments =
             [sums.into(), total.into(), size(count)?.into(), size(width)?.into(), size(stride)?.into()];
-        self.launch(("linear", "column_sums"), [blocks(width, THREADS)?, 1, 1], THREADS, 0, &arguments)
+        self.launch(
+            ("linear", "column_sums"),
+            [blocks(width, THREADS)?, 1, 1],
+            THREADS,
+            0,
+            (count + 2) * width * 4,
+            &arguments,
+        )
     }
 }

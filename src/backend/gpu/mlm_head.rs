@@ -14,6 +14,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [size(op.targets.len())?, 1, 1],
             THREADS,
             THREADS as usize / 32 * 8,
+            op.logits.region.bytes() * if op.gradient { 3 } else { 1 },
             &[
                 (&op.logits).into(),
                 op.targets.into(),

@@ -210,12 +210,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         held.as_ref().map(|buf| buf.region(0..len)).ok_or_else(|| Error::device("there is no workspace"))
     }
 
+    /// `bytes`: what crosses the memory bus, for the accounting of `--dry-run` and the benches.
+    #[allow(clippy::too_many_arguments)] // geometry and operands of one launch
     fn launch(
         &self,
         (file, kernel): (&'static str, &'static str),
         grid: [u32; 3],
         threads: u32,
         shared_bytes: usize,
+        bytes: usize,
         arguments: &[Argument],
     ) -> Result<()> {
         if grid.contains(&0) {
@@ -223,7 +226,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         }
         let precision = self.precision;
         let shared_bytes = size(shared_bytes)?;
-        self.driver.launch(&Launch { file, kernel, precision, grid, threads, shared_bytes, arguments })
+        self.driver.launch(&Launch {
+            file,
+            kernel,
+            precision,
+            grid,
+            threads,
+            shared_bytes,
+            arguments,
+            bytes: bytes as u64,
+        })
     }
 }
 

@@ -38,6 +38,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [blocks(rows, ROWS as u32)?, 1, 1],
             THREADS,
             0,
+            rows * op.width * size_of::<W>() * if op.residual.is_some() { 4 } else { 3 },
             &[
                 (&op.x).into(),
                 op.residual.map(|r| r.region).into(),
@@ -65,6 +66,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [size(count)?, 1, 1],
             THREADS,
             2 * width * 4,
+            rows * width * size_of::<W>() * if op.dresidual.is_some() { 4 } else { 3 } + sums.bytes(),
             &[
                 op.h.into(),
                 op.dropout.into(),

@@ -36,9 +36,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let sums = self.workspace(count.max(1))?;
         let shared_bytes = THREADS as usize / 32 * 4;
         let arguments = [x.into(), sums.into(), (n as u64).into(), (span as u64).into()];
-        self.launch(("optim", "norm_partials"), [size(count)?, 1, 1], THREADS, shared_bytes, &arguments)?;
+        self.launch(
+            ("optim", "norm_partials"),
+            [size(count)?, 1, 1],
+            THREADS,
+            shared_bytes,
+            4 * n,
+            &arguments,
+        )?;
         let arguments = [sums.into(), (&out).into(), size(count)?.into()];
-        self.launch(("optim", "norm_total"), [1, 1, 1], THREADS, shared_bytes, &arguments)
+        self.launch(("optim", "norm_total"), [1, 1, 1], THREADS, shared_bytes, 4 * count, &arguments)
     }
 
     pub(super) fn adamw_op(&self, op: AdamW<'_, Self>) -> Result<()> {
@@ -65,6 +72,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [blocks(n.div_ceil(4), THREADS)?, 1, 1],
             THREADS,
             0,
+            n * (32 + size_of::<W>()),
             &[
                 (&op.grads).into(),
                 (&op.m).into(),

@@ -11,7 +11,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn corrupt_op(&self, op: Corrupt<'_, Self>) -> Result<()> {
         let (n, m) = (op.ids.len(), op.masked_index.len());
         let arguments = [op.ids.into(), (&op.corrupted).into(), (&op.is_fake).into(), size(n)?.into()];
-        self.launch(("rtd_head", "corrupt_copy"), [blocks(n, THREADS)?, 1, 1], THREADS, 0, &arguments)?;
+        self.launch(
+            ("rtd_head", "corrupt_copy"),
+            [blocks(n, THREADS)?, 1, 1],
+            THREADS,
+            0,
+            12 * n,
+            &arguments,
+        )?;
         let arguments = [
             op.ids.into(),
             op.masked_index.into(),
@@ -20,7 +27,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             (&op.is_fake).into(),
             size(m)?.into(),
         ];
-        self.launch(("rtd_head", "corrupt_scatter"), [blocks(m, THREADS)?, 1, 1], THREADS, 0, &arguments)
+        self.launch(
+            ("rtd_head", "corrupt_scatter"),
+            [blocks(m, THREADS)?, 1, 1],
+            THREADS,
+            0,
+            20 * m,
+            &arguments,
+        )
     }
 
     pub(super) fn rtd_loss_op(&self, op: RtdLoss<'_, Self>) -> Result<()> {
@@ -35,6 +49,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             size(n)?.into(),
             size(op.labels)?.into(),
         ];
-        self.launch(("rtd_head", "rtd_loss"), [blocks(n, THREADS)?, 1, 1], THREADS, 0, &arguments)
+        let bytes = n * (12 + 2 * op.labels * size_of::<W>());
+        self.launch(("rtd_head", "rtd_loss"), [blocks(n, THREADS)?, 1, 1], THREADS, 0, bytes, &arguments)
     }
 }

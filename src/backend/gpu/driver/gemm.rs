@@ -38,5 +38,6 @@ pub fn own_gemm<D: Driver>(driver: &D, g: &Gemm) -> Result<()> {
             size(g.k)?.into(),
             flags.into(),
         ],
+        bytes: g.bytes(),
     })
 }

@@ -15,6 +15,7 @@ pub mod libraries;
 pub mod nvrtc;
 #[cfg(feature = "simt")]
 pub mod simt;
+pub mod tally;
 
 /// A stretch of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +145,8 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// Arguments in the order of the kernel's parameters.
     pub arguments: &'a [Argument],
+    /// Device memory that it reads and writes, each operand counted as often as it crosses the bus.
+    pub bytes: u64,
 }
 
 /// An operand of a product: row-major without gaps, or stored transposed.
@@ -178,6 +181,20 @@ pub struct Gemm {
     pub accumulate: bool,
     /// (n) working values added to every row.
     pub bias: Option<Region>,
+}
+
+impl Gemm {
+    /// Device memory that it reads and writes, each operand once.
+    pub fn bytes(&self) -> u64 {
+        let working = self.precision.bytes();
+        let (c, passes) = (if self.exact { 4 } else { working }, if self.accumulate { 2 } else { 1 });
+        ((self.m * self.k + self.k * self.n) * working + self.m * self.n * c * passes) as u64
+    }
+
+    /// Floating-point operations.
+    pub fn flops(&self) -> u64 {
+        2 * (self.m * self.n * self.k) as u64
+    }
 }
 
 /// A device.
