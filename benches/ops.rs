@@ -67,7 +67,7 @@ fn linear(inputs: usize, outputs: usize, activation: Option<Activation>) {
             dout: &mut out,
             dinp: (Write::Set, &mut dx),
             dweight: &mut dw,
-            dbias: &mut db,
+            dbias: Some(&mut db),
         })
         .expect("an op");
     });

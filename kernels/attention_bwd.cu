@@ -2,24 +2,13 @@
 //
 // With P = exp(S - lse), D the dropout factors, dP = (dO Vᵀ) ∘ D and delta = rowsum(dO ∘ O):
 //   dV = (P ∘ D)ᵀ dO,   dS = P ∘ (dP - delta),   dQ = dS K / √HS,   dK = dSᵀ Q / √HS.
-// Decomposition, three kernels: delta (a warp a row and head); keys and values (a block 64 keys, walking over the queries); queries (a block
-// 64 queries, walking over the keys). Scores are computed in both: 7 products instead of 5, but every gradient has one writer and no
+// Decomposition, two kernels: queries (a block 64 queries, walking over the keys), which also leaves delta for the other; keys and values
+// (a block 64 keys, walking over the queries). Scores are computed in both: 7 products instead of 5, but every gradient has one writer and no
 // atomic addition is needed. Tiles are transposed in the second kernel (keys down), so probabilities pass from product to product in registers.
 // FLOPs: 14 · T · HS a query and head. Bound: tensor cores and the exponential for long sequences, memory for T = 128.
 // Determinism: a key's queries, and a query's keys, are summed in order by one warp.
 #include "common/attention.cuh"
 #include "common/reduce.cuh"
-
-/// delta (N, NH) = Σ out ∘ dout over a head's channels.
-KERNEL(ATTENTION_THREADS) attention_delta(const X* out, const X* dout, float* delta, u32 pairs, u32 head_size) {
-    const u32 pair = blockIdx.x * ATTENTION_WARPS + warp_id();  // row · NH + head: a head's channels are contiguous
-    if (pair >= pairs) return;
-    const u64 start = static_cast<u64>(pair) * head_size;
-    float sum = 0.0f;
-    for (u32 c = lane_id(); c < head_size; c += WARP) sum += to_float(out[start + c]) * to_float(dout[start + c]);
-    sum = warp_sum(sum);
-    if (lane_id() == 0) delta[pair] = sum;
-}
 
 template <u32 HSP>
 DEVICE void attention_bwd_keys(const X* qkv, const X* dout, const float* lse, const float* delta, X* dqkv, const Attention& a,
@@ -84,7 +73,7 @@ DEVICE void attention_bwd_keys(const X* qkv, const X* dout, const float* lse, co
 }
 
 template <u32 HSP>
-DEVICE void attention_bwd_queries(const X* qkv, const X* dout, const float* lse, const float* delta, X* dqkv, const Attention& a,
+DEVICE void attention_bwd_queries(const X* qkv, const X* out, const X* dout, const float* lse, float* delta, X* dqkv, const Attention& a,
                                   const Dropout& dropout) {
     constexpr u32 COLS = INNER<HSP>;
     const Task k = task(a);
@@ -106,9 +95,18 @@ DEVICE void attention_bwd_queries(const X* qkv, const X* dout, const float* lse,
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 row = warp_row + g + 8 * half;
+        const bool exists = row < k.rows;
         const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        row_lse[half] = row < k.rows ? lse[at] * LOG2E : INFINITE;
-        row_delta[half] = row < k.rows ? delta[at] : 0.0f;
+        // Σ out ∘ dout over the head's channels, a row by four lanes: heads lie side by side, so its channels start at `at` · HS.
+        float sum = 0.0f;
+        for (u32 c = t; exists && c < a.head_size; c += 4) {
+            sum += to_float(out[at * a.head_size + c]) * to_float(dout[at * a.head_size + c]);
+        }
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        if (exists && t == 0) delta[at] = sum;
+        row_lse[half] = exists ? lse[at] * LOG2E : INFINITE;
+        row_delta[half] = sum;
     }
     float dq[HSP / 8][4] = {};
     for (u32 k0 = 0; k0 < k.keys; k0 += COLS) {
@@ -144,15 +142,15 @@ DEVICE void attention_bwd_queries(const X* qkv, const X* dout, const float* lse,
                                                        Attention a, Dropout dropout) {                                            \
         attention_bwd_keys<HSP>(qkv, dout, lse, delta, dqkv, a, dropout);                                                          \
     }                                                                                                                             \
-    KERNEL(ATTENTION_THREADS) attention_bwd_queries_##HSP(const X* qkv, const X* dout, const float* lse, const float* delta,      \
-                                                          X* dqkv, Attention a, Dropout dropout) {                                \
-        attention_bwd_queries<HSP>(qkv, dout, lse, delta, dqkv, a, dropout);                                                       \
+    KERNEL(ATTENTION_THREADS) attention_bwd_queries_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,            \
+                                                          float* delta, X* dqkv, Attention a, Dropout dropout) {                  \
+        attention_bwd_queries<HSP>(qkv, out, dout, lse, delta, dqkv, a, dropout);                                                  \
     }
 ATTENTION_BWD(16)
 ATTENTION_BWD(32)
 ATTENTION_BWD(64)
 ATTENTION_BWD(128)
 
-ENTRIES(attention_bwd, ENTRY(attention_delta), ENTRY(attention_bwd_keys_16), ENTRY(attention_bwd_keys_32), ENTRY(attention_bwd_keys_64),
+ENTRIES(attention_bwd, ENTRY(attention_bwd_keys_16), ENTRY(attention_bwd_keys_32), ENTRY(attention_bwd_keys_64),
         ENTRY(attention_bwd_keys_128), ENTRY(attention_bwd_queries_16), ENTRY(attention_bwd_queries_32),
         ENTRY(attention_bwd_queries_64), ENTRY(attention_bwd_queries_128))

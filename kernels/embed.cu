@@ -74,10 +74,10 @@ DEVICE void embed_fwd(const Tables& tables, float eps, const Dropout& dropout, X
 }
 
 template <u32 CHUNKS>
-DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, float* partials, u32 rows,
-                      u32 width) {
+DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, float* dgamma,
+                      float* dbeta, float* partials, u32* counter, u32 rows, u32 width) {
     const bool aligned = rows_are_aligned(width);
-    float dgamma[CHUNKS][EIGHT] = {}, dbeta[CHUNKS][EIGHT] = {};
+    float sums[2][CHUNKS][EIGHT] = {};  // dγ, dβ
     const u32 warps = gridDim.x * (EMBED_THREADS / WARP);
     for (u32 row = blockIdx.x * (EMBED_THREADS / WARP) + warp_id(); row < rows; row += warps) {
         const u64 start = static_cast<u64>(row) * width;
@@ -89,14 +89,15 @@ DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float*
             load8(d[j], dout + start + (count ? col : 0), count, aligned && count);
             if (count) drop8(d[j], dropout, row, col);
         }
-        normalize_bwd(d, x, tables.gamma, float2{mean[row], rstd[row]}, width, dgamma, dbeta);
+        normalize_bwd(d, x, tables.gamma, float2{mean[row], rstd[row]}, width, sums);
 #pragma unroll
         for (u32 j = 0; j < CHUNKS; j++) {
             const u32 col = chunk_column(j), count = columns_left(col, width);
             if (count) store8(dout + start + col, d[j], count, aligned);
         }
     }
-    store_norm_partials(dgamma, dbeta, width, reinterpret_cast<float*>(shared_memory()), partials);
+    float* const totals[2] = {dgamma, dbeta};
+    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counter);
 }
 
 /// first[id] = the first token that has it; `first` was set to all ones before.
@@ -142,8 +143,8 @@ KERNEL(SCATTER_THREADS) scatter_rows(const u32* ids, const u32* first, const X* 
     }
 }
 
-/// partials (gridDim.y, table rows = gridDim.x, width): for table row blockIdx.x, the sum over the tokens of span blockIdx.y.
-KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* partials, u32 n, u32 width, u32 span) {
+/// table[blockIdx.x] += the rows of all tokens with that id; partials (gridDim.y, gridDim.x, width): the sums over spans of tokens.
+KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* table, float* partials, u32* counter, u32 n, u32 width, u32 span) {
     const u32 begin = blockIdx.y * span, end = min_u32(begin + span, n);
     for (u32 c = threadIdx.x; c < width; c += SCATTER_THREADS) {
         float sum = 0.0f;
@@ -152,6 +153,9 @@ KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* partia
         }
         partials[(static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x) * width + c] = sum;
     }
+    if (!last_block(counter + blockIdx.x, gridDim.y, reinterpret_cast<u32*>(shared_memory()))) return;
+    const u64 at = static_cast<u64>(blockIdx.x) * width;
+    add_column_sums(table + at, partials + at, gridDim.y, width, gridDim.x * width);
 }
 
 #define EMBED(CHUNKS)                                                                                                          \
@@ -160,8 +164,9 @@ KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* partia
         embed_fwd<CHUNKS>(tables, eps, dropout, out, mean, rstd, rows, width);                                                  \
     }                                                                                                                          \
     KERNEL(EMBED_THREADS) embed_bwd_##CHUNKS(Tables tables, Dropout dropout, const float* mean, const float* rstd, X* dout,     \
-                                             float* partials, u32 rows, u32 width) {                                           \
-        embed_bwd<CHUNKS>(tables, dropout, mean, rstd, dout, partials, rows, width);                                            \
+                                             float* dgamma, float* dbeta, float* partials, u32* counter, u32 rows,             \
+                                             u32 width) {                                                                      \
+        embed_bwd<CHUNKS>(tables, dropout, mean, rstd, dout, dgamma, dbeta, partials, counter, rows, width);                    \
     }
 EMBED(1)
 EMBED(2)

@@ -1,11 +1,11 @@
-// What stands round the matrix products of linear layers: bias and activation, their gradients, column sums.
+// What stands round the matrix products of linear layers: bias and activation, their gradients.
 //
 // Forward: pre += b, out = act(pre): a thread eight elements; reads 2 and writes 4 bytes an element (bf16). Without an
 // activation the product's own epilogue adds the bias.
 // Backward: dout *= act'(pre) in place and db from it in the same pass: a block 256 columns of a span of rows; reads 4 and writes
 // 2 bytes an element. Without an activation it only reads dout. Bound: memory.
 // GELU is the exact form x Φ(x) with the error function (Hendrycks & Gimpel 2016); gelu_new is the tanh form.
-// Determinism: a warp adds its rows in order, a block its warps in order, `column_sums` the blocks in order.
+// Determinism: a warp adds its rows in order, a block its warps in order, the block that comes last the blocks in order.
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
 
@@ -58,9 +58,9 @@ DEVICE void bias_act_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {
     store8(out + at, x, count, aligned);
 }
 
-/// partials (gridDim.y, width): this block's column sums over its `span` rows.
+/// partials (gridDim.y, width): this block's column sums over its `span` rows; the last block down a column adds them to dbias.
 template <Activation A>
-DEVICE void bias_act_bwd(X* dout, const X* pre, float* partials, u32 rows, u32 width, u32 span) {
+DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counter, u32 rows, u32 width, u32 span) {
     const bool aligned = rows_are_aligned(width);
     const u32 col = blockIdx.x * WARP * EIGHT + lane_id() * EIGHT, count = columns_left(col, width);
     const u32 first = blockIdx.y * span, end = min_u32(first + span, rows);
@@ -89,31 +89,27 @@ DEVICE void bias_act_bwd(X* dout, const X* pre, float* partials, u32 rows, u32 w
         for (u32 w = 0; w < LINEAR_WARPS; w++) total += scratch[w * WARP * EIGHT + threadIdx.x];
         partials[static_cast<u64>(blockIdx.y) * width + c] = total;
     }
-}
-
-/// total (width) += sums over the `count` rows of partials, which are `stride` apart, in order.
-KERNEL(LINEAR_THREADS) column_sums(const float* partials, float* total, u32 count, u32 width, u32 stride) {
-    const u32 c = blockIdx.x * LINEAR_THREADS + threadIdx.x;
-    if (c >= width) return;
-    float sum = 0.0f;
-    for (u32 p = 0; p < count; p++) sum += partials[static_cast<u64>(p) * stride + c];
-    total[c] += sum;
+    __syncthreads();  // scratch is read: its first word may be used again
+    if (!last_block(counter + blockIdx.x, gridDim.y, reinterpret_cast<u32*>(scratch))) return;
+    const u32 first_col = blockIdx.x * WARP * EIGHT;
+    add_column_sums(dbias + first_col, partials + first_col, gridDim.y, min_u32(WARP * EIGHT, width - first_col), width);
 }
 
 #define BIAS_ACT(NAME, KIND)                                                                                         \
     KERNEL(LINEAR_THREADS) bias_##NAME##_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {                    \
         bias_act_fwd<Activation::KIND>(pre, bias, out, rows, width);                                                  \
     }                                                                                                                \
-    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* partials, u32 rows, u32 width, u32 span) { \
-        bias_act_bwd<Activation::KIND>(dout, pre, partials, rows, width, span);                                       \
+    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counter,      \
+                                              u32 rows, u32 width, u32 span) {                                        \
+        bias_act_bwd<Activation::KIND>(dout, pre, dbias, partials, counter, rows, width, span);                       \
     }
 BIAS_ACT(gelu, GELU)
 BIAS_ACT(gelu_tanh, GELU_TANH)
 BIAS_ACT(relu, RELU)
 
-KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* partials, u32 rows, u32 width, u32 span) {
-    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, partials, rows, width, span);
+KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* dbias, float* partials, u32* counter, u32 rows, u32 width, u32 span) {
+    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, dbias, partials, counter, rows, width, span);
 }
 
 ENTRIES(linear, ENTRY(bias_gelu_fwd), ENTRY(bias_gelu_bwd), ENTRY(bias_gelu_tanh_fwd), ENTRY(bias_gelu_tanh_bwd),
-        ENTRY(bias_relu_fwd), ENTRY(bias_relu_bwd), ENTRY(bias_bwd), ENTRY(column_sums))
+        ENTRY(bias_relu_fwd), ENTRY(bias_relu_bwd), ENTRY(bias_bwd))

@@ -4,7 +4,8 @@
 // Bytes a row, bf16: forward reads 2C (x) + 2C (residual), writes 2C (h) + 2C (y); backward reads 2C (dy) + 2C (h), writes 2C
 // (dx) + 2C (d residual). Bound: memory.
 // Saved: h in place of x, mean, rstd. The dropout mask is drawn again in the backward pass.
-// Determinism: dγ and dβ are summed over rows by one warp in row order, over warps and blocks in order; no atomics.
+// Determinism: dγ, dβ and Σ dx (the bias gradient of the linear layer before) are summed over rows by one warp in row order, over warps
+// in order, and over blocks in order by whichever block comes last; no float atomics.
 #include "common/layernorm.cuh"
 
 constexpr u32 NORM_THREADS = 128;
@@ -58,9 +59,10 @@ DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const X* gamm
 
 template <u32 CHUNKS>
 DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const float* mean, const float* rstd, const X* dy,
-                         X* dx, X* dresidual, float* partials, u32 rows, u32 width) {
+                         X* dx, X* dresidual, float* dgamma, float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,
+                         u32 width) {
     const bool aligned = rows_are_aligned(width);
-    float dgamma[CHUNKS][EIGHT] = {}, dbeta[CHUNKS][EIGHT] = {};
+    float sums[3][CHUNKS][EIGHT] = {};  // dγ, dβ, Σ dx
     const u32 warps = gridDim.x * (NORM_THREADS / WARP);
     for (u32 row = blockIdx.x * (NORM_THREADS / WARP) + warp_id(); row < rows; row += warps) {
         const u64 start = static_cast<u64>(row) * width;
@@ -72,7 +74,7 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
             load8(d[j], dy + at, count, aligned && count);
             load8(x[j], h + at, count, aligned && count);
         }
-        normalize_bwd(d, x, gamma, float2{mean[row], rstd[row]}, width, dgamma, dbeta);
+        normalize_bwd(d, x, gamma, float2{mean[row], rstd[row]}, width, sums);
 #pragma unroll
         for (u32 j = 0; j < CHUNKS; j++) {
             const u32 col = chunk_column(j), count = columns_left(col, width);
@@ -80,9 +82,12 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
             if (dresidual) store8(dresidual + start + col, d[j], count, aligned);
             drop8(d[j], dropout, row, col);
             store8(dx + start + col, d[j], count, aligned);
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) sums[2][j][i] += d[j][i];
         }
     }
-    store_norm_partials(dgamma, dbeta, width, reinterpret_cast<float*>(shared_memory()), partials);
+    float* const totals[3] = {dgamma, dbeta, dbias};
+    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counter);
 }
 
 #define NORM(CHUNKS)                                                                                                      \
@@ -91,9 +96,11 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
         add_norm_fwd<CHUNKS>(x, residual, dropout, gamma, beta, eps, y, mean, rstd, rows, width);                          \
     }                                                                                                                     \
     KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const X* gamma, const float* mean,             \
-                                               const float* rstd, const X* dy, X* dx, X* dresidual, float* partials,      \
-                                               u32 rows, u32 width) {                                                     \
-        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, partials, rows, width);                     \
+                                               const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma,        \
+                                               float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,       \
+                                               u32 width) {                                                               \
+        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
+                             rows, width);                                                                                 \
     }
 NORM(1)
 NORM(2)

@@ -228,8 +228,12 @@ fn forward_equals_transformers() {
         let d = checkpoint(discriminator);
         let mut arguments = vec!["forward", "--generator", &g, "--discriminator", &d, "--batch", &batch];
         arguments.extend(["--output", &out, "--flavour", flavour, "--share", share, "--gradients"]);
-        for precision in ["fp32", "fp64"] {
-            let arguments = [&arguments[..], &["--precision", precision]].concat();
+        let mut places = vec![("cpu", "fp32"), ("cpu", "fp64")];
+        if cfg!(feature = "simt") {
+            places.push(("simt", "fp32"));
+        }
+        for (device, precision) in places {
+            let arguments = [&arguments[..], &["--device", device, "--precision", precision]].concat();
             succeed(&arguments);
             let got = read_tensors(Path::new(&out));
             let want = read_tensors(&golden(case).join("forward.safetensors")).floats;
@@ -384,4 +388,79 @@ fn a_full_disk_is_an_error_that_harms_nothing() {
         &["forward", "--generator", &g, "--discriminator", &d, "--batch", &batch, "--output", &missing],
         &["missing"],
     );
+}
+
+/// A step of the released small pair stays within what its fusions allow.
+#[test]
+fn a_dry_run_counts_a_gpu_step() {
+    let scratch = Scratch::new();
+    let (book, out) = (scratch.book(60), scratch.path("out"));
+    let text = succeed(&[
+        "pretrain",
+        "--train",
+        &book,
+        "--output",
+        &out,
+        "--preset",
+        "small",
+        "--generator",
+        "small",
+        "--batch-size",
+        "128",
+        "--dry-run",
+        "--json",
+        "--device",
+        "cpu",
+    ]);
+    let plan: Value = serde_json::from_str(&text).unwrap();
+    let kernels = plan["kernels_per_step"].as_u64().unwrap();
+    let traffic = plan["kb_per_token"].as_f64().unwrap();
+    assert!((300..=600).contains(&kernels), "{kernels} kernels");
+    assert!((1000.0..1583.0).contains(&traffic), "{traffic} kB a token");
+    assert!(!Path::new(&out).exists(), "a dry run writes nothing");
+}
+
+#[test]
+fn doctor_names_what_is_missing() {
+    let out = elektron(&["doctor", "--json", "--arch", "sm_80"]);
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let libraries = report["libraries"].as_array().unwrap();
+    assert_eq!(libraries.len(), 3);
+    for library in libraries {
+        let missing = library["found"].is_null();
+        assert_eq!(missing, !library["problem"].is_null(), "{library}");
+        assert!(!missing || library["problem"].as_str().unwrap().contains("install"), "{library}");
+    }
+    let text = succeed_or_broken(&["doctor", "--arch", "sm_80"]);
+    assert!(text.contains("libcuda") && text.contains("libnvrtc") && text.contains("devices"), "{text}");
+    let cache = tempfile::tempdir().unwrap();
+    let clear = Command::new(env!("CARGO_BIN_EXE_elektron"))
+        .args(["doctor", "--clear-kernel-cache"])
+        .env("ELEKTRON_CACHE", cache.path())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8(clear.stdout).unwrap().contains("deleted 0"));
+}
+
+fn succeed_or_broken(arguments: &[&str]) -> String {
+    let out = elektron(arguments);
+    assert!(matches!(out.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Without a GPU `--device cuda` says why, and `auto` says so and goes on.
+#[test]
+fn a_missing_gpu_is_named() {
+    let report: Value = serde_json::from_slice(&elektron(&["doctor", "--json"]).stdout).unwrap();
+    if !report["devices"].as_array().unwrap().is_empty() {
+        eprintln!("NOT TESTED: this machine has a GPU");
+        return;
+    }
+    let scratch = Scratch::new();
+    let (book, out) = (scratch.book(60), scratch.path("out"));
+    let arguments = ["pretrain", "--train", &book, "--output", &out, "--preset", "tiny", "--dry-run"];
+    fail(&[&arguments[..], &["--device", "cuda"]].concat(), &["libcuda", "driver"]);
+    let auto = elektron(&arguments);
+    assert!(auto.status.success());
+    assert!(String::from_utf8(auto.stderr).unwrap().contains("no GPU is used"));
 }

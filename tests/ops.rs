@@ -78,7 +78,7 @@ fn linear_case(rows: usize, inputs: usize, outputs: usize, activation: Option<Ac
         dout: &mut g.clone(),
         dinp: (write, &mut dx),
         dweight: &mut dw,
-        dbias: &mut db,
+        dbias: Some(&mut db),
     })
     .unwrap();
     let dx = if write == Write::Add { added(&dx) } else { dx };
@@ -122,7 +122,7 @@ fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
     };
     let (h, _, mean, rstd) = run(&x, &r, &gamma, &beta);
     let (mut dx, mut dr) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
-    let (mut dgamma, mut dbeta) = (vec![BEFORE; width], vec![BEFORE; width]);
+    let (mut dgamma, mut dbeta, mut dbias) = (vec![BEFORE; width], vec![BEFORE; width], vec![BEFORE; width]);
     CPU.add_dropout_layernorm_bwd(AddNormBwd {
         width,
         h: &h,
@@ -135,8 +135,13 @@ fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
         dresidual: if with_residual { Some(&mut dr) } else { None },
         dgamma: &mut dgamma,
         dbeta: &mut dbeta,
+        dbias: Some(&mut dbias),
     })
     .unwrap();
+    for (c, got) in added(&dbias).iter().enumerate() {
+        let want: f64 = dx.iter().skip(c).step_by(width).sum();
+        assert!((got - want).abs() < 1e-12, "Σ dx[{c}]: {got} {want}");
+    }
     let name = format!("norm {rows}x{width} p {p}");
     check(&format!("{name} dx"), &x, &dx, |x| dot(&run(x, &r, &gamma, &beta).1, &g));
     if with_residual {

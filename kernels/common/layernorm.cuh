@@ -32,10 +32,10 @@ DEVICE float2 row_statistics(const float (&x)[CHUNKS][EIGHT], u32 width, float e
 }
 
 /// dh = rstd · (dy γ - mean(dy γ) - x̂ · mean(dy γ x̂)) with x̂ = (h - mean) · rstd, in place of dy; adds dy x̂ and dy to the
-/// lane's columns of dγ and dβ.
-template <u32 CHUNKS>
+/// lane's columns of dγ and dβ (sums 0 and 1).
+template <u32 CHUNKS, u32 COUNT>
 DEVICE void normalize_bwd(float (&dy)[CHUNKS][EIGHT], const float (&h)[CHUNKS][EIGHT], const X* gamma, float2 stats,
-                          u32 width, float (&dgamma)[CHUNKS][EIGHT], float (&dbeta)[CHUNKS][EIGHT]) {
+                          u32 width, float (&sums)[COUNT][CHUNKS][EIGHT]) {
     const bool aligned = rows_are_aligned(width);
     float sum = 0.0f, sum_x = 0.0f;
 #pragma unroll
@@ -47,8 +47,8 @@ DEVICE void normalize_bwd(float (&dy)[CHUNKS][EIGHT], const float (&h)[CHUNKS][E
         for (u32 i = 0; i < EIGHT; i++) {
             const float x = (h[j][i] - stats.x) * stats.y;
             if (i >= count) continue;
-            dgamma[j][i] += dy[j][i] * x;
-            dbeta[j][i] += dy[j][i];
+            sums[0][j][i] += dy[j][i] * x;
+            sums[1][j][i] += dy[j][i];
             dy[j][i] *= g[i];
             sum += dy[j][i];
             sum_x += dy[j][i] * x;
@@ -64,24 +64,31 @@ DEVICE void normalize_bwd(float (&dy)[CHUNKS][EIGHT], const float (&h)[CHUNKS][E
         }
 }
 
-/// Adds up the warps' dγ and dβ in order and writes this block's partial sums (2, width): dγ, then dβ. `scratch` holds
-/// 2 · width floats. The caller adds the blocks' partials in order (`column_sums`).
-template <u32 CHUNKS>
-DEVICE void store_norm_partials(const float (&dgamma)[CHUNKS][EIGHT], const float (&dbeta)[CHUNKS][EIGHT], u32 width,
-                                float* scratch, float* partials) {
+/// Adds up COUNT sums a column (dγ, dβ, …) over the warps in order, writes them as this block's partial sums (COUNT, width), and, in the
+/// last block, adds all blocks' partial sums in order to `totals`. `scratch` holds COUNT · width floats.
+template <u32 CHUNKS, u32 COUNT>
+DEVICE void finish_column_sums(const float (&sums)[COUNT][CHUNKS][EIGHT], u32 width, float* scratch, float* partials,
+                               float* const (&totals)[COUNT], u32* counter) {
     for (u32 w = 0; w < blockDim.x / WARP; w++) {
         if (warp_id() == w) {
 #pragma unroll
-            for (u32 j = 0; j < CHUNKS; j++)
+            for (u32 s = 0; s < COUNT; s++)
 #pragma unroll
-                for (u32 i = 0; i < EIGHT; i++) {
-                    const u32 col = chunk_column(j) + i;
-                    if (col >= width) continue;
-                    scratch[col] = (w ? scratch[col] : 0.0f) + dgamma[j][i];
-                    scratch[width + col] = (w ? scratch[width + col] : 0.0f) + dbeta[j][i];
-                }
+                for (u32 j = 0; j < CHUNKS; j++)
+#pragma unroll
+                    for (u32 i = 0; i < EIGHT; i++) {
+                        const u32 col = chunk_column(j) + i;
+                        if (col < width) scratch[s * width + col] = (w ? scratch[s * width + col] : 0.0f) + sums[s][j][i];
+                    }
         }
         __syncthreads();  // one warp after the other adds: the order of the sum is fixed
     }
-    for (u32 c = threadIdx.x; c < 2 * width; c += blockDim.x) partials[static_cast<u64>(blockIdx.x) * 2 * width + c] = scratch[c];
+    const u32 stride = COUNT * width;
+    for (u32 c = threadIdx.x; c < stride; c += blockDim.x) partials[static_cast<u64>(blockIdx.x) * stride + c] = scratch[c];
+    __syncthreads();  // scratch is read: its first word may be used again
+    if (!last_block(counter, gridDim.x, reinterpret_cast<u32*>(scratch))) return;
+#pragma unroll
+    for (u32 s = 0; s < COUNT; s++) {
+        if (totals[s]) add_column_sums(totals[s], partials + s * width, gridDim.x, width, stride);
+    }
 }

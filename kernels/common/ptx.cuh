@@ -23,6 +23,9 @@ DEVICE float exp2_approx(float x) { return ::exp2f(x); }
 /// Upper half of the 64-bit product.
 DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }
 
+/// What another block wrote to global memory: not from this multiprocessor's own cache.
+DEVICE float load_fresh(const float* at) { return *at; }
+
 template <typename T>
 DEVICE T shuffle_xor(T value, u32 lane_mask) {
     return simt::shuffle(ALL_LANES, value, lane_id() ^ lane_mask);
@@ -65,6 +68,12 @@ DEVICE float exp2_approx(float x) {
 }
 
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
+
+DEVICE float load_fresh(const float* at) {
+    float out;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(at) : "memory");
+    return out;
+}
 
 template <typename T>
 DEVICE T shuffle_xor(T value, u32 lane_mask) {

@@ -51,3 +51,27 @@ DEVICE Best block_best(Best x, Best* scratch) {
     __syncthreads();  // all have read before scratch is used again
     return best;
 }
+
+/// Whether this block is the last of `count` to get here; what the others wrote before is visible to it then. `counter` is 0 before the
+/// first and after the last; `word` is a free word of shared memory. Which block is last varies, what it then adds up and in which
+/// order does not.
+DEVICE bool last_block(u32* counter, u32 count, u32* word) {
+    __threadfence();   // this thread's partial sums, before the block is counted
+    __syncthreads();   // every thread's
+    if (threadIdx.x == 0) *word = atomicAdd(counter, 1u) + 1 == count;
+    __syncthreads();  // the answer is written
+    const bool last = *word != 0;
+    __threadfence();  // the other blocks' partial sums, after they were counted
+    if (last && threadIdx.x == 0) *counter = 0;
+    __syncthreads();  // all have read the answer before its word is used again
+    return last;
+}
+
+/// total[c] += sums[c] + sums[stride + c] + … over `count` rows, for the block's columns c < width, in order.
+DEVICE void add_column_sums(float* total, const float* sums, u32 count, u32 width, u32 stride) {
+    for (u32 c = threadIdx.x; c < width; c += blockDim.x) {
+        float sum = 0.0f;
+        for (u32 p = 0; p < count; p++) sum += load_fresh(sums + static_cast<u64>(p) * stride + c);
+        total[c] += sum;
+    }
+}

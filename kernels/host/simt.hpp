@@ -124,6 +124,12 @@ Signature<std::remove_cv_t<A>...> signature(void (*)(A...));
 DEVICE u8* shared_memory() { return simt::shared_memory(); }
 DEVICE void __syncthreads() { simt::barrier(); }
 DEVICE int __ffs(int x) { return __builtin_ffs(x); }
+DEVICE void __threadfence() {}
+DEVICE u32 atomicAdd(u32* at, u32 value) {
+    const u32 before = *at;
+    *at = before + value;
+    return before;
+}
 DEVICE u32 atomicMin(u32* at, u32 value) {
     const u32 before = *at;
     if (value < before) *at = value;

@@ -175,8 +175,8 @@ pub struct LinearBwd<'a, B: Backend> {
     pub dinp: (Write, B::SliceMut<'a, B::X>),
     /// (O, I) `+=`.
     pub dweight: B::SliceMut<'a, B::F>,
-    /// (O) `+=`.
-    pub dbias: B::SliceMut<'a, B::F>,
+    /// (O) `+=`; `None` where the LayerNorm behind has already added it ([`AddNormBwd::dbias`]).
+    pub dbias: Option<B::SliceMut<'a, B::F>>,
 }
 
 /// How a result meets what its destination holds.
@@ -282,6 +282,8 @@ pub struct AddNormBwd<'a, B: Backend> {
     pub dgamma: B::SliceMut<'a, B::F>,
     /// (C) `+=`.
     pub dbeta: B::SliceMut<'a, B::F>,
+    /// (C) `+=` Σₙ dx: the bias gradient of the linear layer that made x, while dx is at hand.
+    pub dbias: Option<B::SliceMut<'a, B::F>>,
 }
 
 /// The generator's loss at M rows of logits, its gradient in place, and a sample of each row.

@@ -39,6 +39,8 @@ pub(super) fn with_backend<T: OnBackend>(choice: Choice, task: T) -> Result<T::O
     match choice.device {
         Device::Cpu => on_cpu(choice.precision, task),
         Device::Cuda => on_gpu(open(choice)?, choice.precision, task),
+        // Double precision is the CPU's: nothing to look for.
+        Device::Auto if choice.precision == Some(Precision::Fp64) => on_cpu(choice.precision, task),
         Device::Auto => match open(choice) {
             Ok(gpu) => on_gpu(gpu, choice.precision, task),
             Err(reason) => {

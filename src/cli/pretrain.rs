@@ -92,30 +92,20 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let rows = |paths: &[String]| -> Result<Rows> {
-        let source = TextSource::new(paths, &config.columns)?;
-        let dataset = tokenize(&source, &tokenizer, &config.shards, arguments.quiet)?;
-        Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
-    };
-    let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
-    let rows = Arc::new(rows(&config.train)?);
-    write_settings(&config.output.join(TYPED), &settings)?;
-    write_settings(&config.output.join(RESOLVED), &config)?;
     let pair = (generator, discriminator);
     let quiet = arguments.quiet;
-    let training = Training { config: &config, pair, tokenizer, rows, validation, resume, quiet };
+    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet };
     let summary = with_backend(choice, training)?;
     write_cards(&config, &summary)?;
     finish(&config, &summary)
 }
 
-/// A run whose text and models are ready.
+/// A run whose models are ready.
 struct Training<'a> {
     config: &'a RunConfig,
+    settings: &'a Settings,
     pair: (Checkpoint, Checkpoint),
     tokenizer: Tokenizer,
-    rows: Arc<Rows>,
-    validation: Option<Rows>,
     resume: bool,
     quiet: bool,
 }
@@ -123,11 +113,19 @@ struct Training<'a> {
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, pair: (generator, discriminator), tokenizer, rows, validation, resume, quiet } =
-            self;
+        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, quiet } = self;
         check_memory(&backend, config, (&generator, &discriminator), place)?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
+        let rows = |paths: &[String]| -> Result<Rows> {
+            let source = TextSource::new(paths, &config.columns)?;
+            let dataset = tokenize(&source, &tokenizer, &config.shards, quiet)?;
+            Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
+        };
+        let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
+        let rows = Arc::new(rows(&config.train)?);
+        write_settings(&config.output.join(TYPED), settings)?;
+        write_settings(&config.output.join(RESOLVED), config)?;
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
         }

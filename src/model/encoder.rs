@@ -75,8 +75,37 @@ impl Linear {
         dout: &mut B::Buf<B::X>,
         dinp: (Write, &mut B::Buf<B::X>),
     ) -> Result<()> {
+        self.backward_parts(backend, params, rows, inp, activation, dout, dinp, true)
+    }
+
+    /// Without the bias, whose gradient the LayerNorm behind has added.
+    pub(super) fn backward_but_bias<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        rows: usize,
+        inp: &B::Buf<B::X>,
+        dout: &mut B::Buf<B::X>,
+        dinp: (Write, &mut B::Buf<B::X>),
+    ) -> Result<()> {
+        self.backward_parts(backend, params, rows, inp, None, dout, dinp, false)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the operands of one op
+    fn backward_parts<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        rows: usize,
+        inp: &B::Buf<B::X>,
+        activation: Option<(Activation, &B::Buf<B::X>)>,
+        dout: &mut B::Buf<B::X>,
+        dinp: (Write, &mut B::Buf<B::X>),
+        with_bias: bool,
+    ) -> Result<()> {
         let (inputs, outputs) = (self.inputs, self.outputs);
         let [dweight, dbias] = B::disjoint_mut(&mut params.grads, [self.weight.clone(), self.bias.clone()])?;
+        let dbias = with_bias.then_some(dbias);
         backend.linear_bwd(LinearBwd {
             inputs,
             outputs,
@@ -133,6 +162,7 @@ impl Norm {
         })
     }
 
+    /// `before`: the linear layer that made x; its bias gradient is added here.
     #[allow(clippy::too_many_arguments)] // as above
     pub(super) fn backward<B: Backend>(
         &self,
@@ -145,9 +175,14 @@ impl Norm {
         dy: &B::Buf<B::X>,
         dx: &mut B::Buf<B::X>,
         dresidual: Option<&mut B::Buf<B::X>>,
+        before: Option<&Linear>,
     ) -> Result<()> {
         let width = self.gamma.len();
-        let [dgamma, dbeta] = B::disjoint_mut(&mut params.grads, [self.gamma.clone(), self.beta.clone()])?;
+        let (gamma, beta) = (self.gamma.clone(), self.beta.clone());
+        // Nothing is an empty stretch at the end.
+        let bias = before.map_or(beta.end..beta.end, |linear| linear.bias.clone());
+        let [dgamma, dbeta, dbias] = B::disjoint_mut(&mut params.grads, [gamma, beta, bias])?;
+        let dbias = before.map(|_| dbias);
         backend.add_dropout_layernorm_bwd(AddNormBwd {
             width,
             h: B::slice(h, 0..rows * width),
@@ -160,6 +195,7 @@ impl Norm {
             dresidual: dresidual.map(|d| B::slice_mut(d, 0..rows * width)),
             dgamma,
             dbeta,
+            dbias,
         })
     }
 }
@@ -420,15 +456,17 @@ impl Encoder {
         let site = |which| self.site.layer(l + 1, which);
         let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
         let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
-        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dx, dresidual)?;
-        layer.ff2.backward(backend, params, n, &a.act, None, &mut s.dx, (Write::Set, &mut s.dact))?;
+        let before = Some(&layer.ff2);
+        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dx, dresidual, before)?;
+        layer.ff2.backward_but_bias(backend, params, n, &a.act, &mut s.dx, (Write::Set, &mut s.dact))?;
         let activation = Some((self.config.hidden_act, &a.pre));
         layer.ff1.backward(backend, params, n, &a.y1, activation, &mut s.dact, (Write::Add, &mut s.dy1))?;
 
         let (norm, dresidual) = (&layer.norm1, Some(&mut s.dy));
-        norm.backward(backend, params, n, &a.h1, &a.stats1, hidden(1), &s.dy1, &mut s.dx, dresidual)?;
+        let before = Some(&layer.attention_out);
+        norm.backward(backend, params, n, &a.h1, &a.stats1, hidden(1), &s.dy1, &mut s.dx, dresidual, before)?;
         let dinp = (Write::Set, &mut s.dattention);
-        layer.attention_out.backward(backend, params, n, &a.attention, None, &mut s.dx, dinp)?;
+        layer.attention_out.backward_but_bias(backend, params, n, &a.attention, &mut s.dx, dinp)?;
         backend.attention_bwd(AttentionBwd {
             sequences: self.sequences(step, batch),
             dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),

@@ -123,7 +123,7 @@ impl MlmHead {
             (Write::Set, &mut acts.dy),
         )?;
         let (stats, dy) = (&acts.stats, &acts.dy);
-        self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None)?;
+        self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None, None)?;
         let activation = Some((Activation::Gelu, &acts.pre));
         let dinp = (Write::Set, &mut acts.dgathered);
         self.transform.backward(backend, params, m, &acts.gathered, activation, &mut acts.dh, dinp)?;

@@ -129,7 +129,11 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
     let rows = op.inp.len() / inputs;
     let (dout, dbias) = (op.dout, op.dbias);
     match op.activation {
-        None => bias_bwd(dout, outputs, dbias),
+        None => {
+            if let Some(dbias) = dbias {
+                bias_bwd(dout, outputs, dbias);
+            }
+        }
         Some((Activation::Gelu, pre)) => {
             activation_bwd(
                 dout,
@@ -194,7 +198,7 @@ fn activation_bwd<R: Real>(
     dout: &mut [R],
     pre: &[R],
     width: usize,
-    dbias: &mut [R],
+    dbias: Option<&mut [R]>,
     f: impl Fn(R) -> R + Sync,
 ) {
     let partials: Vec<Vec<R>> = dout
@@ -216,5 +220,7 @@ fn activation_bwd<R: Real>(
             partial
         })
         .collect();
-    add_partials(&partials, 0, dbias);
+    if let Some(dbias) = dbias {
+        add_partials(&partials, 0, dbias);
+    }
 }

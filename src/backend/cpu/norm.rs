@@ -72,6 +72,7 @@ pub(super) fn add_dropout_layernorm_fwd<R: Real>(op: AddNormFwd<'_, Cpu<R>>) {
 pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
     let width = op.width;
     let block = ROW_BLOCK * width;
+    let with_bias = op.dbias.is_some();
     let mut no_residual = Vec::new();
     let dresidual = match op.dresidual {
         Some(d) => d,
@@ -88,8 +89,9 @@ pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
         .enumerate()
         .map(|(index, (dx, dresidual))| {
             let first = index * ROW_BLOCK;
-            let mut partial = vec![R::ZERO; 2 * width];
-            let (dgamma, dbeta) = partial.split_at_mut(width);
+            let mut partial = vec![R::ZERO; 3 * width];
+            let (dgamma, rest) = partial.split_at_mut(width);
+            let (dbeta, dbias) = rest.split_at_mut(width);
             vectorized(
                 #[inline(always)]
                 || {
@@ -102,6 +104,9 @@ pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
                         normalize_row_bwd(h, op.gamma, stats, dy, dh, (&mut *dgamma, &mut *dbeta));
                         dx.copy_from_slice(dh);
                         drop_row(op.dropout, row, dx);
+                        if with_bias {
+                            dbias.iter_mut().zip(&*dx).for_each(|(b, &d)| *b += d);
+                        }
                     }
                 },
             );
@@ -110,4 +115,7 @@ pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
         .collect();
     add_partials(&partials, 0, op.dgamma);
     add_partials(&partials, width, op.dbeta);
+    if let Some(dbias) = op.dbias {
+        add_partials(&partials, 2 * width, dbias);
+    }
 }

@@ -85,28 +85,6 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let head = HEAD_SIZES[which];
         let pairs = op.lse.len();
         let delta = self.workspace(pairs)?;
-        let arguments =
-            [op.out.into(), op.dout.into(), delta.into(), size(pairs)?.into(), size(s.head_size)?.into()];
-        let grid = [blocks(pairs, THREADS / 32)?, 1, 1];
-        let (qkv, dout) = (op.qkv.region.bytes(), op.dout.region.bytes());
-        self.launch(
-            ("attention_bwd", "attention_delta"),
-            grid,
-            THREADS,
-            0,
-            2 * dout + delta.bytes(),
-            &arguments,
-        )?;
-
-        let arguments = [
-            op.qkv.into(),
-            op.dout.into(),
-            op.lse.into(),
-            delta.into(),
-            (&op.dqkv).into(),
-            Self::geometry(s)?,
-            op.dropout.into(),
-        ];
         let (grid, rows) = (Self::attention_grid(s)?, Self::inner_rows(head));
         let tiles = 2 * Self::tile_bytes(TILE, head) + 2 * Self::tile_bytes(rows, head);
         let keys = [
@@ -121,14 +99,29 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             "attention_bwd_queries_64",
             "attention_bwd_queries_128",
         ];
-        self.launch(
-            ("attention_bwd", keys[which]),
-            grid,
-            THREADS,
-            tiles + 2 * rows * 4,
-            qkv + dout + qkv / 3 * 2,
-            &arguments,
-        )?;
-        self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, qkv + dout + qkv / 3, &arguments)
+        let (qkv, dout) = (op.qkv.region.bytes(), op.dout.region.bytes());
+        let arguments = [
+            op.qkv.into(),
+            op.out.into(),
+            op.dout.into(),
+            op.lse.into(),
+            delta.into(),
+            (&op.dqkv).into(),
+            Self::geometry(s)?,
+            op.dropout.into(),
+        ];
+        let bytes = qkv + 2 * dout + qkv / 3;
+        self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, bytes, &arguments)?;
+        let arguments = [
+            op.qkv.into(),
+            op.dout.into(),
+            op.lse.into(),
+            delta.into(),
+            (&op.dqkv).into(),
+            Self::geometry(s)?,
+            op.dropout.into(),
+        ];
+        let (shared_bytes, bytes) = (tiles + 2 * rows * 4, qkv + dout + qkv / 3 * 2);
+        self.launch(("attention_bwd", keys[which]), grid, THREADS, shared_bytes, bytes, &arguments)
     }
 }

@@ -88,12 +88,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 op.mean.into(),
                 op.rstd.into(),
                 (&op.dout).into(),
+                (&op.dgamma).into(),
+                (&op.dbeta).into(),
                 sums.into(),
+                self.counters(1)?.into(),
                 size(rows)?.into(),
                 size(width)?.into(),
             ],
         )?;
-        self.add_norm_partials(sums, count, width, (op.dgamma.region, op.dbeta.region))?;
         let dsum = op.dout.region;
         self.scatter(op.ids, dsum, op.dword.region, width, op.padding.unwrap_or(NONE))?;
         self.scatter(op.positions, dsum, op.dposition.region, width, NONE)?;
@@ -119,14 +121,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             let arguments = [
                 ids.into(),
                 rows.into(),
+                table.into(),
                 sums.into(),
+                self.counters(table_rows)?.into(),
                 size(n)?.into(),
                 size(width)?.into(),
                 size(span)?.into(),
             ];
             let bytes = n * width * size_of::<W>() + sums.bytes();
-            self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, 0, bytes, &arguments)?;
-            return self.column_sums(sums, table, count, table_rows * width, table_rows * width);
+            return self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, 4, bytes, &arguments);
         }
         let first = self.first_use_table(table_rows)?;
         self.driver.fill(first, 0xFF)?;

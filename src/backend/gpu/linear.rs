@@ -1,10 +1,10 @@
 //! Linear layers: products by the driver, `kernels/linear.cu` round them.
 
-use super::driver::{Driver, Gemm, Operand, Region};
+use super::driver::{Argument, Driver, Gemm, Operand, Region};
 use super::{Gpu, Working, blocks, size};
-use crate::Result;
 use crate::backend::{LinearBwd, LinearFwd, Write};
 use crate::model::config::Activation;
+use crate::{Error, Result};
 
 const THREADS: u32 = 256;
 /// Elements a thread of the forward pass, columns a lane of the backward pass.
@@ -62,43 +62,31 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         if rows == 0 {
             return Ok(());
         }
-        let span = span(rows);
-        let count = rows.div_ceil(span);
-        let sums = self.workspace(count * outputs)?;
-        let grid = [blocks(outputs, COLUMNS as u32)?, size(count)?, 1];
-        let shared_bytes = THREADS as usize * EIGHT * 4;
-        let (dout, sizes) = (op.dout.region, [size(rows)?, size(outputs)?, size(span)?]);
-        let [rows_argument, width, span] = sizes.map(Into::into);
-        match &op.activation {
-            None => {
-                let arguments = [dout.into(), sums.into(), rows_argument, width, span];
-                self.launch(
-                    ("linear", "bias_bwd"),
-                    grid,
-                    THREADS,
-                    shared_bytes,
-                    dout.bytes() + sums.bytes(),
-                    &arguments,
-                )?;
+        let dout = op.dout.region;
+        let kernel = match &op.activation {
+            None => "bias_bwd",
+            Some((Activation::Gelu, _)) => "bias_gelu_bwd",
+            Some((Activation::GeluTanh, _)) => "bias_gelu_tanh_bwd",
+            Some((Activation::Relu, _)) => "bias_relu_bwd",
+        };
+        if let Some(dbias) = &op.dbias {
+            let span = span(rows);
+            let count = rows.div_ceil(span);
+            let sums = self.workspace(count * outputs)?;
+            let grid = [blocks(outputs, COLUMNS as u32)?, size(count)?, 1];
+            let mut arguments = vec![dout.into()];
+            arguments.extend(op.activation.as_ref().map(|(_, pre)| Argument::from(*pre)));
+            let counters = self.counters(grid[0] as usize)?;
+            arguments.extend([Argument::from(dbias), sums.into(), counters.into()]);
+            for n in [rows, outputs, span] {
+                arguments.push(size(n)?.into());
             }
-            Some((activation, pre)) => {
-                let kernel = match activation {
-                    Activation::Gelu => "bias_gelu_bwd",
-                    Activation::GeluTanh => "bias_gelu_tanh_bwd",
-                    Activation::Relu => "bias_relu_bwd",
-                };
-                let arguments = [dout.into(), (*pre).into(), sums.into(), rows_argument, width, span];
-                self.launch(
-                    ("linear", kernel),
-                    grid,
-                    THREADS,
-                    shared_bytes,
-                    3 * dout.bytes() + sums.bytes(),
-                    &arguments,
-                )?;
-            }
+            let passes = if op.activation.is_some() { 3 } else { 1 };
+            let (shared_bytes, bytes) = (THREADS as usize * EIGHT * 4, passes * dout.bytes() + sums.bytes());
+            self.launch(("linear", kernel), grid, THREADS, shared_bytes, bytes, &arguments)?;
+        } else if op.activation.is_some() {
+            return Err(Error::argument("a linear layer with an activation adds its own bias gradient"));
         }
-        self.column_sums(sums, op.dbias.region, count, outputs, outputs)?;
         self.driver.gemm(&Gemm {
             m: outputs,
             n: inputs,
@@ -124,26 +112,5 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             accumulate: write == Write::Add,
             bias: None,
         })
-    }
-
-    /// total (width) += the `count` rows of `sums`, which are `stride` floats apart, in order.
-    pub(super) fn column_sums(
-        &self,
-        sums: Region,
-        total: Region,
-        count: usize,
-        width: usize,
-        stride: usize,
-    ) -> Result<()> {
-        let arguments =
-            [sums.into(), total.into(), size(count)?.into(), size(width)?.into(), size(stride)?.into()];
-        self.launch(
-            ("linear", "column_sums"),
-            [blocks(width, THREADS)?, 1, 1],
-            THREADS,
-            0,
-            (count + 2) * width * 4,
-            &arguments,
-        )
     }
 }

@@ -58,6 +58,8 @@ pub struct Gpu<D: Driver, W: Working> {
     precision: Precision,
     /// Partial sums of the op that runs: grows to what the largest needs.
     workspace: RefCell<Option<DeviceBuf<D, f32>>>,
+    /// Zeros: kernels count their blocks here, and leave zeros.
+    counters: RefCell<Option<DeviceBuf<D, u32>>>,
     /// For each row of a table, its first user: as long as the largest table.
     first_use: RefCell<Option<DeviceBuf<D, u32>>>,
     /// Ranges that decay, as they were last uploaded.
@@ -181,6 +183,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             driver: Rc::new(driver),
             precision: W::PRECISION,
             workspace: RefCell::default(),
+            counters: RefCell::default(),
             first_use: RefCell::default(),
             decayed: RefCell::default(),
             _working: PhantomData,
@@ -208,6 +211,17 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             *held = Some(DeviceBuf::new(&self.driver, len)?);
         }
         held.as_ref().map(|buf| buf.region(0..len)).ok_or_else(|| Error::device("there is no workspace"))
+    }
+
+    /// `len` counters at zero.
+    fn counters(&self, len: usize) -> Result<Region> {
+        let mut held = self.counters.borrow_mut();
+        if held.as_ref().is_none_or(|buf| buf.len < len) {
+            let buf = DeviceBuf::new(&self.driver, len.max(1024))?;
+            self.driver.fill(buf.region, 0)?;
+            *held = Some(buf);
+        }
+        held.as_ref().map(|buf| buf.region(0..len)).ok_or_else(|| Error::device("there are no counters"))
     }
 
     /// `bytes`: what crosses the memory bus, for the accounting of `--dry-run` and the benches.

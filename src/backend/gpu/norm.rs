@@ -1,6 +1,6 @@
 //! Launches `kernels/norm.cu`.
 
-use super::driver::{Driver, Region};
+use super::driver::Driver;
 use super::{Gpu, Working, blocks, size};
 use crate::backend::{AddNormBwd, AddNormFwd};
 use crate::{Error, Result};
@@ -60,12 +60,12 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let kernel =
             by_width(["add_norm_bwd_1", "add_norm_bwd_2", "add_norm_bwd_3", "add_norm_bwd_4"], width)?;
         let count = partials(rows);
-        let sums = self.workspace(count * 2 * width)?;
+        let sums = self.workspace(count * 3 * width)?;
         self.launch(
             ("norm", kernel),
             [size(count)?, 1, 1],
             THREADS,
-            2 * width * 4,
+            3 * width * 4,
             rows * width * size_of::<W>() * if op.dresidual.is_some() { 4 } else { 3 } + sums.bytes(),
             &[
                 op.h.into(),
@@ -76,23 +76,14 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 op.dy.into(),
                 (&op.dx).into(),
                 op.dresidual.as_ref().map(|d| d.region).into(),
+                (&op.dgamma).into(),
+                (&op.dbeta).into(),
+                op.dbias.as_ref().map(|d| d.region).into(),
                 sums.into(),
+                self.counters(1)?.into(),
                 size(rows)?.into(),
                 size(width)?.into(),
             ],
-        )?;
-        self.add_norm_partials(sums, count, width, (op.dgamma.region, op.dbeta.region))
-    }
-
-    /// dγ and dβ += the blocks' sums.
-    pub(super) fn add_norm_partials(
-        &self,
-        sums: Region,
-        count: usize,
-        width: usize,
-        (dgamma, dbeta): (Region, Region),
-    ) -> Result<()> {
-        self.column_sums(sums, dgamma, count, width, 2 * width)?;
-        self.column_sums(sums.part(width * 4..sums.bytes()), dbeta, count, width, 2 * width)
+        )
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn linear<B: Backend>(
             dout: B::slice_mut(dout, 0..n),
             dinp: (write, B::slice_mut(&mut dinp, 0..rows * inputs)),
             dweight: B::slice_mut(&mut dweight, 0..outputs * inputs),
-            dbias: B::slice_mut(&mut dbias, 0..outputs),
+            dbias: Some(B::slice_mut(&mut dbias, 0..outputs)),
         })?;
         Ok((dinp, dweight, dbias))
     };
@@ -114,6 +114,7 @@ pub(super) fn norm<B: Backend>(
     let (h, mean, rstd, dy) = (b.x(&h)?, b.f(&means)?, b.f(&rstds)?, b.x(&input(5, n))?);
     let (mut dx, mut dresidual) = (b.x(&nan(n))?, b.x(&nan(n))?);
     let (mut dgamma, mut dbeta) = (b.f(&vec![BEFORE; width])?, b.f(&vec![BEFORE; width])?);
+    let mut dbias = b.f(&vec![BEFORE; width])?;
     b.backend.add_dropout_layernorm_bwd(AddNormBwd {
         width,
         h: B::slice(&h, 0..n),
@@ -126,6 +127,7 @@ pub(super) fn norm<B: Backend>(
         dresidual: with_residual.then(|| B::slice_mut(&mut dresidual, 0..n)),
         dgamma: B::slice_mut(&mut dgamma, 0..width),
         dbeta: B::slice_mut(&mut dbeta, 0..width),
+        dbias: with_residual.then(|| B::slice_mut(&mut dbias, 0..width)),
     })?;
     b.take_x("dx", &dx, n)?;
     if with_residual {
@@ -133,6 +135,7 @@ pub(super) fn norm<B: Backend>(
     }
     b.take_f("dgamma", &dgamma, width)?;
     b.take_f("dbeta", &dbeta, width)?;
+    b.take_f("dbias", &dbias, width)?;
     Ok(())
 }
 
