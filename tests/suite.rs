@@ -4,6 +4,7 @@
 mod checkpoint;
 mod cli;
 mod data;
+mod device;
 #[cfg(feature = "simt")]
 mod emulated;
 mod golden;
@@ -11,5 +12,6 @@ mod golden;
 mod kernels;
 mod nvrtc;
 mod ops;
+mod steps;
 mod support;
 mod whole;

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use elektron::model::hf::HostTensor;
 use safetensors::{Dtype, SafeTensors};
 
+/// A file of this repository; the tests may have been carried to another machine with the few files they need.
 pub(crate) fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = std::env::var_os("ELEKTRON_ROOT").map(PathBuf::from);
+    root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()).join(path)
 }
 
 pub(crate) fn golden(path: &str) -> PathBuf {

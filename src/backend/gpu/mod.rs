@@ -63,9 +63,12 @@ pub struct Gpu<D: Driver, W: Working> {
     /// For each row of a table, its first user: as long as the largest table.
     first_use: RefCell<Option<DeviceBuf<D, u32>>>,
     /// Ranges that decay, as they were last uploaded.
-    decayed: RefCell<Option<(Vec<Range<usize>>, DeviceBuf<D, u32>)>>,
+    decayed: RefCell<Option<Decayed<D>>>,
     _working: PhantomData<W>,
 }
+
+/// Ranges of the flat buffers, and their borders on the device.
+type Decayed<D> = (Vec<Range<usize>>, DeviceBuf<D, u32>);
 
 /// Owned device memory.
 pub struct DeviceBuf<D: Driver, T> {

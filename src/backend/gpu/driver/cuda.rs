@@ -1,4 +1,4 @@
-//! An NVIDIA GPU: `cudarc`'s driver bindings, kernels from [`nvrtc`](super::nvrtc), products from cuBLASLt.
+//! An NVIDIA GPU: `cudarc`'s driver bindings, kernels from [`nvrtc`], products from cuBLASLt.
 //!
 //! Everything runs on one stream, so what is launched later sees what was launched before.
 
