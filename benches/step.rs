@@ -1,12 +1,13 @@
 //! One optimizer step: forward and backward of both networks, clip, AdamW. Dropout on, as in training.
 //!
-//! `cargo bench --bench step -- [--json] [--threads N] [--steps N] CASE…`, cases named `small-g256-t128-b8`: preset,
-//! generator's hidden size, T, B. Prints medians; with `--json` one line a case.
+//! `cargo bench --bench step -- [--json] [--threads N] [--steps N] [--device cpu|cuda] CASE…`, cases named
+//! `small-g256-t128-b8`: preset, generator's hidden size, T, B. Prints medians; with `--json` one line a case. On a GPU in bf16.
 #![allow(missing_docs)]
 
 use std::time::Instant;
 
-use elektron::backend::Cpu;
+use elektron::backend::gpu::driver::cuda::{Cuda, CudaOptions};
+use elektron::backend::{Backend, Cpu, Gpu};
 use elektron::data::Batch;
 use elektron::model::config::{Architecture, ElectraConfig, Preset};
 use elektron::model::hf::Checkpoint;
@@ -61,7 +62,7 @@ fn batch(case: &Case) -> Batch {
     }
 }
 
-fn model(case: &Case) -> TokenDetection<Cpu<f32>> {
+fn model<B: Backend>(backend: B, case: &Case) -> TokenDetection<B> {
     let generator = ElectraConfig {
         hidden_size: case.generator,
         num_attention_heads: (case.generator / 64).max(1),
@@ -70,7 +71,7 @@ fn model(case: &Case) -> TokenDetection<Cpu<f32>> {
     };
     let discriminator = case.preset.discriminator(VOCABULARY);
     TokenDetection::with_options(
-        Cpu::new(),
+        backend,
         Checkpoint::fresh(generator, Architecture::MaskedLm),
         Checkpoint::fresh(discriminator, Architecture::PreTraining),
         Options { share: Share::Word, ..Options::default() },
@@ -87,9 +88,13 @@ fn peak_rss_mib() -> u64 {
 
 fn main() {
     let (mut json, mut steps, mut names) = (false, 10, Vec::new());
-    let mut threads = 0;
+    let (mut threads, mut device) = (0, "cpu".to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        if argument == "--device" {
+            device = arguments.next().expect("cpu or cuda");
+            continue;
+        }
         let mut number = || arguments.next().and_then(|n| n.parse().ok()).expect("a number");
         match argument.as_str() {
             "--json" => json = true,
@@ -105,22 +110,37 @@ fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("a thread pool");
     for name in names {
         let case = parse(&name).unwrap_or_else(|| panic!("`{name}` is no case; small-g256-t128-b8 is one"));
-        run(&name, &case, steps, json);
+        match device.as_str() {
+            "cpu" => run(Cpu::<f32>::new(), &name, &case, (steps, WARM_UP), json, "cpu fp32"),
+            "cuda" => {
+                let gpu = Cuda::new(CudaOptions::default()).expect("a GPU");
+                let words = format!("{} bf16", gpu.info().name);
+                run(Gpu::<_, half::bf16>::new(gpu), &name, &case, (5 * steps, 5 * WARM_UP), json, &words);
+            }
+            other => panic!("`{other}` is no device; cpu and cuda are"),
+        }
     }
 }
 
-fn run(name: &str, case: &Case, steps: usize, json: bool) {
-    let (mut model, batch) = (model(case), batch(case));
+fn run<B: Backend>(
+    backend: B,
+    name: &str,
+    case: &Case,
+    (steps, warm_up): (usize, usize),
+    json: bool,
+    device: &str,
+) {
+    let (mut model, batch) = (model(backend, case), batch(case));
     let options = AdamWOptions { bias_correction: true, clip: None, ..AdamWOptions::default() };
     let mut optimizer = AdamW::new(&mut model, options).expect("an optimizer");
     let mut times = Vec::new();
-    for step in 0..WARM_UP + steps {
+    for step in 0..warm_up + steps {
         let start = Instant::now();
         let phase = Phase::Train { step: step as u32, row0: 0, micro_batches: 1 };
         model.step_forward(&batch, phase, None).expect("a forward pass");
         model.step_backward().expect("a backward pass");
         optimizer.step(&mut model, 5e-4).expect("an update");
-        if step >= WARM_UP {
+        if step >= warm_up {
             times.push(start.elapsed().as_secs_f64());
         }
     }
@@ -132,12 +152,12 @@ fn run(name: &str, case: &Case, steps: usize, json: bool) {
     if json {
         println!(
             "{{\"case\":\"{name}\",\"tok_per_s\":{:.0},\"step_s\":{median:.4},\"min_s\":{lowest:.4},\"max_s\":{highest:.4},\
-             \"peak_rss_mib\":{rss},\"threads\":{threads},\"steps\":{steps}}}",
+             \"peak_rss_mib\":{rss},\"threads\":{threads},\"steps\":{steps},\"device\":\"{device}\"}}",
             rate(median)
         );
     } else {
         println!(
-            "{name}: {:.0} tok/s, {median:.3} s a step ({lowest:.3} to {highest:.3}), peak {rss} MiB, {threads} threads",
+            "{name}: {:.0} tok/s, {median:.3} s a step ({lowest:.3} to {highest:.3}), peak {rss} MiB, {threads} threads, {device}",
             rate(median)
         );
     }

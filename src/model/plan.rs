@@ -91,11 +91,11 @@ pub fn step_tally(
     let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;
     let mut optimizer = AdamW::new(&mut model, AdamWOptions::default())?;
     model.reserve(limits)?;
-    model.backend_and_params().0.driver().take();
+    model.backend().driver().take();
     model.step_forward(&full_batch(limits), Phase::Train { step: 1, row0: 0, micro_batches: 1 }, None)?;
     model.step_backward()?;
     optimizer.step(&mut model, 1e-4)?;
-    Ok(model.backend_and_params().0.driver().take())
+    Ok(model.backend().driver().take())
 }
 
 /// Sequences of equal length that fill the limits.

@@ -466,6 +466,11 @@ impl<B: Backend> TokenDetection<B> {
         self.tokenizer = Some(tokenizer);
     }
 
+    /// Where it computes.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// What the optimizer works on.
     pub(crate) fn backend_and_params(&mut self) -> (&B, &mut Params<B>) {
         (&self.backend, &mut self.params)

@@ -192,6 +192,30 @@ impl Cuda {
         unsafe { result::stream::synchronize(self.stream) }.map_err(driver_error("finishing its work"))
     }
 
+    /// Milliseconds on the device between two moments of the stream, and what `work` returns.
+    pub fn time<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(f32, T)> {
+        let event = || {
+            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+                .map_err(driver_error("making an event"))
+        };
+        let (start, end) = (event()?, event()?);
+        // SAFETY: events and stream live until the end of this function, where the events are destroyed once.
+        unsafe {
+            let done = result::event::record(start, self.stream)
+                .map_err(driver_error("recording an event"))
+                .and_then(|()| work())
+                .and_then(|value| {
+                    result::event::record(end, self.stream).map_err(driver_error("recording an event"))?;
+                    result::event::synchronize(end).map_err(driver_error("waiting for an event"))?;
+                    let ms = result::event::elapsed(start, end).map_err(driver_error("reading a clock"))?;
+                    Ok((ms, value))
+                });
+            let _ = result::event::destroy(start);
+            let _ = result::event::destroy(end);
+            done
+        }
+    }
+
     pub(super) fn stream(&self) -> sys::CUstream {
         self.stream
     }

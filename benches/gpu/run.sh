@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole proof on a machine with a GPU, from a folder that bundle.sh made: `bash run.sh [RESULTS]` (default: results).
+#
+# Each part leaves RESULTS/<part>.log and .done; run again, parts that are done are passed over, so a time limit loses nothing.
+# The order is by worth: what is wrong shows first, the peers' long comparison comes last.
+set -uo pipefail
+cd "$(dirname "$0")"
+results="$(mkdir -p "${1:-results}" && cd "${1:-results}" && pwd)"
+export ELEKTRON_ROOT="$PWD" ELEKTRON_REQUIRE_GPU=1 ELEKTRON_REPEATS="${ELEKTRON_REPEATS:-1000}" ELEKTRON_CACHE="$results/kernels"
+# The libraries that PyTorch brought, where the system's loader knows none.
+if [ -z "${ELEKTRON_CUDA_LIBS:-}" ] && command -v python3 > /dev/null; then
+    site="$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2> /dev/null)"
+    export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$site"
+fi
+failed=0
+
+part() { # name, seconds at most, command…
+    local name="$1" limit="$2"
+    shift 2
+    if [ -e "$results/$name.done" ]; then
+        return
+    fi
+    local start=$SECONDS code=0
+    timeout "$limit" "$@" > "$results/$name.log" 2>&1 || code=$?
+    echo "$name: exit $code, $((SECONDS - start)) s" | tee -a "$results/summary.txt"
+    if [ "$code" = 0 ]; then
+        touch "$results/$name.done"
+    else
+        failed=1
+        tail -n 15 "$results/$name.log"
+    fi
+}
+
+part doctor 120 bash -c './elektron doctor --json > "$0/doctor.json"; ./elektron doctor' "$results"
+part products 60 ./suite device::products_agree --nocapture
+part ops_once 90 env ELEKTRON_REPEATS=1 ./suite device::every_op --nocapture
+part golden 60 ./suite device::golden_cases --nocapture
+part steps 90 ./suite device:: --skip every_op --skip golden --skip products --nocapture
+for device in cpu cuda; do
+    part "train_$device" 90 ./elektron pretrain --train tests/data/sherlock-holmes.txt --tokenizer tests/data/wordpiece-8k.txt --preset tiny \
+        --steps 200 --warmup-steps 20 --log-every 1 --device "$device" --output "$results/train_$device"
+done
+part train_compare 20 python3 compare_runs.py "$results/train_cpu/metrics.jsonl" "$results/train_cuda/metrics.jsonl"
+part bench_step 90 ./bench-step --json --device cuda small-g256-t128-b128 small-g64-t128-b128 small-g256-t512-b32 base-g256-t512-b16
+part bench_ops 90 ./bench-ops --device cuda
+part torch_quick 240 python3 peers/torch_baseline.py --quick --out "$results/torch.jsonl"
+if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+        part "$tool" 200 env ELEKTRON_REPEATS=1 compute-sanitizer --tool "$tool" --error-exitcode 9 ./suite device::every_op_in_bf16
+    done
+else
+    echo "compute-sanitizer is not installed: memcheck and racecheck were not run" | tee -a "$results/summary.txt"
+fi
+part ops_repeated 300 ./suite device::every_op --nocapture
+exit "$failed"
