@@ -407,3 +407,34 @@ fn describe(plan: &MemoryPlan) -> String {
         plan.bytes_per_token()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Cpu;
+
+    #[test]
+    fn a_plan_that_does_not_fit_names_the_largest_batch() {
+        let settings = Settings {
+            train: Some(vec!["text".to_owned()]),
+            output: Some("out".into()),
+            preset: Some(Preset::Tiny),
+            batch_size: Some(64),
+            ..Settings::default()
+        };
+        let config = RunConfig::resolve(settings).unwrap();
+        let (ours, theirs) = models(&config, 8192).unwrap();
+        let backend = Cpu::<f32>::new();
+        let place = |free_bytes| Place { name: String::new(), free_bytes: Some(free_bytes) };
+        let check = |config: &RunConfig, free| check_memory(&backend, config, (&ours, &theirs), &place(free));
+        let whole = plan(&backend, &config, (&ours, &theirs)).unwrap().total_bytes();
+        assert!(check(&config, whole).is_ok());
+        let error = check(&config, whole - 1).unwrap_err().to_string();
+        assert!(error.contains("parameters") && error.contains("MiB are free"), "{error}");
+        let largest: usize =
+            error.split("that fits is ").nth(1).unwrap().split(';').next().unwrap().parse().unwrap();
+        assert!((32..64).contains(&largest), "{error}");
+        assert!(check(&RunConfig { batch_size: largest, ..config.clone() }, whole - 1).is_ok());
+        assert!(check(&config, 1 << 20).unwrap_err().to_string().contains("not even one row"));
+    }
+}
