@@ -82,29 +82,33 @@ impl Philox {
     /// compiler turns each line of a round into vector instructions.
     #[inline(always)]
     pub fn blocks(self, index: u32, row: u32, site: Site, step: u32, out: &mut [u32; 4 * LANES]) {
-        let (mut c0, mut c1, mut c2, mut c3) = ([0u32; LANES], [row; LANES], [site.0; LANES], [step; LANES]);
+        // 64-bit lanes whose upper halves are never looked at: the widening product then needs no moves.
+        const LOW: u64 = 0xffff_ffff;
+        let (mut c0, mut c1) = ([0u64; LANES], [u64::from(row); LANES]);
+        let (mut c2, mut c3) = ([u64::from(site.0); LANES], [u64::from(step); LANES]);
         for (lane, c) in c0.iter_mut().enumerate() {
-            *c = index.wrapping_add(lane as u32);
+            *c = u64::from(index.wrapping_add(lane as u32));
         }
         let mut k = self.key;
         for round in 0..10 {
             if round > 0 {
                 k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
             }
+            let [k0, k1] = k.map(u64::from);
             for lane in 0..LANES {
-                let p0 = u64::from(MULTIPLIER[0]) * u64::from(c0[lane]);
-                let p1 = u64::from(MULTIPLIER[1]) * u64::from(c2[lane]);
-                c0[lane] = (p1 >> 32) as u32 ^ c1[lane] ^ k[0];
-                c1[lane] = p1 as u32;
-                c2[lane] = (p0 >> 32) as u32 ^ c3[lane] ^ k[1];
-                c3[lane] = p0 as u32;
+                let p0 = u64::from(MULTIPLIER[0]) * (c0[lane] & LOW);
+                let p1 = u64::from(MULTIPLIER[1]) * (c2[lane] & LOW);
+                c0[lane] = (p1 >> 32) ^ c1[lane] ^ k0;
+                c1[lane] = p1;
+                c2[lane] = (p0 >> 32) ^ c3[lane] ^ k1;
+                c3[lane] = p0;
             }
         }
         for lane in 0..LANES {
-            out[4 * lane] = c0[lane];
-            out[4 * lane + 1] = c1[lane];
-            out[4 * lane + 2] = c2[lane];
-            out[4 * lane + 3] = c3[lane];
+            out[4 * lane] = c0[lane] as u32;
+            out[4 * lane + 1] = c1[lane] as u32;
+            out[4 * lane + 2] = c2[lane] as u32;
+            out[4 * lane + 3] = c3[lane] as u32;
         }
     }
 }

@@ -58,6 +58,8 @@ struct Report {
     compilations: Vec<Compilation>,
     self_tests: Vec<SelfTest>,
     self_test_problem: Option<String>,
+    /// Which GELU cuBLASLt's epilogue computes.
+    cublaslt_gelu: Option<&'static str>,
 }
 
 pub(super) fn run(a: &Arguments) -> Result<()> {
@@ -103,6 +105,10 @@ fn examine(a: &Arguments) -> Report {
             Err(e) => (Vec::new(), Some(e.to_string())),
         },
     };
+    let cublaslt_gelu = match devices.is_empty() {
+        true => None,
+        false => Cuda::new(CudaOptions::default()).and_then(|gpu| gpu.cublaslt_gelu()).unwrap_or(None),
+    };
     Report {
         version: env!("ELEKTRON_VERSION"),
         libraries,
@@ -112,6 +118,7 @@ fn examine(a: &Arguments) -> Report {
         compilations,
         self_tests,
         self_test_problem,
+        cublaslt_gelu,
     }
 }
 
@@ -196,6 +203,9 @@ fn describe(r: &Report, every_kernel: bool) -> String {
     if r.devices.is_empty() {
         let reason = r.device_problem.as_deref().unwrap_or("the driver finds no GPU");
         text += &format!("  none: {reason}\n  training runs on the CPU\n");
+    }
+    if let Some(kind) = r.cublaslt_gelu {
+        text += &format!("  cuBLASLt's own GELU is the {kind} form\n");
     }
     text += &format!("\nkernels, kept in {}\n", r.kernel_cache.as_deref().unwrap_or("no folder"));
     if r.compilations.is_empty() {

@@ -12,7 +12,7 @@ use std::ptr;
 use cudarc::cublaslt::{result, sys};
 
 use super::cuda::Cuda;
-use super::{Gemm, Precision};
+use super::{Driver, Gemm, Operand, Precision};
 use crate::{Error, Result};
 
 /// What a plan depends on.
@@ -26,6 +26,8 @@ struct Shape {
     exact: bool,
     accumulate: bool,
     bias: bool,
+    /// The library's own GELU on the result: asked for by [`CublasLt::gelu`] alone.
+    gelu: bool,
 }
 
 impl From<&Gemm> for Shape {
@@ -39,6 +41,7 @@ impl From<&Gemm> for Shape {
             exact: g.exact,
             accumulate: g.accumulate,
             bias: g.bias.is_some(),
+            gelu: false,
         }
     }
 }
@@ -83,7 +86,44 @@ impl CublasLt {
 
     /// Multiplies; `false` where the library has no algorithm for the shape.
     pub(super) fn multiply(&self, gpu: &Cuda, g: &Gemm) -> Result<bool> {
-        let shape = Shape::from(g);
+        self.multiply_as(gpu, g, Shape::from(g))
+    }
+
+    /// GELU(x) as the library's epilogue computes it, in bf16; `None` where it has no algorithm for that.
+    pub(super) fn gelu(&self, gpu: &Cuda, x: f32) -> Result<Option<f32>> {
+        // x · I, 16 × 16.
+        const N: usize = 16;
+        let diagonal = |value: f32| -> Vec<u8> {
+            let at = |i: usize| if i % (N + 1) == 0 { value } else { 0.0 };
+            (0..N * N).flat_map(|i| half::bf16::from_f32(at(i)).to_le_bytes()).collect()
+        };
+        let [a, b, c] = [diagonal(x), diagonal(1.0), diagonal(0.0)].map(|bytes| {
+            let region = gpu.alloc(bytes.len())?;
+            gpu.upload(&bytes, region).map(|()| region)
+        });
+        let (a, b, c) = (a?, b?, c?);
+        let operand = |at| Operand { at, transposed: false };
+        let (exact, accumulate, precision) = (false, false, Precision::Bf16);
+        let g = Gemm {
+            m: N,
+            n: N,
+            k: N,
+            precision,
+            a: operand(a),
+            b: operand(b),
+            c,
+            exact,
+            accumulate,
+            bias: None,
+        };
+        let done = self.multiply_as(gpu, &g, Shape { gelu: true, ..Shape::from(&g) })?;
+        let mut out = vec![0u8; c.bytes()];
+        gpu.download(c, &mut out)?;
+        [a, b, c].into_iter().for_each(|region| gpu.free(region));
+        Ok(done.then(|| half::bf16::from_le_bytes([out[0], out[1]]).to_f32()))
+    }
+
+    fn multiply_as(&self, gpu: &Cuda, g: &Gemm, shape: Shape) -> Result<bool> {
         let mut plans = self.plans.borrow_mut();
         if let std::collections::hash_map::Entry::Vacant(entry) = plans.entry(shape) {
             entry.insert(self.plan(shape, gpu.workspace.bytes())?);
@@ -151,6 +191,10 @@ impl CublasLt {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             set(plan.product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             set(plan.product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &working)?;
+        }
+        if s.gelu {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU;
+            set(plan.product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
         let preference = Preference::new(workspace_bytes, s)?;
         // SAFETY: every descriptor was made above and lives.
