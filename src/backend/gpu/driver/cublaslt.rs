@@ -94,7 +94,7 @@ impl CublasLt {
         // x · I, 16 × 16.
         const N: usize = 16;
         let diagonal = |value: f32| -> Vec<u8> {
-            let at = |i: usize| if i % (N + 1) == 0 { value } else { 0.0 };
+            let at = |i: usize| if i.is_multiple_of(N + 1) { value } else { 0.0 };
             (0..N * N).flat_map(|i| half::bf16::from_f32(at(i)).to_le_bytes()).collect()
         };
         let [a, b, c] = [diagonal(x), diagonal(1.0), diagonal(0.0)].map(|bytes| {
