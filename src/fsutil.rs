@@ -24,28 +24,6 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::R
     sync_dir(dir)
 }
 
-/// Builds a directory through `fill` and moves it to `path`, in the place of one that is there.
-pub fn write_dir_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let dir = parent(path);
-    let temporary = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempdir_in(dir)
-        .map_err(Error::io("create a directory in", dir))?;
-    fill(temporary.path())?;
-    sync_dir(temporary.path())?;
-    if path.exists() {
-        fs::remove_dir_all(path).map_err(Error::io("replace", path))?;
-    }
-    let built = temporary.keep();
-    fs::rename(&built, path).map_err(Error::io("create", path))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Error::io("create", path))?;
-    }
-    sync_dir(dir)
-}
-
 /// Creates a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::io("create the directory", path))
@@ -75,11 +53,6 @@ fn sync_dir(dir: &Path) -> Result<()> {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))?;
     }
     Ok(())
-}
-
-/// Whether `path` is a directory with nothing in it, or not there.
-pub fn is_vacant(path: &Path) -> bool {
-    fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none())
 }
 
 /// The entries of a directory, sorted by name.

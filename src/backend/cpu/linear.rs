@@ -50,6 +50,26 @@ fn derivative<R: Real>(activation: Activation, x: R) -> R {
     }
 }
 
+/// Runs the code once for each activation with its name a constant: matched inside the loop, it would not become vector instructions.
+macro_rules! by_activation {
+    ($activation:expr, $kind:ident => $code:expr) => {
+        match $activation {
+            Activation::Gelu => {
+                const $kind: Activation = Activation::Gelu;
+                $code
+            }
+            Activation::GeluTanh => {
+                const $kind: Activation = Activation::GeluTanh;
+                $code
+            }
+            Activation::Relu => {
+                const $kind: Activation = Activation::Relu;
+                $code
+            }
+        }
+    };
+}
+
 pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
@@ -83,7 +103,6 @@ fn activate_tile<R: Real>(
     pre: &mut MatMut<'_, R>,
     out: &mut MatMut<'_, R>,
 ) {
-    // The activation is matched outside the loop, or it would not become vector instructions.
     #[inline(always)]
     fn run<R: Real>(bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>, f: impl Fn(R) -> R) {
         vectorized(
@@ -99,29 +118,16 @@ fn activate_tile<R: Real>(
             },
         );
     }
-    match activation {
-        Activation::Gelu => run(
+    by_activation!(
+        activation,
+        KIND => run(
             bias,
             pre,
             out,
             #[inline(always)]
-            |x| activate(Activation::Gelu, x),
-        ),
-        Activation::GeluTanh => run(
-            bias,
-            pre,
-            out,
-            #[inline(always)]
-            |x| activate(Activation::GeluTanh, x),
-        ),
-        Activation::Relu => run(
-            bias,
-            pre,
-            out,
-            #[inline(always)]
-            |x| activate(Activation::Relu, x),
-        ),
-    }
+            |x| activate(KIND, x),
+        )
+    );
 }
 
 pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
@@ -134,36 +140,17 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
                 bias_bwd(dout, outputs, dbias);
             }
         }
-        Some((Activation::Gelu, pre)) => {
-            activation_bwd(
+        Some((activation, pre)) => by_activation!(
+            activation,
+            KIND => activation_bwd(
                 dout,
                 pre,
                 outputs,
                 dbias,
                 #[inline(always)]
-                |x| derivative(Activation::Gelu, x),
-            );
-        }
-        Some((Activation::GeluTanh, pre)) => {
-            activation_bwd(
-                dout,
-                pre,
-                outputs,
-                dbias,
-                #[inline(always)]
-                |x| derivative(Activation::GeluTanh, x),
-            );
-        }
-        Some((Activation::Relu, pre)) => {
-            activation_bwd(
-                dout,
-                pre,
-                outputs,
-                dbias,
-                #[inline(always)]
-                |x| derivative(Activation::Relu, x),
-            );
-        }
+                |x| derivative(KIND, x),
+            )
+        ),
     }
     let dout = &*dout;
     let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(dout, rows, outputs));
