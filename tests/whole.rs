@@ -223,3 +223,33 @@ fn the_plan_counts_what_the_model_has() {
     assert_eq!(parameters, 5 * 4 * table.len() as u64);
     assert!(plan.total_bytes() > parameters && plan.bytes_per_token() > 0);
 }
+
+/// A gradient that is not finite leaves the weights as they are, and the next step goes on.
+#[test]
+fn an_infinite_gradient_changes_no_weight() {
+    infinite_gradient(Cpu::<f32>::new());
+    #[cfg(feature = "simt")]
+    {
+        use elektron::backend::gpu::driver::simt::{Order, Simt};
+        infinite_gradient(elektron::backend::Gpu::<_, half::bf16>::new(Simt::new(Order::Ascending)));
+    }
+}
+
+fn infinite_gradient<B: Backend>(backend: B) {
+    let mut model = model(backend, Architecture::PreTraining, Share::All);
+    let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
+    let before = model.flat_weights().unwrap();
+    let huge = Batch { rtd_weight: vec![f32::INFINITY; 12], ..batch() };
+    let mut step = |batch: &Batch| {
+        model.step_forward(batch, TRAIN, None).unwrap();
+        model.step_backward().unwrap();
+        let norm = optimizer.step(&mut model, 1e-3).unwrap();
+        (norm, model.flat_weights().unwrap())
+    };
+    let (norm, weights) = step(&huge);
+    assert!(!norm.is_finite());
+    assert_eq!(weights, before);
+    let (norm, weights) = step(&batch());
+    assert!(norm.is_finite() && weights.iter().all(|x| x.is_finite()));
+    assert_ne!(weights, before);
+}

@@ -357,6 +357,8 @@ pub struct RtdLoss<'a, B: Backend> {
 /// m = β₁m + (1-β₁)g, v = β₂v + (1-β₂)g², then
 /// * with bias correction: p -= lr·wd·p; p -= lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β₁ᵗ), v̂ = v/(1-β₂ᵗ);
 /// * without (the paper's): p -= lr · (m / (√v + ε) + wd·p).
+///
+/// Where `norm_squared` is not finite nothing but `grads` changes: one bad batch does not ruin the weights.
 pub struct AdamW<'a, B: Backend> {
     /// Learning rate of this update.
     pub lr: f64,

@@ -40,6 +40,10 @@ struct Update<R> {
 
 pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
     let norm = op.norm_squared[0].to_f64().sqrt();
+    if !norm.is_finite() {
+        op.grads.fill(R::ZERO);
+        return;
+    }
     let clip = op.max_norm.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm);
     let (rate, root) = match op.bias_correction {
         Some(t) => {
