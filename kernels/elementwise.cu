@@ -30,19 +30,20 @@ KERNEL(ELEMENTWISE_THREADS) dropout(const X* inp, X* out, Dropout rule, u32 rows
     store8(out + at, x, p.count, rows_are_aligned(width));
 }
 
-/// out (M, C) = rows `index` (M) of inp (N, C).
-KERNEL(ELEMENTWISE_THREADS) gather_rows_fwd(const u32* index, const X* inp, X* out, u32 rows, u32 width) {
+/// out (M, C) = rows `index` (M) of inp (N, C), zeros for an index of N or more.
+KERNEL(ELEMENTWISE_THREADS) gather_rows_fwd(const u32* index, const X* inp, X* out, u32 rows, u32 width, u32 n) {
     const Place p = place(rows, width);
     if (p.count == 0) return;
-    float x[EIGHT];
-    load8(x, inp + static_cast<u64>(index[p.row]) * width + p.col, p.count, rows_are_aligned(width));
+    float x[EIGHT] = {};
+    const u32 from = index[p.row];
+    if (from < n) load8(x, inp + static_cast<u64>(from) * width + p.col, p.count, rows_are_aligned(width));
     store8(out + static_cast<u64>(p.row) * width + p.col, x, p.count, rows_are_aligned(width));
 }
 
-/// Rows `index` of dinp (N, C) = dout (M, C); the others were set to zero before.
-KERNEL(ELEMENTWISE_THREADS) gather_rows_bwd(const u32* index, const X* dout, X* dinp, u32 rows, u32 width) {
+/// Rows `index` of dinp (N, C) = dout (M, C), an index of N or more is passed over; the others were set to zero before.
+KERNEL(ELEMENTWISE_THREADS) gather_rows_bwd(const u32* index, const X* dout, X* dinp, u32 rows, u32 width, u32 n) {
     const Place p = place(rows, width);
-    if (p.count == 0) return;
+    if (p.count == 0 || index[p.row] >= n) return;
     float x[EIGHT];
     load8(x, dout + static_cast<u64>(p.row) * width + p.col, p.count, rows_are_aligned(width));
     store8(dinp + static_cast<u64>(index[p.row]) * width + p.col, x, p.count, rows_are_aligned(width));

@@ -15,11 +15,12 @@ KERNEL(RTD_THREADS) corrupt_copy(const u32* ids, u32* corrupted, u32* is_fake, u
     is_fake[token] = 0;
 }
 
-/// At the masked positions: the samples, and whether they differ.
-KERNEL(RTD_THREADS) corrupt_scatter(const u32* ids, const u32* masked_index, const u32* sampled, u32* corrupted, u32* is_fake, u32 m) {
+/// At the masked positions: the samples, and whether they differ. A position of N or more is a slot left over.
+KERNEL(RTD_THREADS) corrupt_scatter(const u32* ids, const u32* masked_index, const u32* sampled, u32* corrupted, u32* is_fake, u32 m, u32 n) {
     const u32 i = blockIdx.x * RTD_THREADS + threadIdx.x;
     if (i >= m) return;
     const u32 position = masked_index[i];
+    if (position >= n) return;
     corrupted[position] = sampled[i];
     is_fake[position] = sampled[i] != ids[position];
 }

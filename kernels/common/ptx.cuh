@@ -23,6 +23,9 @@ DEVICE float exp2_approx(float x) { return ::exp2f(x); }
 /// Upper half of the 64-bit product.
 DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }
 
+/// Bits that are set.
+DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+
 /// What another block wrote to global memory: not from this multiprocessor's own cache.
 DEVICE float load_fresh(const float* at) { return *at; }
 
@@ -68,6 +71,8 @@ DEVICE float exp2_approx(float x) {
 }
 
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
+
+DEVICE u32 popcount(u32 x) { return static_cast<u32>(__popc(x)); }
 
 DEVICE float load_fresh(const float* at) {
     float out;

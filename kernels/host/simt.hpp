@@ -125,8 +125,9 @@ DEVICE u8* shared_memory() { return simt::shared_memory(); }
 DEVICE void __syncthreads() { simt::barrier(); }
 DEVICE int __ffs(int x) { return __builtin_ffs(x); }
 DEVICE void __threadfence() {}
-DEVICE u32 atomicAdd(u32* at, u32 value) {
-    const u32 before = *at;
+template <typename T>
+DEVICE T atomicAdd(T* at, T value) {
+    const T before = *at;
     *at = before + value;
     return before;
 }

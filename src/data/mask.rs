@@ -38,22 +38,41 @@ pub struct MaskSpec {
 pub type Masked = Vec<(usize, u32)>;
 
 impl MaskSpec {
-    /// The most positions that a row can have masked.
-    pub fn most(&self) -> usize {
+    /// The most positions that `rows` rows have masked: what a batch has room for. Under txtai's rule six standard deviations above
+    /// the mean; what lies beyond stays unmasked, once in a thousand million batches.
+    pub fn most(&self, rows: usize) -> usize {
         match self.style {
-            MaskStyle::Electra => self.slots(),
-            MaskStyle::Txtai => self.seq_len,
+            MaskStyle::Electra => rows * self.slots(),
+            MaskStyle::Txtai => {
+                let (n, p) = ((rows * self.seq_len) as f64, self.probability);
+                ((n * p + 6.0 * (n * p * (1.0 - p)).sqrt()).ceil() as usize + 1).min(rows * self.seq_len)
+            }
         }
     }
 
-    fn slots(&self) -> usize {
+    /// Electra's slots of a row.
+    pub fn slots(&self) -> usize {
         (((self.probability + 0.005) * self.seq_len as f64) as usize).max(1)
     }
 
-    fn may_be_masked(&self, id: u32) -> bool {
+    /// Tokens that are never masked.
+    pub fn never(&self) -> [u32; 5] {
         let s = self.special;
-        let never = [s.pad, s.cls, s.sep, s.mask];
-        !never.contains(&id) && (self.style == MaskStyle::Electra || id != s.unk)
+        let unknown = if self.style == MaskStyle::Electra { s.pad } else { s.unk };
+        [s.pad, s.cls, s.sep, s.mask, unknown]
+    }
+
+    /// Below the first a masked token's random word shows \[MASK\], below the second a random token, else the original.
+    pub fn thresholds(&self) -> [u32; 2] {
+        let (masked, random) = match self.style {
+            MaskStyle::Electra => (0.85, 0.0),
+            MaskStyle::Txtai => (0.8, 0.1),
+        };
+        [threshold(masked), threshold(masked + random)]
+    }
+
+    fn may_be_masked(&self, id: u32) -> bool {
+        !self.never().contains(&id)
     }
 
     /// Masks the row in slot `slot` of step `step`.
@@ -86,13 +105,10 @@ impl MaskSpec {
     }
 
     fn shown(&self, original: u32, kind: u32, token: u32) -> u32 {
-        let (masked, random) = match self.style {
-            MaskStyle::Electra => (0.85, 0.0),
-            MaskStyle::Txtai => (0.8, 0.1),
-        };
-        if kind < threshold(masked) {
+        let [masked, random] = self.thresholds();
+        if kind < masked {
             self.special.mask
-        } else if kind < threshold(masked + random) {
+        } else if kind < random {
             ((u64::from(token) * self.vocab_size as u64) >> 32) as u32
         } else {
             original

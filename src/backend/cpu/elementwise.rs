@@ -61,13 +61,18 @@ pub(super) fn dropout<R: Real>(width: usize, dropout: Dropout, inp: &[R], out: &
 
 pub(super) fn gather_rows_fwd<R: Real>(width: usize, index: &[u32], inp: &[R], out: &mut [R]) {
     for (&row, out) in index.iter().zip(out.chunks_exact_mut(width)) {
-        out.copy_from_slice(&inp[row as usize * width..][..width]);
+        match inp.get(row as usize * width..).filter(|rest| rest.len() >= width) {
+            Some(rest) => out.copy_from_slice(&rest[..width]),
+            None => out.fill(R::ZERO),
+        }
     }
 }
 
 pub(super) fn gather_rows_bwd<R: Real>(width: usize, index: &[u32], dout: &[R], dinp: &mut [R]) {
     dinp.fill(R::ZERO);
     for (&row, dout) in index.iter().zip(dout.chunks_exact(width)) {
-        dinp[row as usize * width..][..width].copy_from_slice(dout);
+        if let Some(dinp) = dinp.chunks_exact_mut(width).nth(row as usize) {
+            dinp.copy_from_slice(dout);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
-    EmbedFwd, LinearBwd, LinearFwd, MlmLoss, RtdLoss,
+    EmbedFwd, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, RtdLoss,
 };
 use crate::{Error, Result};
 
@@ -17,6 +17,8 @@ mod elementwise;
 mod embed;
 mod gemm;
 mod linear;
+mod mask;
+mod metrics;
 mod mlm_head;
 mod norm;
 mod optim;
@@ -155,6 +157,11 @@ impl<R: Real> Backend for Cpu<R> {
         Ok(())
     }
 
+    fn mask(&self, op: Mask<'_, Self>) -> Result<()> {
+        mask::mask(op);
+        Ok(())
+    }
+
     fn mlm_loss(&self, op: MlmLoss<'_, Self>) -> Result<()> {
         mlm_head::mlm_loss(op);
         Ok(())
@@ -167,6 +174,11 @@ impl<R: Real> Backend for Cpu<R> {
 
     fn rtd_loss(&self, op: RtdLoss<'_, Self>) -> Result<()> {
         rtd_head::rtd_loss(op);
+        Ok(())
+    }
+
+    fn metrics(&self, op: Metrics<'_, Self>) -> Result<()> {
+        metrics::metrics(op);
         Ok(())
     }
 

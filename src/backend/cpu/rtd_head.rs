@@ -9,8 +9,9 @@ pub(super) fn corrupt<R: Real>(op: Corrupt<'_, Cpu<R>>) {
     op.is_fake.fill(0);
     for (&position, &sample) in op.masked_index.iter().zip(op.sampled) {
         let position = position as usize;
+        let Some(&original) = op.ids.get(position) else { continue };
         op.corrupted[position] = sample;
-        op.is_fake[position] = u32::from(sample != op.ids[position]);
+        op.is_fake[position] = u32::from(sample != original);
     }
 }
 

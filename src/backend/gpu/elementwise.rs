@@ -1,6 +1,6 @@
 //! Launches `kernels/elementwise.cu`.
 
-use super::driver::{Driver, Region};
+use super::driver::{Argument, Driver, Region};
 use super::{DeviceSlice, DeviceSliceMut, Gpu, Working, blocks, size};
 use crate::Result;
 use crate::backend::Dropout;
@@ -49,7 +49,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         inp: DeviceSlice<'_, W>,
         out: DeviceSliceMut<'_, W>,
     ) -> Result<()> {
-        self.move_rows("gather_rows_fwd", index, width, inp.region, out.region)
+        self.move_rows("gather_rows_fwd", index, (inp.len() / width, width), inp.region, out.region)
     }
 
     pub(super) fn gather_rows_bwd_op(
@@ -60,19 +60,20 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         dinp: DeviceSliceMut<'_, W>,
     ) -> Result<()> {
         self.driver.fill(dinp.region, 0)?;
-        self.move_rows("gather_rows_bwd", index, width, dout.region, dinp.region)
+        self.move_rows("gather_rows_bwd", index, (dinp.len() / width, width), dout.region, dinp.region)
     }
 
     fn move_rows(
         &self,
         kernel: &'static str,
         index: DeviceSlice<'_, u32>,
-        width: usize,
+        (n, width): (usize, usize),
         from: Region,
         to: Region,
     ) -> Result<()> {
         let rows = index.len();
-        let arguments = [index.into(), from.into(), to.into(), size(rows)?.into(), size(width)?.into()];
+        let [m, width_arg, n] = [size(rows)?, size(width)?, size(n)?].map(Argument::from);
+        let arguments = [index.into(), from.into(), to.into(), m, width_arg, n];
         self.launch(
             ("elementwise", kernel),
             grid(rows, width)?,

@@ -12,7 +12,7 @@ use half::bf16;
 
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
-    EmbedFwd, Float, LinearBwd, LinearFwd, MlmLoss, RtdLoss,
+    EmbedFwd, Float, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, RtdLoss,
 };
 use crate::{Error, Result};
 use driver::{Argument, Driver, Launch, Precision, Region};
@@ -22,6 +22,8 @@ pub mod driver;
 mod elementwise;
 mod embed;
 mod linear;
+mod mask;
+mod metrics;
 mod mlm_head;
 mod norm;
 mod optim;
@@ -381,6 +383,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
         self.gather_rows_bwd_op(width, index, dout, dinp)
     }
 
+    fn mask(&self, op: Mask<'_, Self>) -> Result<()> {
+        self.mask_op(op)
+    }
+
     fn mlm_loss(&self, op: MlmLoss<'_, Self>) -> Result<()> {
         self.mlm_loss_op(op)
     }
@@ -391,6 +397,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
 
     fn rtd_loss(&self, op: RtdLoss<'_, Self>) -> Result<()> {
         self.rtd_loss_op(op)
+    }
+
+    fn metrics(&self, op: Metrics<'_, Self>) -> Result<()> {
+        self.metrics_op(op)
     }
 
     fn norm_squared(&self, x: DeviceSlice<'_, f32>, out: DeviceSliceMut<'_, f32>) -> Result<()> {

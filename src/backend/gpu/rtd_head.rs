@@ -26,6 +26,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             (&op.corrupted).into(),
             (&op.is_fake).into(),
             size(m)?.into(),
+            size(n)?.into(),
         ];
         self.launch(
             ("rtd_head", "corrupt_scatter"),

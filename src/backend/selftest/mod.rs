@@ -10,9 +10,11 @@ use super::gpu::Working;
 use super::gpu::driver::Driver;
 use super::{Backend, Cpu, Dropout, Float, Gpu, Write};
 use crate::Result;
+use crate::data::mask::MaskStyle;
 use crate::model::config::Activation;
 use crate::rng::{Philox, Site, threshold};
 
+mod heads;
 mod naive;
 mod ops;
 
@@ -129,7 +131,9 @@ pub enum Case {
     Attention { lengths: Vec<(usize, usize)>, heads: usize, head_size: usize, p: f64 },
     Embed { tokens: usize, width: usize, p: f64, delta: bool, padding: Option<u32> },
     Mlm { rows: usize, vocabulary: usize, disallow_correct: bool },
+    Mask { lengths: Vec<usize>, style: MaskStyle, slots: usize },
     Rtd { tokens: usize, labels: usize },
+    Metrics { tokens: usize, labels: usize },
     Rows { rows: usize, width: usize },
     Optim { n: usize, bias_correction: Option<u64>, max_norm: Option<f64> },
 }
@@ -180,6 +184,15 @@ impl Case {
         for (tokens, labels) in [(1, 1), (257, 1), (300, 2)] {
             cases.push(Self::Rtd { tokens, labels });
         }
+        for style in [MaskStyle::Electra, MaskStyle::Txtai] {
+            // Slots to spare, just enough or too few; rows of one token, of none, of more than a block's threads.
+            for (lengths, slots) in [(vec![1], 3), (vec![9, 0, 33, 128], 40), (vec![129, 300, 2, 64], 60)] {
+                cases.push(Self::Mask { lengths, style, slots });
+            }
+        }
+        for (tokens, labels) in [(1, 1), (4097, 1), (9000, 2)] {
+            cases.push(Self::Metrics { tokens, labels });
+        }
         for (rows, width) in [(1, 1), (13, 24), (5, 300)] {
             cases.push(Self::Rows { rows, width });
         }
@@ -206,9 +219,11 @@ impl Case {
                 ops::embed(&mut b, tokens, width, p, delta, padding)
             }
             Self::Mlm { rows, vocabulary, disallow_correct } => {
-                ops::mlm(&mut b, rows, vocabulary, disallow_correct)
+                heads::mlm(&mut b, rows, vocabulary, disallow_correct)
             }
-            Self::Rtd { tokens, labels } => ops::rtd(&mut b, tokens, labels),
+            Self::Mask { ref lengths, style, slots } => heads::mask(&mut b, lengths, style, slots),
+            Self::Rtd { tokens, labels } => heads::rtd(&mut b, tokens, labels),
+            Self::Metrics { tokens, labels } => heads::metrics(&mut b, tokens, labels),
             Self::Rows { rows, width } => ops::move_rows(&mut b, rows, width),
             Self::Optim { n, bias_correction, max_norm } => ops::optim(&mut b, n, bias_correction, max_norm),
         }?;

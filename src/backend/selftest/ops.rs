@@ -1,9 +1,9 @@
 //! The ops: forward, then backward from fixed saved values, so that an error of the first does not hide one of the second.
 
-use super::{BEFORE, Bench, dropout, input, nan, noise, rounded};
+use super::{BEFORE, Bench, dropout, input, nan, noise};
 use crate::backend::{
-    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, EmbedBwd, EmbedFwd,
-    EmbedTables, Float, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, Write,
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd,
+    EmbedTables, Float, LinearBwd, LinearFwd, Sequences, Write,
 };
 use crate::model::config::Activation;
 use crate::rng::{Philox, Site};
@@ -284,83 +284,13 @@ pub(super) fn embed<B: Backend>(
     Ok(())
 }
 
-pub(super) fn mlm<B: Backend>(
-    b: &mut Bench<'_, B>,
-    m: usize,
-    v: usize,
-    disallow_correct: bool,
-) -> Result<()> {
-    let logits: Vec<f64> = input(1, m * v).iter().map(|x| 4.0 * x).collect();
-    let targets: Vec<u32> = (0..m as u32).map(|i| i * 7919 % v as u32).collect();
-    let rows: Vec<u32> = (0..m as u32).map(|i| 3 + 2 * i).collect();
-    let weight: Vec<f64> = (0..m).map(|i| i as f64 / 8.0).collect();
-    let (targets, rows, weight) = (b.u(&targets)?, b.u(&rows)?, b.f(&weight)?);
-    for gradient in [true, false] {
-        let (mut x, mut nll) = (b.x(&logits)?, b.f(&nan(m))?);
-        let (mut best, mut sampled) = (b.u(&vec![u32::MAX; m])?, b.u(&vec![u32::MAX; m])?);
-        b.backend.mlm_loss(MlmLoss {
-            vocabulary: v,
-            targets: B::slice(&targets, 0..m),
-            masked_index: B::slice(&rows, 0..m),
-            weight: B::slice(&weight, 0..m),
-            scale: 3.0,
-            temperature: 0.7,
-            disallow_correct,
-            noise: Dropout { site: Site::GUMBEL, ..dropout(0.1) },
-            gradient,
-            logits: B::slice_mut(&mut x, 0..m * v),
-            nll: B::slice_mut(&mut nll, 0..m),
-            best: B::slice_mut(&mut best, 0..m),
-            sampled: gradient.then(|| B::slice_mut(&mut sampled, 0..m)),
-        })?;
-        b.take_x("logits", &x, m * v)?;
-        b.take_f("nll", &nll, m)?;
-        b.take_u("best", &best, m)?;
-        b.take_u("sampled", &sampled, m)?;
-    }
-    Ok(())
-}
-
-pub(super) fn rtd<B: Backend>(b: &mut Bench<'_, B>, n: usize, labels: usize) -> Result<()> {
-    let ids: Vec<u32> = (0..n as u32).map(|i| i * 31 % 50).collect();
-    let masked: Vec<u32> = (0..n as u32).step_by(3).collect();
-    let sampled: Vec<u32> = masked.iter().map(|&i| if i % 2 == 0 { ids[i as usize] } else { 49 }).collect();
-    let m = masked.len();
-    let (ids, masked, sampled) = (b.u(&ids)?, b.u(&masked)?, b.u(&sampled)?);
-    let (mut corrupted, mut is_fake) = (b.u(&vec![u32::MAX; n])?, b.u(&vec![u32::MAX; n])?);
-    b.backend.corrupt(Corrupt {
-        ids: B::slice(&ids, 0..n),
-        masked_index: B::slice(&masked, 0..m),
-        sampled: B::slice(&sampled, 0..m),
-        corrupted: B::slice_mut(&mut corrupted, 0..n),
-        is_fake: B::slice_mut(&mut is_fake, 0..n),
-    })?;
-    b.take_u("corrupted", &corrupted, n)?;
-    b.take_u("is_fake", &is_fake, n)?;
-    let logits: Vec<f64> = input(1, n * labels).iter().map(|x| rounded(30.0 * x * x * x)).collect();
-    let weight: Vec<f64> = (0..n).map(|i| (i % 8) as f64 / 8.0).collect();
-    let (logits, weight) = (b.x(&logits)?, b.f(&weight)?);
-    let (mut nll, mut dlogits) = (b.f(&nan(n))?, b.x(&nan(n * labels))?);
-    b.backend.rtd_loss(RtdLoss {
-        labels,
-        is_fake: B::slice(&is_fake, 0..n),
-        weight: B::slice(&weight, 0..n),
-        scale: 2.0,
-        logits: B::slice(&logits, 0..n * labels),
-        nll: B::slice_mut(&mut nll, 0..n),
-        dlogits: B::slice_mut(&mut dlogits, 0..n * labels),
-    })?;
-    b.take_f("nll", &nll, n)?;
-    b.take_x("dlogits", &dlogits, n * labels)?;
-    Ok(())
-}
-
 pub(super) fn move_rows<B: Backend>(b: &mut Bench<'_, B>, rows: usize, width: usize) -> Result<()> {
     let n = rows * width;
     let (x, mut out) = (b.x(&input(1, n))?, b.x(&nan(n))?);
     b.backend.dropout(width, dropout(0.3), B::slice(&x, 0..n), B::slice_mut(&mut out, 0..n))?;
     b.take_x("dropout", &out, n)?;
-    let index: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
+    // The last is beyond the rows: nobody's.
+    let index: Vec<u32> = (0..rows as u32).rev().step_by(2).chain([rows as u32]).collect();
     let m = index.len();
     let index = b.u(&index)?;
     let (mut few, mut back) = (b.x(&nan(m * width))?, b.x(&nan(n))?);

@@ -1,0 +1,27 @@
+//! Losses and counts of a forward pass.
+
+use super::Cpu;
+use super::real::Real;
+use crate::backend::{Metrics, SCORE_BINS, score_bin};
+
+pub(super) fn metrics<R: Real>(op: Metrics<'_, Cpu<R>>) {
+    let mean = |nll: &[R], weight: &[R]| {
+        R::of(nll.iter().zip(weight).map(|(x, w)| x.to_f64() * w.to_f64()).sum::<f64>())
+    };
+    op.losses[0] = mean(op.mlm_nll, op.mlm_weight);
+    op.losses[1] = mean(op.rtd_nll, op.rtd_weight);
+    for ((best, target), &weight) in op.best.iter().zip(op.targets).zip(op.mlm_weight) {
+        if weight > R::ZERO {
+            op.counts[0] += 1;
+            op.counts[1] += u64::from(best == target);
+        }
+    }
+    let scored = op.logits.chunks_exact(op.labels).zip(op.is_fake).zip(op.rtd_weight);
+    for ((logits, &fake), _) in scored.filter(|&(_, &weight)| weight > R::ZERO) {
+        let score = match logits {
+            [real, fake] => fake.to_f64() - real.to_f64(),
+            _ => logits[0].to_f64(),
+        };
+        op.counts[2 + fake as usize * SCORE_BINS + score_bin(score as f32)] += 1;
+    }
+}
