@@ -50,7 +50,7 @@ fn main() {
         special: tokenizer.special(),
         seq_len: 128,
     };
-    let spec = LoaderSpec { batch_size: 64, micro_batches: 1, seed: 1, mask };
+    let spec = LoaderSpec { batch_size: 64, micro_batches: 1, seed: 1, mask, on_device: false };
     let mut loader = Vec::new();
     for round in 0..5 {
         let start = Instant::now();

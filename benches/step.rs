@@ -58,6 +58,7 @@ fn batch(case: &Case) -> Batch {
         masked_weight: vec![1.0; masked_index.len()],
         masked_index,
         rtd_weight: vec![1.0; n],
+        masking: None,
         ids,
     }
 }

@@ -140,11 +140,11 @@ DEVICE void attention_bwd_queries(const X* qkv, const X* out, const X* dout, con
 #define ATTENTION_BWD(HSP)                                                                                                        \
     KERNEL(ATTENTION_THREADS) attention_bwd_keys_##HSP(const X* qkv, const X* dout, const float* lse, const float* delta, X* dqkv, \
                                                        Attention a, Dropout dropout) {                                            \
-        attention_bwd_keys<HSP>(qkv, dout, lse, delta, dqkv, a, dropout);                                                          \
+        attention_bwd_keys<HSP>(qkv, dout, lse, delta, dqkv, a, at_clock(dropout));                                                \
     }                                                                                                                             \
     KERNEL(ATTENTION_THREADS) attention_bwd_queries_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,            \
                                                           float* delta, X* dqkv, Attention a, Dropout dropout) {                  \
-        attention_bwd_queries<HSP>(qkv, out, dout, lse, delta, dqkv, a, dropout);                                                  \
+        attention_bwd_queries<HSP>(qkv, out, dout, lse, delta, dqkv, a, at_clock(dropout));                                        \
     }
 ATTENTION_BWD(16)
 ATTENTION_BWD(32)

@@ -161,12 +161,12 @@ KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* table,
 #define EMBED(CHUNKS)                                                                                                          \
     KERNEL(EMBED_THREADS) embed_fwd_##CHUNKS(Tables tables, float eps, Dropout dropout, X* out, float* mean, float* rstd,       \
                                              u32 rows, u32 width) {                                                            \
-        embed_fwd<CHUNKS>(tables, eps, dropout, out, mean, rstd, rows, width);                                                  \
+        embed_fwd<CHUNKS>(tables, eps, at_clock(dropout), out, mean, rstd, rows, width);                                        \
     }                                                                                                                          \
     KERNEL(EMBED_THREADS) embed_bwd_##CHUNKS(Tables tables, Dropout dropout, const float* mean, const float* rstd, X* dout,     \
                                              float* dgamma, float* dbeta, float* partials, u32* counter, u32 rows,             \
                                              u32 width) {                                                                      \
-        embed_bwd<CHUNKS>(tables, dropout, mean, rstd, dout, dgamma, dbeta, partials, counter, rows, width);                    \
+        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, dgamma, dbeta, partials, counter, rows, width);          \
     }
 EMBED(1)
 EMBED(2)

@@ -17,16 +17,20 @@ constexpr u32 MASK_POSITION_SITE = 2, MASK_TOKEN_SITE = 3;
 struct Rule {
     double probability;
     double tiny;  // each weight is 1 / (masked positions + tiny)
-    u32 key0, key1, step, slot0;
+    u32 key0, key1;
     u32 electra;    // 1: a fixed number of positions; 0: each with the probability
     u32 slots;      // electra: the most positions of a row
     u32 limit;      // txtai: below it a position is masked
     u32 shown[2];   // words below the first show `mask_id`, below the second a random token
     u32 mask_id, vocabulary;
     u32 never[5];   // tokens that are not masked
+    const Clock* clock;
 };
 
-DEVICE Dropout stream(const Rule& r, u32 site) { return Dropout{0, 0.0f, r.key0, r.key1, site, r.step, r.slot0}; }
+/// Random words of the batch's sequences.
+DEVICE Dropout stream(const Rule& r, u32 site) {
+    return Dropout{0, 0.0f, r.key0, r.key1, site, r.clock->step, r.clock->slot0, 0, nullptr};
+}
 
 DEVICE bool may_be_masked(const Rule& r, u32 id) {
     bool may = true;

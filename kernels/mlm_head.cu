@@ -45,6 +45,7 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
                              float inverse_temperature, u32 disallow_correct, Dropout noise, u32 gradient, float* nll, u32* best,
                              u32* sampled, u32 vocabulary) {
     u8* scratch = shared_memory();
+    noise = at_clock(noise);
     const u32 row = blockIdx.x, target = targets[row];
     X* x = logits + static_cast<u64>(row) * vocabulary;
     const u32 noise_row = masked_index[row];

@@ -93,13 +93,13 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
 #define NORM(CHUNKS)                                                                                                      \
     KERNEL(NORM_THREADS) add_norm_fwd_##CHUNKS(X* x, const X* residual, Dropout dropout, const X* gamma, const X* beta,    \
                                                float eps, X* y, float* mean, float* rstd, u32 rows, u32 width) {          \
-        add_norm_fwd<CHUNKS>(x, residual, dropout, gamma, beta, eps, y, mean, rstd, rows, width);                          \
+        add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), gamma, beta, eps, y, mean, rstd, rows, width);                \
     }                                                                                                                     \
     KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const X* gamma, const float* mean,             \
                                                const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma,        \
                                                float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,       \
                                                u32 width) {                                                               \
-        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
+        add_norm_bwd<CHUNKS>(h, at_clock(dropout), gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
                              rows, width);                                                                                 \
     }
 NORM(1)

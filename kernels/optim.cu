@@ -26,7 +26,7 @@ KERNEL(OPTIM_THREADS) norm_total(const float* partials, float* out, u32 count) {
     if (threadIdx.x == 0) out[0] = sum;
 }
 
-/// The constants of one update; mirrors `UpdateArgs` of the launcher.
+/// The constants of one update, in device memory as `Clock`; mirrors `UpdateArgs` of the launcher.
 struct Update {
     float beta1, beta2, eps;
     float rate;      // lr, divided by 1 - beta1^t with bias correction
@@ -49,9 +49,10 @@ DEVICE bool decays(const u64* ranges, u32 count, u64 i) {
     return low < count && ranges[2 * low] <= i;
 }
 
-KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, Update u, const u64* ranges,
+KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, const Update* rule, const u64* ranges,
                             u32 count, u64 n) {
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
+    const Update u = *rule;
     const float norm = sqrtf(norm_squared[0]);
     const bool finite = norm - norm == 0.0f;
     const float clip = u.max_norm > 0.0f && norm > u.max_norm ? u.max_norm / norm : 1.0f;

@@ -368,7 +368,7 @@ fn batches_are_whole_and_the_same_whoever_asks() {
     use elektron::data::loader::Loader;
     let corpus = Corpus::new(&book(150));
     let mask = mask_spec(MaskStyle::Electra, &corpus.tokenizer);
-    let spec = LoaderSpec { batch_size: 3, micro_batches: 2, seed: 4, mask };
+    let spec = LoaderSpec { batch_size: 3, micro_batches: 2, seed: 4, mask, on_device: false };
     let rows = std::sync::Arc::new(corpus.rows(Merge::None, 128));
     let mut straight = Loader::new(rows.clone(), spec, 0);
     let all: Vec<_> = (0..10).map(|_| straight.next_batch().unwrap()).collect();

@@ -10,6 +10,7 @@ use half::bf16;
 
 use crate::golden::{CASES, SINGLE, check};
 use crate::ops::noise;
+use crate::recorded::{check_evened_out, check_replays};
 use crate::steps::{HALF, check_gradients, check_twenty_steps, run};
 
 fn has_gpu() -> bool {
@@ -98,6 +99,14 @@ fn the_same_seed_gives_the_same_bytes() {
     if has_gpu() {
         let weights = || run(gpu::<bf16>(), 5, None).1.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(weights(), weights());
+    }
+}
+
+#[test]
+fn replayed_steps_are_the_steps_themselves() {
+    if has_gpu() {
+        check_replays(gpu::<bf16>, |_, _| {});
+        check_evened_out(gpu::<f32>);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The whole training step on the emulated GPU: against `transformers`, against the CPU, resumed, accumulated, in any order of threads.
 
 use elektron::backend::gpu::Working;
-use elektron::backend::gpu::driver::simt::{Order, Simt};
+use elektron::backend::gpu::driver::simt::{Asked, Order, Simt};
 use elektron::backend::{Backend, Gpu};
 use elektron::model::config::Architecture;
 use elektron::model::{Share, TokenDetection};
@@ -9,6 +9,7 @@ use elektron::train::optim::{AdamW, AdamWOptions};
 use half::bf16;
 
 use crate::golden::{CASES, SINGLE, check};
+use crate::recorded::{check_evened_out, check_replays};
 use crate::steps::{HALF, check_gradients, check_twenty_steps, model, run, train};
 use crate::whole::batch;
 
@@ -72,4 +73,34 @@ fn advance<B: Backend>(model: &mut TokenDetection<B>, optimizer: &mut AdamW<B>, 
         model.step_backward().unwrap();
         optimizer.step(model, 1e-3).unwrap();
     }
+}
+
+/// Both places of a batch run once and are recorded once: from then on the host only replays, allocates nothing and waits for nothing.
+#[test]
+fn a_step_is_one_replay() {
+    for order in [Order::Ascending, Order::Shuffled(2)] {
+        let mut asked: Vec<Asked> = Vec::new();
+        check_replays(
+            || gpu::<bf16>(order),
+            |gpu, micro_batches| {
+                let now = gpu.driver().asked();
+                if let Some(before) = asked.last().filter(|before| {
+                    before.replays > 2 * micro_batches as u64 && now.replays > before.replays
+                }) {
+                    assert_eq!(now.allocations, before.allocations);
+                    assert_eq!(now.copies, before.copies);
+                    assert_eq!(now.replays - before.replays, micro_batches as u64);
+                    let told = now.launches - before.launches;
+                    assert!(told <= 1 + micro_batches as u64, "clock and learning rate, not {told} launches");
+                }
+                asked.push(now);
+            },
+        );
+        assert!(asked.iter().any(|asked| asked.replays > 2));
+    }
+}
+
+#[test]
+fn evened_out_batches_train_as_the_cpus_own() {
+    check_evened_out(|| gpu::<f32>(Order::Descending));
 }

@@ -2,7 +2,7 @@
 //! over awkward shapes, with and without dropout, and into gradients that are not zero.
 
 use elektron::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Cpu, Dropout, EmbedBwd, EmbedFwd,
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Cpu, Dropout, EmbedBwd, EmbedFwd,
     EmbedTables, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, Write,
 };
 use elektron::model::config::Activation;
@@ -27,8 +27,7 @@ fn dropout(p: f64) -> Dropout {
         scale: 1.0 / (1.0 - p),
         rng: Philox::new(5),
         site: Site(17),
-        step: 3,
-        row0: 40,
+        clock: Clock { step: 3, row0: 40, slot0: 0 },
     }
 }
 

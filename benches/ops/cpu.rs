@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use elektron::backend::{
-    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Cpu, Dropout, EmbedBwd,
-    EmbedFwd, EmbedTables, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, Write,
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Corrupt, Cpu, Dropout,
+    EmbedBwd, EmbedFwd, EmbedTables, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, UpdateRule, Write,
 };
 use elektron::model::config::Activation;
 use elektron::rng::{Philox, Site, threshold};
@@ -21,7 +21,13 @@ fn noise(n: usize) -> Vec<f32> {
 
 fn dropout() -> Dropout {
     let (threshold, scale) = (threshold(0.1), 1.0 / 0.9);
-    Dropout { threshold, scale, rng: Philox::new(1), site: Site(9), step: 1, row0: 0 }
+    Dropout {
+        threshold,
+        scale,
+        rng: Philox::new(1),
+        site: Site(9),
+        clock: Clock { step: 1, ..Clock::default() },
+    }
 }
 
 /// What this machine can do, all threads together.
@@ -297,13 +303,15 @@ fn optimizer() {
     });
     report("AdamW, 8 M", (36 * n) as f64, "GB/s", || {
         CPU.adamw(AdamW {
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-6,
-            weight_decay: 0.01,
-            bias_correction: None,
-            max_norm: Some(1.0),
+            rule: UpdateRule {
+                lr: 1e-4,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-6,
+                weight_decay: 0.01,
+                bias_correction: None,
+                max_norm: Some(1.0),
+            },
             norm_squared: &norm,
             decayed: std::slice::from_ref(&(0..n)),
             grads: &mut grads,

@@ -63,6 +63,18 @@ impl Driver for Timed {
     fn download(&self, from: Region, to: &mut [u8]) -> Result<()> {
         self.gpu.download(from, to)
     }
+    fn stage(&self, slot: usize, copies: &[(&[u8], Region)]) -> Result<()> {
+        self.gpu.stage(slot, copies)
+    }
+    fn begin(&self, slot: usize) -> Result<()> {
+        self.gpu.begin(slot)
+    }
+    fn fetch(&self, from: Region) -> Result<u64> {
+        self.gpu.fetch(from)
+    }
+    fn collect(&self, ticket: u64, to: &mut [u8]) -> Result<()> {
+        self.gpu.collect(ticket, to)
+    }
     fn fill(&self, region: Region, value: u8) -> Result<()> {
         self.measure("fill".to_owned(), region.bytes() as u64, 0, || self.gpu.fill(region, value))
     }
@@ -145,6 +157,7 @@ fn batch() -> Batch {
         key_len: vec![T as u32; B],
         masked_weight: vec![1.0; masked_index.len()],
         rtd_weight: vec![1.0; n as usize],
+        masking: None,
         masked_index,
         ids,
     }

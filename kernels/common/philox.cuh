@@ -3,14 +3,28 @@
 #pragma once
 #include "ptx.cuh"
 
-/// The stream (seed, site, step) and the rule of inverted dropout; mirrors `DropoutArgs` of the launchers.
+/// Where a step is: what changes from one to the next lies in device memory, so that the same launches serve every step.
+struct Clock {
+    u32 step;
+    u32 row0;   // number of the batch's first token among all tokens of the step
+    u32 slot0;  // number of the batch's first sequence among all sequences of the step
+};
+
+/// The stream (seed, site, step) and the rule of inverted dropout; mirrors `DropoutArgs` of the launchers, which leave step and row0 to
+/// `at_clock`.
 struct Dropout {
     u32 threshold;  // an element is dropped when its word is below; 0 switches dropout off
     float scale;    // 1 / (1 - p)
     u32 key0, key1;
     u32 site, step;
-    u32 row0;  // number of the batch's first row among all rows of the step
+    u32 row0, unused;
+    const Clock* clock;  // null where nothing is drawn
 };
+
+DEVICE Dropout at_clock(Dropout d) {
+    if (d.clock) d.step = d.clock->step, d.row0 = d.clock->row0;
+    return d;
+}
 
 struct Words {
     u32 w[4];

@@ -12,8 +12,8 @@
 
 use std::ops::Range;
 
-use crate::Result;
 use crate::rng::{Philox, Site};
+use crate::{Error, Result};
 
 pub mod cpu;
 pub mod gpu;
@@ -38,6 +38,17 @@ pub trait Float: Elem {
     fn to_f64(self) -> f64;
 }
 
+/// Where a run is: the part of a random number's counter that changes from step to step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// Optimizer step.
+    pub step: u32,
+    /// Number of the batch's first token among all tokens of the step (micro-batches and ranks included).
+    pub row0: u32,
+    /// Number of the batch's first sequence among all sequences of the step.
+    pub slot0: u32,
+}
+
 /// Inverted dropout whose mask is a function of (seed, step, site, row, column): recomputed in the backward pass,
 /// equal on every backend.
 #[derive(Clone, Copy, Debug)]
@@ -50,22 +61,50 @@ pub struct Dropout {
     pub rng: Philox,
     /// The op within a step.
     pub site: Site,
-    /// Optimizer step.
-    pub step: u32,
-    /// Number of the first row among all rows of the step (micro-batches and ranks included).
-    pub row0: u32,
+    /// The step and the batch's first row.
+    pub clock: Clock,
 }
 
 impl Dropout {
     /// No dropout.
-    pub const OFF: Self =
-        Self { threshold: 0, scale: 1.0, rng: Philox::new(0), site: Site(0), step: 0, row0: 0 };
+    pub const OFF: Self = Self {
+        threshold: 0,
+        scale: 1.0,
+        rng: Philox::new(0),
+        site: Site(0),
+        clock: Clock { step: 0, row0: 0, slot0: 0 },
+    };
 
     /// Whether anything is dropped.
     pub fn is_on(&self) -> bool {
         self.threshold > 0
     }
 }
+
+/// One operand on its way to the device.
+pub enum Upload<'a, B: Backend> {
+    /// Integers.
+    Index(&'a [u32], B::SliceMut<'a, u32>),
+    /// Exact numbers.
+    Exact(&'a [B::F], B::SliceMut<'a, B::F>),
+}
+
+/// Numbers on their way from the device.
+#[derive(Debug)]
+pub enum Pending<T> {
+    /// They have arrived.
+    Here(Vec<T>),
+    /// A device's number for them, and how many they are.
+    Ticket(u64, usize),
+}
+
+impl<T> Pending<T> {
+    /// How many may be under way.
+    pub const MOST: usize = 64;
+}
+
+/// What a recorded step depends on besides the contents of buffers: sizes and options.
+pub type StepKey = [usize; 8];
 
 /// A place where the model can be trained.
 pub trait Backend: Sized {
@@ -79,6 +118,8 @@ pub trait Backend: Sized {
     type Slice<'a, T: Elem>: Copy;
     /// Exclusively borrowed memory.
     type SliceMut<'a, T: Elem>;
+    /// Whether it records steps: then batches shall be of one size, and be masked where they are computed.
+    const RECORDS: bool = false;
 
     /// `len` zeros.
     fn alloc<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
@@ -97,6 +138,52 @@ pub trait Backend: Sized {
     fn download<T: Elem>(&self, from: Self::Slice<'_, T>) -> Result<Vec<T>>;
     /// Zeros.
     fn zero<T: Elem>(&self, to: Self::SliceMut<'_, T>) -> Result<()>;
+    /// Host to device beside what is being computed, for a batch that comes later: operands of one of two slots, in turn. They must
+    /// not be touched until [`Self::begin`], and serve until the other slot begins.
+    fn stage(&self, slot: usize, uploads: Vec<Upload<'_, Self>>) -> Result<()> {
+        let _ = slot;
+        uploads.into_iter().try_for_each(|upload| match upload {
+            Upload::Index(from, to) => self.upload(from, to),
+            Upload::Exact(from, to) => self.upload(from, to),
+        })
+    }
+    /// Ops from here on read what was staged in `slot`.
+    fn begin(&self, slot: usize) -> Result<()> {
+        let _ = slot;
+        Ok(())
+    }
+    /// Device to host without waiting: a few numbers as they are after the ops so far.
+    fn fetch<T: Elem>(&self, from: Self::Slice<'_, T>) -> Result<Pending<T>> {
+        self.download(from).map(Pending::Here)
+    }
+    /// What [`Self::fetch`] brought. At most [`Pending::MOST`] may be under way.
+    fn collect<T: Elem>(&self, pending: Pending<T>) -> Result<Vec<T>> {
+        match pending {
+            Pending::Here(values) => Ok(values),
+            Pending::Ticket(..) => Err(Error::argument("this backend has nothing under way")),
+        }
+    }
+    /// Before the ops of a step that may be recorded: the clock of its random numbers.
+    fn set_clock(&self, clock: Clock) -> Result<()> {
+        let _ = clock;
+        Ok(())
+    }
+    /// The same for its update.
+    fn set_update(&self, rule: UpdateRule) -> Result<()> {
+        let _ = rule;
+        Ok(())
+    }
+    /// Runs the ops recorded under `key` again: true. Or there are none: then the caller runs them, and the backend may record them
+    /// until [`Self::end_recording`]. In between nothing is allocated, uploaded or downloaded.
+    fn replay(&self, key: StepKey) -> Result<bool> {
+        let _ = key;
+        Ok(false)
+    }
+    /// The ops of `key` have been asked for, all of them if `whole`.
+    fn end_recording(&self, key: StepKey, whole: bool) -> Result<()> {
+        let _ = (key, whole);
+        Ok(())
+    }
     /// Working copy of the master weights.
     fn cast(&self, from: Self::Slice<'_, Self::F>, to: Self::SliceMut<'_, Self::X>) -> Result<()>;
 

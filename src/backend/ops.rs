@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Backend, Dropout};
+use super::{Backend, Clock, Dropout};
 use crate::data::mask::MaskSpec;
 use crate::model::config::Activation;
 use crate::rng::Philox;
@@ -237,10 +237,8 @@ pub struct Mask<'a, B: Backend> {
     pub spec: MaskSpec,
     /// The run's generator.
     pub rng: Philox,
-    /// Optimizer step.
-    pub step: u32,
-    /// Number of the batch's first row among all rows of the step.
-    pub slot0: u32,
+    /// Optimizer step, and number of the batch's first sequence.
+    pub clock: Clock,
     /// Each weight is 1 / (masked positions + this).
     pub tiny: f64,
     /// Longest row.
@@ -365,15 +363,9 @@ pub fn score_bin(score: f32) -> usize {
     (ordered >> 20) as usize
 }
 
-/// One update of all parameters (Kingma & Ba 2015; Loshchilov & Hutter 2019).
-///
-/// With c the clip factor min(1, max_norm / √norm_squared) and g = c · grad:
-/// m = β₁m + (1-β₁)g, v = β₂v + (1-β₂)g², then
-/// * with bias correction: p -= lr·wd·p; p -= lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β₁ᵗ), v̂ = v/(1-β₂ᵗ);
-/// * without (the paper's): p -= lr · (m / (√v + ε) + wd·p).
-///
-/// Where `norm_squared` is not finite nothing but `grads` changes: one bad batch does not ruin the weights.
-pub struct AdamW<'a, B: Backend> {
+/// The constants of [`AdamW`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateRule {
     /// Learning rate of this update.
     pub lr: f64,
     /// β₁.
@@ -388,6 +380,19 @@ pub struct AdamW<'a, B: Backend> {
     pub bias_correction: Option<u64>,
     /// Largest global gradient norm.
     pub max_norm: Option<f64>,
+}
+
+/// One update of all parameters (Kingma & Ba 2015; Loshchilov & Hutter 2019).
+///
+/// With c the clip factor min(1, max_norm / √norm_squared) and g = c · grad:
+/// m = β₁m + (1-β₁)g, v = β₂v + (1-β₂)g², then
+/// * with bias correction: p -= lr·wd·p; p -= lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β₁ᵗ), v̂ = v/(1-β₂ᵗ);
+/// * without (the paper's): p -= lr · (m / (√v + ε) + wd·p).
+///
+/// Where `norm_squared` is not finite nothing but `grads` changes: one bad batch does not ruin the weights.
+pub struct AdamW<'a, B: Backend> {
+    /// Its constants.
+    pub rule: UpdateRule,
     /// (1) from [`Backend::norm_squared`].
     pub norm_squared: B::Slice<'a, B::F>,
     /// Ranges of the flat buffer that decay, ascending.

@@ -16,6 +16,8 @@ pub(super) struct Choice {
     pub(super) precision: Option<Precision>,
     /// Whether compiled kernels are kept on disk.
     pub(super) kernel_cache: bool,
+    /// Whether a step is recorded as a CUDA graph.
+    pub(super) graphs: bool,
 }
 
 /// Where it is done.
@@ -55,7 +57,7 @@ pub(super) fn with_backend<T: OnBackend>(choice: Choice, task: T) -> Result<T::O
 
 fn open(choice: Choice) -> Result<Cuda> {
     let cache = choice.kernel_cache.then(nvrtc::cache_dir).flatten();
-    Cuda::new(CudaOptions { cache, ..CudaOptions::default() })
+    Cuda::new(CudaOptions { cache, graphs: choice.graphs, ..CudaOptions::default() })
 }
 
 fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Output> {

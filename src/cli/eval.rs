@@ -115,8 +115,9 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         special: tokenizer.special(),
         seq_len: a.seq_len,
     };
-    let spec = LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask };
-    let choice = Choice { device: a.device, precision: a.precision, kernel_cache: true };
+    let spec =
+        LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask, on_device: false };
+    let choice = Choice { device: a.device, precision: a.precision, kernel_cache: true, graphs: true };
     let pair = (generator, discriminator);
     let m = with_backend(choice, Evaluation { pair, options, rows: &rows, spec: &spec, limit: a.rows })?;
     let used = rows.len().min(a.rows);

@@ -73,8 +73,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
     let input = read_batch(&arguments.batch)?;
-    let choice =
-        Choice { device: arguments.device, precision: Some(arguments.precision), kernel_cache: true };
+    let choice = Choice {
+        device: arguments.device,
+        precision: Some(arguments.precision),
+        kernel_cache: true,
+        graphs: true,
+    };
     with_backend(choice, Forward { arguments, input: &input })
 }
 

@@ -52,6 +52,9 @@ pub(super) struct Arguments {
     /// Compile the GPU kernels anew, and keep nothing
     #[arg(long, help_heading = "Run")]
     no_kernel_cache: bool,
+    /// Launch the kernels of every step one by one, instead of one recorded graph
+    #[arg(long, help_heading = "Run")]
+    no_cuda_graph: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -70,6 +73,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         device: config.device,
         precision: config.precision,
         kernel_cache: !arguments.no_kernel_cache,
+        graphs: !arguments.no_cuda_graph,
     };
     if arguments.dry_run {
         return with_backend(choice, DryRun { config: &config, machine: arguments.json });
@@ -129,7 +133,7 @@ impl OnBackend for Training<'_> {
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
         }
-        let loader = loader_spec(config, &tokenizer);
+        let loader = LoaderSpec { on_device: B::RECORDS, ..loader_spec(config, &tokenizer) };
         let summary = train(Run { config, model: &mut model, rows, validation, loader, resume, quiet })?;
         model.save_pretrained(&config.output)?;
         Ok(summary)
@@ -142,11 +146,12 @@ fn plan<B: Backend>(
     config: &RunConfig,
     (ours, theirs): (&Checkpoint, &Checkpoint),
 ) -> Result<MemoryPlan> {
-    let per_row = (config.mask_prob + 0.005) * config.seq_len as f64;
+    let rows = config.batch_size;
     let limits = BatchLimits {
-        tokens: config.batch_size * config.seq_len,
-        sequences: config.batch_size,
-        masked: config.batch_size * (per_row as usize).max(1),
+        tokens: rows * config.seq_len,
+        // Padding that evens batches out lies in sequences of its own.
+        sequences: if B::RECORDS { 2 * rows } else { rows },
+        masked: config.mask_style.most(config.mask_prob, config.seq_len, rows),
     };
     let head = architecture(config.head);
     memory_plan(backend, &ours.config, &theirs.config, head, config.share, limits)
@@ -297,6 +302,7 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
         micro_batches: config.grad_accumulation,
         seed: config.seed,
         mask,
+        on_device: false,
     }
 }
 

@@ -1,5 +1,21 @@
 //! The one structure in which data and model meet.
 
+use super::mask::MaskSpec;
+use crate::rng::Philox;
+
+/// How the device masks a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Masking {
+    /// The rule.
+    pub spec: MaskSpec,
+    /// The run's generator.
+    pub rng: Philox,
+    /// Number of the batch's first sequence among all sequences of the step.
+    pub slot0: u32,
+    /// M, the masked positions there is room for.
+    pub slots: usize,
+}
+
 /// A packed batch: N tokens of B sequences laid end to end, M of them masked. No padding is computed; where a caller
 /// brings padded rows that a loss must count, the padded queries stay and `key_len` hides them as keys.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +38,8 @@ pub struct Batch {
     pub masked_weight: Vec<f32>,
     /// (N) weight of each position in the discriminator's loss: 1, or 0 where it does not count.
     pub rtd_weight: Vec<f32>,
+    /// Given, the model masks the batch where it computes, and `masked_ids`, `masked_index` and `masked_weight` are empty.
+    pub masking: Option<Masking>,
 }
 
 impl Batch {
@@ -35,9 +53,9 @@ impl Batch {
         self.key_len.len()
     }
 
-    /// M, the masked positions.
+    /// M, the masked positions, or the room for them.
     pub fn masked(&self) -> usize {
-        self.masked_index.len()
+        self.masking.map_or(self.masked_index.len(), |masking| masking.slots)
     }
 
     /// The longest sequence.

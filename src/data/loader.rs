@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use super::Batch;
 use super::mask::MaskSpec;
 use super::pack::Rows;
+use super::{Batch, Masking};
 use crate::rng::{Philox, Site};
 use crate::{Error, Result};
 
@@ -30,6 +30,8 @@ pub struct LoaderSpec {
     pub seed: u64,
     /// How rows are masked.
     pub mask: MaskSpec,
+    /// Whether training batches are masked where the model computes, and all have the same sizes.
+    pub on_device: bool,
 }
 
 impl LoaderSpec {
@@ -43,25 +45,36 @@ impl LoaderSpec {
             let (epoch, at) = (sample / rows.len() as u64, sample % rows.len() as u64);
             (shuffled(philox, rows.len() as u64, epoch as u32, at) as usize, slot as u32)
         });
-        self.assemble(rows, items, step as u32)
+        let mut batch = self.assemble(rows, items, step as u32);
+        if self.on_device {
+            self.even_out(&mut batch);
+        }
+        batch
     }
 
     /// Rows `range` in their own order, with the same masks in every evaluation of every run.
     pub fn evaluation_batch(&self, rows: &Rows, range: std::ops::Range<usize>) -> Batch {
-        let spec = Self { seed: EVALUATION_SEED, ..*self };
+        let spec = Self { seed: EVALUATION_SEED, on_device: false, ..*self };
         spec.assemble(rows, range.map(|row| (row, row as u32)), 0)
     }
 
     fn assemble(&self, rows: &Rows, items: impl Iterator<Item = (usize, u32)>, step: u32) -> Batch {
         let philox = Philox::new(self.seed);
         let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+        let most = self.mask.most(self.batch_size);
         for (row, slot) in items {
             let row = rows.row(row);
             let start = batch.ids.len();
-            batch.masked_ids.extend_from_slice(&row.ids);
-            for (position, shown) in self.mask.mask(philox, &row.ids, slot, step) {
-                batch.masked_ids[start + position] = shown;
-                batch.masked_index.push((start + position) as u32);
+            if self.on_device {
+                let slot0 = batch.masking.map_or(slot, |masking| masking.slot0);
+                batch.masking = Some(Masking { spec: self.mask, rng: philox, slot0, slots: most });
+            } else {
+                batch.masked_ids.extend_from_slice(&row.ids);
+                let room = most - batch.masked_index.len();
+                for (position, shown) in self.mask.mask(philox, &row.ids, slot, step).into_iter().take(room) {
+                    batch.masked_ids[start + position] = shown;
+                    batch.masked_index.push((start + position) as u32);
+                }
             }
             batch.positions.extend(0..row.ids.len() as u32);
             batch.key_len.push(row.ids.len() as u32);
@@ -72,6 +85,28 @@ impl LoaderSpec {
         batch.masked_weight = vec![1.0; batch.masked_index.len()];
         batch.rtd_weight = vec![1.0; batch.ids.len()];
         batch
+    }
+}
+
+impl LoaderSpec {
+    /// Fills a batch with padding that counts nowhere, in sequences of their own, so that every batch has as many tokens: a step that was
+    /// recorded for one serves all. Full rows need none.
+    fn even_out(&self, batch: &mut Batch) {
+        let seq_len = self.mask.seq_len;
+        let total = self.batch_size * seq_len;
+        if batch.ids.len() == total {
+            return;
+        }
+        for _ in 0..self.batch_size {
+            let len = (total - batch.ids.len()).min(seq_len);
+            batch.positions.extend(0..len as u32);
+            batch.ids.resize(batch.ids.len() + len, self.mask.special.pad);
+            // Every query needs a key.
+            batch.key_len.push(len.min(1) as u32);
+            batch.cu_seqlens.push(batch.ids.len() as u32);
+        }
+        batch.types.resize(total, 0);
+        batch.rtd_weight.resize(total, 0.0);
     }
 }
 

@@ -19,8 +19,26 @@ pub enum MaskStyle {
     Txtai,
 }
 
+fn slots(probability: f64, seq_len: usize) -> usize {
+    (((probability + 0.005) * seq_len as f64) as usize).max(1)
+}
+
+impl MaskStyle {
+    /// The most positions that `rows` rows of `seq_len` tokens have masked: what a batch has room for. Under txtai's rule it lies six
+    /// standard deviations above the mean; what goes beyond stays unmasked, in one of a thousand million batches.
+    pub fn most(self, probability: f64, seq_len: usize, rows: usize) -> usize {
+        match self {
+            Self::Electra => rows * slots(probability, seq_len),
+            Self::Txtai => {
+                let (n, p) = ((rows * seq_len) as f64, probability);
+                ((n * p + 6.0 * (n * p * (1.0 - p)).sqrt()).ceil() as usize + 1).min(rows * seq_len)
+            }
+        }
+    }
+}
+
 /// How rows are masked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskSpec {
     /// The rule.
     pub style: MaskStyle,
@@ -38,21 +56,14 @@ pub struct MaskSpec {
 pub type Masked = Vec<(usize, u32)>;
 
 impl MaskSpec {
-    /// The most positions that `rows` rows have masked: what a batch has room for. Under txtai's rule six standard deviations above
-    /// the mean; what lies beyond stays unmasked, once in a thousand million batches.
+    /// As [`MaskStyle::most`].
     pub fn most(&self, rows: usize) -> usize {
-        match self.style {
-            MaskStyle::Electra => rows * self.slots(),
-            MaskStyle::Txtai => {
-                let (n, p) = ((rows * self.seq_len) as f64, self.probability);
-                ((n * p + 6.0 * (n * p * (1.0 - p)).sqrt()).ceil() as usize + 1).min(rows * self.seq_len)
-            }
-        }
+        self.style.most(self.probability, self.seq_len, rows)
     }
 
     /// Electra's slots of a row.
     pub fn slots(&self) -> usize {
-        (((self.probability + 0.005) * self.seq_len as f64) as usize).max(1)
+        slots(self.probability, self.seq_len)
     }
 
     /// Tokens that are never masked.

@@ -8,4 +8,4 @@ pub mod shard;
 pub mod source;
 pub mod tokenizer;
 
-pub use batch::Batch;
+pub use batch::{Batch, Masking};

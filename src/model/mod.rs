@@ -21,6 +21,7 @@ pub mod hf;
 mod input;
 mod mlm_head;
 mod params;
+mod pass;
 mod plan;
 mod rtd_head;
 mod step;
@@ -29,6 +30,7 @@ pub use acts::{BatchLimits, PlanEntry};
 pub use detector::Discriminator;
 pub use input::{IGNORE, PaddedInput};
 pub use params::{ParamTable, Params, TensorSpec};
+pub use pass::Losses;
 pub use plan::{MemoryPlan, memory_plan, step_tally};
 pub use step::{Output, Phase, StepOutput, TokenDetection};
 

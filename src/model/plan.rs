@@ -75,6 +75,8 @@ pub fn memory_plan<B: Backend>(
     RtdActs::<B>::new(&mut a, discriminator, head, limits.tokens)?;
     a.family = "scratch";
     Scratch::<B>::new(&mut a, [generator, discriminator], limits.tokens)?;
+    // One is read while the other is written.
+    DeviceBatch::<B>::new(&mut a, limits)?;
     DeviceBatch::<B>::new(&mut a, limits)?;
     Ok(MemoryPlan { entries: a.entries, limits })
 }
@@ -112,6 +114,7 @@ fn full_batch(limits: BatchLimits) -> Batch {
         masked_index: (0..limits.masked).map(|i| (i * n / limits.masked.max(1)) as u32).collect(),
         masked_weight: vec![1.0; limits.masked],
         rtd_weight: vec![1.0; n],
+        masking: None,
         cu_seqlens: bounds,
     }
 }

@@ -1,20 +1,19 @@
-//! The joint model and its step: forward, losses, backward.
+//! The joint model: what it is made of, and what `transformers` and txtai call on theirs; [`pass`](super::pass) holds its passes.
 
 use std::path::Path;
 
-use super::acts::{BatchLimits, DeviceBatch, EncoderActs, MlmActs, OnDevice, RtdActs, Scratch};
 use super::config::Architecture;
-use super::encoder::{Encoder, StepContext};
+use super::encoder::Encoder;
 use super::hf::{Checkpoint, HostTensor};
 use super::input::PaddedInput;
-use super::mlm_head::{MlmHead, Sampling};
+use super::mlm_head::MlmHead;
 use super::params::{ParamTable, Params};
+use super::pass::{Activations, Held, Measured, Staged};
 use super::rtd_head::RtdHead;
 use super::{Flavour, Options, Share};
-use crate::backend::{Backend, Cpu, Dropout, Float};
-use crate::data::Batch;
+use crate::backend::{Backend, Cpu, Float};
 use crate::data::tokenizer::Tokenizer;
-use crate::rng::{Philox, Site};
+use crate::rng::Site;
 use crate::{Error, Result};
 
 /// Whether a pass trains, and where its random numbers come from.
@@ -76,39 +75,24 @@ pub struct Output {
     pub is_fake: Vec<i64>,
 }
 
-/// Everything that a forward pass leaves for the backward pass.
-struct Activations<B: Backend> {
-    limits: BatchLimits,
-    batch: DeviceBatch<B>,
-    generator: EncoderActs<B>,
-    mlm: MlmActs<B>,
-    discriminator: EncoderActs<B>,
-    rtd: RtdActs<B>,
-    scratch: Scratch<B>,
-}
-
-/// The step whose activations are held.
-#[derive(Clone, Copy)]
-struct Held {
-    context: StepContext,
-    masked: usize,
-    can_go_back: bool,
-}
-
 /// Generator and discriminator trained together.
 pub struct TokenDetection<B: Backend> {
-    backend: B,
-    options: Options,
-    params: Params<B>,
-    generator: Encoder,
-    mlm: MlmHead,
-    discriminator: Encoder,
-    rtd: RtdHead,
-    head: Architecture,
+    pub(super) backend: B,
+    pub(super) options: Options,
+    pub(super) params: Params<B>,
+    pub(super) generator: Encoder,
+    pub(super) mlm: MlmHead,
+    pub(super) discriminator: Encoder,
+    pub(super) rtd: RtdHead,
+    pub(super) head: Architecture,
     tokenizer: Option<Tokenizer>,
-    acts: Option<Activations<B>>,
-    held: Option<Held>,
-    logits: Option<Vec<f64>>,
+    pub(super) acts: Option<Activations<B>>,
+    pub(super) staged: Option<Staged>,
+    /// The slot of the next batch that is staged.
+    pub(super) next_slot: usize,
+    pub(super) held: Option<Held>,
+    pub(super) measured: Measured<B>,
+    pub(super) logits: Option<Vec<f64>>,
 }
 
 impl TokenDetection<Cpu<f32>> {
@@ -166,6 +150,7 @@ impl<B: Backend> TokenDetection<B> {
         let discriminator = Encoder::new(&table, theirs, "discriminator.", Site::DISCRIMINATOR)?;
         let (mlm, rtd) = (MlmHead::new(&table, &generator)?, RtdHead::new(&table, head)?);
         let params = Params::new(&backend, table, &initial)?;
+        let measured = Measured::new(&backend)?;
         Ok(Self {
             backend,
             options,
@@ -177,191 +162,12 @@ impl<B: Backend> TokenDetection<B> {
             head,
             tokenizer: None,
             acts: None,
+            staged: None,
+            next_slot: 0,
             held: None,
+            measured,
             logits: None,
         })
-    }
-
-    /// Makes room for batches up to `limits`; smaller ones need no further allocation.
-    pub fn reserve(&mut self, limits: BatchLimits) -> Result<()> {
-        if self.acts.as_ref().is_some_and(|acts| acts.limits.holds(limits)) {
-            return Ok(());
-        }
-        let limits = self.acts.take().map_or(limits, |acts| acts.limits.union(limits));
-        self.held = None;
-        let mut a = OnDevice(&self.backend);
-        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
-        self.acts = Some(Activations {
-            limits,
-            batch: DeviceBatch::new(&mut a, limits)?,
-            generator: EncoderActs::new(&mut a, ours, limits.tokens)?,
-            mlm: MlmActs::new(&mut a, ours, limits.masked)?,
-            discriminator: EncoderActs::new(&mut a, theirs, limits.tokens)?,
-            rtd: RtdActs::new(&mut a, theirs, self.head, limits.tokens)?,
-            scratch: Scratch::new(&mut a, [ours, theirs], limits.tokens)?,
-        });
-        Ok(())
-    }
-
-    /// Runs both networks on a batch. `sampled` (M) takes the place of the generator's samples.
-    pub fn step_forward(&mut self, batch: &Batch, phase: Phase, sampled: Option<&[u32]>) -> Result<()> {
-        self.run(batch, phase, sampled, true, false)
-    }
-
-    fn run(
-        &mut self,
-        batch: &Batch,
-        phase: Phase,
-        sampled: Option<&[u32]>,
-        can_go_back: bool,
-        keep_logits: bool,
-    ) -> Result<()> {
-        self.check(batch)?;
-        let (n, m) = (batch.tokens(), batch.masked());
-        self.reserve(BatchLimits { tokens: n, sequences: batch.sequences(), masked: m })?;
-        let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
-        let (backend, params) = (&self.backend, &self.params);
-        let (training, step, row0, micro_batches) = match phase {
-            Phase::Train { step, row0, micro_batches } => (true, step, row0, f64::from(micro_batches)),
-            Phase::Eval { step } => (false, step, 0, 1.0),
-        };
-        let noise = Dropout { rng: Philox::new(self.options.seed), step, row0, ..Dropout::OFF };
-        let (sequences, max_seqlen) = (batch.sequences(), batch.max_seqlen());
-        let context = StepContext { noise, training, tokens: n, sequences, max_seqlen };
-        upload(backend, &mut acts.batch, batch, self.options.flavour.tiny())?;
-        if let Some(sampled) = sampled {
-            backend.upload(sampled, B::slice_mut(&mut acts.mlm.sampled, 0..m))?;
-        }
-
-        let masked_ids = &acts.batch.masked_ids;
-        self.generator.forward(backend, params, &context, &acts.batch, masked_ids, &mut acts.generator)?;
-        self.mlm.forward(backend, params, (n, m), &acts.batch, &acts.generator, &mut acts.mlm)?;
-        if keep_logits {
-            let logits = B::slice(&acts.mlm.logits, 0..m * self.generator.config.vocab_size);
-            self.logits = Some(backend.download(logits)?.into_iter().map(Float::to_f64).collect());
-        }
-        let sampling = Sampling {
-            temperature: self.options.temperature,
-            disallow_correct: self.options.disallow_correct,
-            noise: Dropout { site: Site::GUMBEL, ..noise },
-            scale: self.options.gen_weight / micro_batches,
-            draw: sampled.is_none(),
-            gradient: can_go_back,
-        };
-        self.mlm.loss(backend, m, &acts.batch, sampling, &mut acts.mlm)?;
-
-        self.rtd.corrupt(backend, (n, m), &acts.batch, &acts.mlm.sampled, &mut acts.rtd)?;
-        let corrupted = &acts.rtd.corrupted;
-        self.discriminator.forward(
-            backend,
-            params,
-            &context,
-            &acts.batch,
-            corrupted,
-            &mut acts.discriminator,
-        )?;
-        let (batch, hidden) = (&acts.batch, &acts.discriminator);
-        let scale = self.options.disc_weight / micro_batches;
-        self.rtd.forward(
-            backend,
-            params,
-            &context,
-            batch,
-            &self.discriminator,
-            hidden,
-            scale,
-            &mut acts.rtd,
-        )?;
-        self.held = Some(Held { context, masked: m, can_go_back });
-        Ok(())
-    }
-
-    /// Adds the gradients of the last [`Self::step_forward`]'s loss to every parameter's.
-    pub fn step_backward(&mut self) -> Result<()> {
-        let held = self.held.take().filter(|held| held.can_go_back);
-        let (Some(held), Some(acts)) = (held, &mut self.acts) else {
-            return Err(Error::argument(
-                "backward needs a forward pass before it, and goes back through it once",
-            ));
-        };
-        let (backend, params, step) = (&self.backend, &mut self.params, &held.context);
-        let (n, m) = (step.tokens, held.masked);
-        let scratch = &mut acts.scratch;
-        let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
-        self.rtd.backward(backend, params, step, encoder, hidden, &mut acts.rtd, scratch)?;
-        let corrupted = &acts.rtd.corrupted;
-        encoder.backward(backend, params, step, &acts.batch, corrupted, hidden, scratch)?;
-        self.mlm.backward(backend, params, (n, m), &acts.batch, &mut acts.mlm, scratch)?;
-        let masked_ids = &acts.batch.masked_ids;
-        self.generator.backward(backend, params, step, &acts.batch, masked_ids, &acts.generator, scratch)?;
-        self.held = Some(Held { can_go_back: false, ..held });
-        Ok(())
-    }
-
-    /// Losses, samples and logits of the last forward pass.
-    pub fn read_step(&self) -> Result<StepOutput> {
-        let (Some(held), Some(acts)) = (&self.held, &self.acts) else {
-            return Err(Error::argument("there is no forward pass to read"));
-        };
-        let (backend, n, m) = (&self.backend, held.context.tokens, held.masked);
-        let mean = |nll: Vec<B::F>, weight: Vec<B::F>| -> f64 {
-            nll.iter().zip(&weight).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
-        };
-        let nll = backend.download(B::slice(&acts.mlm.nll, 0..m))?;
-        let gen_loss = mean(nll, backend.download(B::slice(&acts.batch.mlm_weight, 0..m))?);
-        let nll = backend.download(B::slice(&acts.rtd.nll, 0..n))?;
-        let disc_loss = mean(nll, backend.download(B::slice(&acts.batch.rtd_weight, 0..n))?);
-        let best = backend.download(B::slice(&acts.mlm.best, 0..m))?;
-        let targets = backend.download(B::slice(&acts.batch.targets, 0..m))?;
-        let logits = backend.download(B::slice(&acts.rtd.logits, 0..n * self.rtd.labels()))?;
-        let logit = |x: &[B::X]| match x {
-            [real, fake] => (fake.to_f64() - real.to_f64()) as f32,
-            _ => x[0].to_f64() as f32,
-        };
-        Ok(StepOutput {
-            loss: self.options.gen_weight * gen_loss + self.options.disc_weight * disc_loss,
-            gen_loss,
-            disc_loss,
-            gen_correct: best.iter().zip(&targets).map(|(a, b)| a == b).collect(),
-            sampled_ids: backend.download(B::slice(&acts.mlm.sampled, 0..m))?,
-            disc_logits: logits.chunks(self.rtd.labels()).map(logit).collect(),
-            is_fake: backend
-                .download(B::slice(&acts.rtd.is_fake, 0..n))?
-                .into_iter()
-                .map(|x| x == 1)
-                .collect(),
-        })
-    }
-
-    fn check(&self, batch: &Batch) -> Result<()> {
-        let n = batch.tokens();
-        let lengths =
-            [batch.masked_ids.len(), batch.positions.len(), batch.types.len(), batch.rtd_weight.len()];
-        if n == 0 || lengths.iter().any(|&len| len != n) || batch.masked_weight.len() != batch.masked() {
-            return Err(Error::argument("a batch needs tokens, and fields of one length"));
-        }
-        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
-        let positions = ours.max_position_embeddings.min(theirs.max_position_embeddings);
-        let check = |name: &str, values: &[u32], limit: usize| match values.iter().max() {
-            Some(&highest) if highest as usize >= limit => {
-                Err(Error::argument(format!("{name} {highest} is out of range: the model has {limit}")))
-            }
-            _ => Ok(()),
-        };
-        check("token id", &batch.ids, ours.vocab_size)?;
-        check("token id", &batch.masked_ids, ours.vocab_size)?;
-        check("position", &batch.positions, positions)?;
-        check("token type", &batch.types, ours.type_vocab_size.min(theirs.type_vocab_size))?;
-        check("masked position", &batch.masked_index, n)?;
-        let bounds = &batch.cu_seqlens;
-        let whole = bounds.first() == Some(&0) && bounds.last() == Some(&(n as u32));
-        let fits =
-            |(w, &keys): (&[u32], &u32)| w[0] <= w[1] && keys <= w[1] - w[0] && (keys > 0 || w[0] == w[1]);
-        if !whole || bounds.len() != batch.sequences() + 1 || !bounds.windows(2).zip(&batch.key_len).all(fits)
-        {
-            return Err(Error::argument("cu_seqlens must rise from 0 to N, and every sequence needs a key"));
-        }
-        Ok(())
     }
 
     /// The objective on padded rows, dropout off, as `transformers` models and txtai's `TokenDetection` compute it.
@@ -475,24 +281,4 @@ impl<B: Backend> TokenDetection<B> {
     pub(crate) fn backend_and_params(&mut self) -> (&B, &mut Params<B>) {
         (&self.backend, &mut self.params)
     }
-}
-
-/// Copies a batch to the device, weights over their sums plus `tiny`.
-fn upload<B: Backend>(backend: &B, to: &mut DeviceBatch<B>, batch: &Batch, tiny: f64) -> Result<()> {
-    let (n, m, b) = (batch.tokens(), batch.masked(), batch.sequences());
-    let share = |weights: &[f32]| -> Vec<B::F> {
-        let total = weights.iter().map(|&w| f64::from(w)).sum::<f64>() + tiny;
-        weights.iter().map(|&w| B::F::from_f64(f64::from(w) / total)).collect()
-    };
-    let targets: Vec<u32> = batch.targets().collect();
-    backend.upload(&batch.ids, B::slice_mut(&mut to.ids, 0..n))?;
-    backend.upload(&batch.masked_ids, B::slice_mut(&mut to.masked_ids, 0..n))?;
-    backend.upload(&batch.positions, B::slice_mut(&mut to.positions, 0..n))?;
-    backend.upload(&batch.types, B::slice_mut(&mut to.types, 0..n))?;
-    backend.upload(&batch.cu_seqlens, B::slice_mut(&mut to.cu_seqlens, 0..b + 1))?;
-    backend.upload(&batch.key_len, B::slice_mut(&mut to.key_len, 0..b))?;
-    backend.upload(&batch.masked_index, B::slice_mut(&mut to.masked_index, 0..m))?;
-    backend.upload(&targets, B::slice_mut(&mut to.targets, 0..m))?;
-    backend.upload(&share(&batch.masked_weight), B::slice_mut(&mut to.mlm_weight, 0..m))?;
-    backend.upload(&share(&batch.rtd_weight), B::slice_mut(&mut to.rtd_weight, 0..n))
 }

@@ -1,7 +1,7 @@
 //! AdamW over the model's flat buffers, in both of its variants.
 
-use crate::backend::{AdamW as Update, Backend, Float};
-use crate::model::TokenDetection;
+use crate::backend::{AdamW as Update, Backend, Float, Pending, UpdateRule};
+use crate::model::{Params, Phase, TokenDetection};
 use crate::{Error, Result};
 
 /// The optimizer's constants.
@@ -66,12 +66,25 @@ impl<B: Backend> AdamW<B> {
     /// One update with learning rate `lr` from the accumulated gradients, which are zero afterwards. Returns the
     /// global gradient norm before clipping.
     pub fn step(&mut self, model: &mut TokenDetection<B>, lr: f64) -> Result<f64> {
+        let rule = self.next(lr);
         let (backend, params) = model.backend_and_params();
-        let len = params.table.len();
-        backend.norm_squared(B::slice(&params.grads, 0..len), B::slice_mut(&mut self.norm_squared, 0..1))?;
+        self.update_ops(backend, params, rule)?;
+        let norm = self.fetch_norm(backend)?;
+        self.collect_norm(backend, norm)
+    }
+
+    /// Forward and backward pass of a step's last micro-batch, which was staged, and the update.
+    pub fn step_staged(&mut self, model: &mut TokenDetection<B>, phase: Phase, lr: f64) -> Result<()> {
+        let rule = self.next(lr);
+        model.backend().set_update(rule)?;
+        model.step_staged_then(phase, Some(&mut |backend, params| self.update_ops(backend, params, rule)))
+    }
+
+    /// The constants of the update that comes now.
+    fn next(&mut self, lr: f64) -> UpdateRule {
         self.step += 1;
         let o = self.options;
-        backend.adamw(Update {
+        UpdateRule {
             lr,
             beta1: o.beta1,
             beta2: o.beta2,
@@ -79,6 +92,14 @@ impl<B: Backend> AdamW<B> {
             weight_decay: o.weight_decay,
             bias_correction: o.bias_correction.then_some(self.step),
             max_norm: o.clip,
+        }
+    }
+
+    fn update_ops(&mut self, backend: &B, params: &mut Params<B>, rule: UpdateRule) -> Result<()> {
+        let len = params.table.len();
+        backend.norm_squared(B::slice(&params.grads, 0..len), B::slice_mut(&mut self.norm_squared, 0..1))?;
+        backend.adamw(Update {
+            rule,
             norm_squared: B::slice(&self.norm_squared, 0..1),
             decayed: &params.table.decayed(),
             grads: B::slice_mut(&mut params.grads, 0..len),
@@ -86,9 +107,17 @@ impl<B: Backend> AdamW<B> {
             v: B::slice_mut(&mut self.v, 0..len),
             master: B::slice_mut(&mut params.master, 0..len),
             working: B::slice_mut(&mut params.working, 0..len),
-        })?;
-        let norm = backend.download(B::slice(&self.norm_squared, 0..1))?;
-        Ok(norm[0].to_f64().sqrt())
+        })
+    }
+
+    /// The global gradient norm of the last update, on its way.
+    pub fn fetch_norm(&self, backend: &B) -> Result<Pending<B::F>> {
+        backend.fetch(B::slice(&self.norm_squared, 0..1))
+    }
+
+    /// What [`Self::fetch_norm`] promised.
+    pub fn collect_norm(&self, backend: &B, pending: Pending<B::F>) -> Result<f64> {
+        Ok(backend.collect(pending)?[0].to_f64().sqrt())
     }
 
     /// Copies the moments out.

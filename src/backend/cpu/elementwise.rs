@@ -35,10 +35,10 @@ pub(super) fn keep_factors<R: Real>(dropout: Dropout, row: usize, index: u32, ke
     if !dropout.is_on() {
         return;
     }
-    let row = dropout.row0.wrapping_add(row as u32);
+    let row = dropout.clock.row0.wrapping_add(row as u32);
     let scale = R::of(dropout.scale);
     let mut words = [0; WORDS];
-    dropout.rng.blocks(index / 4, row, dropout.site, dropout.step, &mut words);
+    dropout.rng.blocks(index / 4, row, dropout.site, dropout.clock.step, &mut words);
     for (keep, &word) in keep.iter_mut().zip(&words) {
         *keep = if word < dropout.threshold { R::ZERO } else { scale };
     }

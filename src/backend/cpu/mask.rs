@@ -9,7 +9,9 @@ pub(super) fn mask<R: Real>(op: Mask<'_, Cpu<R>>) {
     let mut count = 0;
     for (row, bounds) in op.cu_seqlens.windows(2).enumerate() {
         let (start, end) = (bounds[0] as usize, bounds[1] as usize);
-        for (position, shown) in op.spec.mask(op.rng, &op.ids[start..end], op.slot0 + row as u32, op.step) {
+        for (position, shown) in
+            op.spec.mask(op.rng, &op.ids[start..end], op.clock.slot0 + row as u32, op.clock.step)
+        {
             if count == op.masked_index.len() {
                 break;
             }

@@ -44,22 +44,22 @@ pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
         op.grads.fill(R::ZERO);
         return;
     }
-    let clip = op.max_norm.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm);
-    let (rate, root) = match op.bias_correction {
+    let clip = op.rule.max_norm.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm);
+    let (rate, root) = match op.rule.bias_correction {
         Some(t) => {
             let t = t as f64;
-            (op.lr / (1.0 - op.beta1.powf(t)), 1.0 / (1.0 - op.beta2.powf(t)).sqrt())
+            (op.rule.lr / (1.0 - op.rule.beta1.powf(t)), 1.0 / (1.0 - op.rule.beta2.powf(t)).sqrt())
         }
-        None => (op.lr, 1.0),
+        None => (op.rule.lr, 1.0),
     };
     let update = Update {
         clip: R::of(clip),
-        beta1: R::of(op.beta1),
-        beta2: R::of(op.beta2),
-        eps: R::of(op.eps),
+        beta1: R::of(op.rule.beta1),
+        beta2: R::of(op.rule.beta2),
+        eps: R::of(op.rule.eps),
         rate: R::of(rate),
         root: R::of(root),
-        decay: R::of(op.lr * op.weight_decay),
+        decay: R::of(op.rule.lr * op.rule.weight_decay),
     };
     // Both variants subtract lr · wd · p of the old p: decoupled decay and the paper's differ in bias correction only.
     op.grads

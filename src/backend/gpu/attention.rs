@@ -65,8 +65,13 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let s = &op.sequences;
         let which = padded(s.head_size)?;
         let kernel = ["attention_fwd_16", "attention_fwd_32", "attention_fwd_64", "attention_fwd_128"][which];
-        let arguments =
-            [op.qkv.into(), (&op.out).into(), (&op.lse).into(), Self::geometry(s)?, op.dropout.into()];
+        let arguments = [
+            op.qkv.into(),
+            (&op.out).into(),
+            (&op.lse).into(),
+            Self::geometry(s)?,
+            self.dropout_args(op.dropout)?,
+        ];
         let shared_bytes = 3 * Self::tile_bytes(TILE, HEAD_SIZES[which]);
         let bytes = op.qkv.region.bytes() + op.out.region.bytes() + op.lse.region.bytes();
         self.launch(
@@ -108,7 +113,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             delta.into(),
             (&op.dqkv).into(),
             Self::geometry(s)?,
-            op.dropout.into(),
+            self.dropout_args(op.dropout)?,
         ];
         let bytes = qkv + 2 * dout + qkv / 3;
         self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, bytes, &arguments)?;
@@ -119,7 +124,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             delta.into(),
             (&op.dqkv).into(),
             Self::geometry(s)?,
-            op.dropout.into(),
+            self.dropout_args(op.dropout)?,
         ];
         let (shared_bytes, bytes) = (tiles + 2 * rows * 4, qkv + dout + qkv / 3 * 2);
         self.launch(("attention_bwd", keys[which]), grid, THREADS, shared_bytes, bytes, &arguments)

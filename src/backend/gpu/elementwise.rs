@@ -31,7 +31,8 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         out: DeviceSliceMut<'_, W>,
     ) -> Result<()> {
         let rows = inp.len() / width;
-        let arguments = [inp.into(), (&out).into(), dropout.into(), size(rows)?.into(), size(width)?.into()];
+        let arguments =
+            [inp.into(), (&out).into(), self.dropout_args(dropout)?, size(rows)?.into(), size(width)?.into()];
         self.launch(
             ("elementwise", "dropout"),
             grid(rows, width)?,

@@ -61,7 +61,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             &[
                 tables([op.ids, op.positions, op.types], &op.tables),
                 (op.eps as f32).into(),
-                op.dropout.into(),
+                self.dropout_args(op.dropout)?,
                 (&op.out).into(),
                 (&op.mean).into(),
                 (&op.rstd).into(),
@@ -84,7 +84,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             rows * width * size_of::<W>() * if op.tables.delta.is_some() { 6 } else { 5 } + sums.bytes(),
             &[
                 tables([op.ids, op.positions, op.types], &op.tables),
-                op.dropout.into(),
+                self.dropout_args(op.dropout)?,
                 op.mean.into(),
                 op.rstd.into(),
                 (&op.dout).into(),

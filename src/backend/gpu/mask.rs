@@ -16,8 +16,6 @@ struct RuleArgs {
     probability: f64,
     tiny: f64,
     key: [u32; 2],
-    step: u32,
-    slot0: u32,
     electra: u32,
     slots: u32,
     limit: u32,
@@ -25,6 +23,7 @@ struct RuleArgs {
     mask_id: u32,
     vocabulary: u32,
     never: [u32; 5],
+    clock: u64,
 }
 
 impl<D: Driver, W: Working> Gpu<D, W> {
@@ -35,8 +34,6 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             probability: spec.probability,
             tiny: op.tiny,
             key: op.rng.key(),
-            step: op.step,
-            slot0: op.slot0,
             electra: u32::from(spec.style == MaskStyle::Electra),
             slots: size(spec.slots())?,
             limit: threshold(spec.probability),
@@ -44,6 +41,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             mask_id: spec.special.mask,
             vocabulary: size(spec.vocab_size)?,
             never: spec.never(),
+            clock: self.clock_at(op.clock)?.address(),
         });
         // Workspace is of floats: a word each.
         let workspace = self.workspace(n + rows)?;

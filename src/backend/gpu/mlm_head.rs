@@ -23,7 +23,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (op.scale as f32).into(),
                 ((1.0 / op.temperature) as f32).into(),
                 u32::from(op.disallow_correct).into(),
-                op.noise.into(),
+                self.noise_args(op.noise)?,
                 u32::from(op.gradient).into(),
                 (&op.nll).into(),
                 (&op.best).into(),

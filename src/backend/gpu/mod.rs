@@ -11,8 +11,9 @@ use std::rc::Rc;
 use half::bf16;
 
 use super::{
-    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
-    EmbedFwd, Float, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, RtdLoss,
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Corrupt, Dropout, Elem,
+    EmbedBwd, EmbedFwd, Float, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, Pending, RtdLoss, StepKey,
+    UpdateRule, Upload,
 };
 use crate::{Error, Result};
 use driver::{Argument, Driver, Launch, Precision, Region};
@@ -28,6 +29,7 @@ mod mlm_head;
 mod norm;
 mod optim;
 mod rtd_head;
+mod step;
 
 impl Elem for bf16 {}
 
@@ -66,6 +68,8 @@ pub struct Gpu<D: Driver, W: Working> {
     first_use: RefCell<Option<DeviceBuf<D, u32>>>,
     /// Ranges that decay, as they were last uploaded.
     decayed: RefCell<Option<Decayed<D>>>,
+    /// What changes from step to step, and what is done again in each.
+    steps: step::Steps<D>,
     _working: PhantomData<W>,
 }
 
@@ -143,31 +147,6 @@ impl<T> From<&DeviceSliceMut<'_, T>> for Argument {
     }
 }
 
-/// `Dropout` of `kernels/common/philox.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct DropoutArgs {
-    threshold: u32,
-    scale: f32,
-    key: [u32; 2],
-    site: u32,
-    step: u32,
-    row0: u32,
-}
-
-impl From<Dropout> for Argument {
-    fn from(d: Dropout) -> Self {
-        Self::of(DropoutArgs {
-            threshold: d.threshold,
-            scale: d.scale as f32,
-            key: d.rng.key(),
-            site: d.site.0,
-            step: d.step,
-            row0: d.row0,
-        })
-    }
-}
-
 /// Blocks of `threads` threads that hold `work` threads; an error beyond what a grid can have.
 fn blocks(work: usize, threads: u32) -> Result<u32> {
     u32::try_from(work.div_ceil(threads as usize))
@@ -191,6 +170,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             counters: RefCell::default(),
             first_use: RefCell::default(),
             decayed: RefCell::default(),
+            steps: step::Steps::default(),
             _working: PhantomData,
         }
     }
@@ -212,6 +192,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     fn workspace(&self, len: usize) -> Result<Region> {
         let mut held = self.workspace.borrow_mut();
         if held.as_ref().is_none_or(|buf| buf.len < len) {
+            self.steps.forget(&*self.driver);
             *held = None;
             *held = Some(DeviceBuf::new(&self.driver, len)?);
         }
@@ -222,6 +203,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     fn counters(&self, len: usize) -> Result<Region> {
         let mut held = self.counters.borrow_mut();
         if held.as_ref().is_none_or(|buf| buf.len < len) {
+            self.steps.forget(&*self.driver);
             let buf = DeviceBuf::new(&self.driver, len.max(1024))?;
             self.driver.fill(buf.region, 0)?;
             *held = Some(buf);
@@ -264,8 +246,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
     type Buf<T: Elem> = DeviceBuf<D, T>;
     type Slice<'a, T: Elem> = DeviceSlice<'a, T>;
     type SliceMut<'a, T: Elem> = DeviceSliceMut<'a, T>;
+    const RECORDS: bool = true;
 
     fn alloc<T: Elem>(&self, len: usize) -> Result<DeviceBuf<D, T>> {
+        self.steps.forget(&*self.driver);
         let buf = DeviceBuf::new(&self.driver, len)?;
         if len > 0 {
             self.driver.fill(buf.region, 0)?;
@@ -315,6 +299,45 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
             0 => Ok(()),
             _ => self.driver.fill(to.region, 0),
         }
+    }
+
+    fn stage(&self, slot: usize, uploads: Vec<Upload<'_, Self>>) -> Result<()> {
+        self.stage_op(slot, uploads)
+    }
+
+    fn begin(&self, slot: usize) -> Result<()> {
+        self.driver.begin(slot)
+    }
+
+    fn fetch<T: Elem>(&self, from: DeviceSlice<'_, T>) -> Result<Pending<T>> {
+        Ok(Pending::Ticket(self.driver.fetch(from.region)?, from.len()))
+    }
+
+    fn collect<T: Elem>(&self, pending: Pending<T>) -> Result<Vec<T>> {
+        match pending {
+            Pending::Here(values) => Ok(values),
+            Pending::Ticket(ticket, len) => {
+                let mut to = vec![T::default(); len];
+                self.driver.collect(ticket, bytemuck::cast_slice_mut(&mut to))?;
+                Ok(to)
+            }
+        }
+    }
+
+    fn set_clock(&self, clock: Clock) -> Result<()> {
+        self.clock_at(clock).map(|_| ())
+    }
+
+    fn set_update(&self, rule: UpdateRule) -> Result<()> {
+        self.update_at(rule.into()).map(|_| ())
+    }
+
+    fn replay(&self, key: StepKey) -> Result<bool> {
+        self.steps.replay(&*self.driver, key)
+    }
+
+    fn end_recording(&self, key: StepKey, whole: bool) -> Result<()> {
+        self.steps.end(&*self.driver, key, whole)
     }
 
     fn cast(&self, from: DeviceSlice<'_, f32>, to: DeviceSliceMut<'_, W>) -> Result<()> {

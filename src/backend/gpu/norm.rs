@@ -42,7 +42,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             &[
                 (&op.x).into(),
                 op.residual.map(|r| r.region).into(),
-                op.dropout.into(),
+                self.dropout_args(op.dropout)?,
                 op.gamma.into(),
                 op.beta.into(),
                 (op.eps as f32).into(),
@@ -69,7 +69,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             rows * width * size_of::<W>() * if op.dresidual.is_some() { 4 } else { 3 } + sums.bytes(),
             &[
                 op.h.into(),
-                op.dropout.into(),
+                self.dropout_args(op.dropout)?,
                 op.gamma.into(),
                 op.mean.into(),
                 op.rstd.into(),

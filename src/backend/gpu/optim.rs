@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::driver::{Argument, Driver, Region};
+use super::driver::{Driver, Region};
 use super::{DeviceBuf, DeviceSlice, DeviceSliceMut, Gpu, Working, blocks, size};
 use crate::Result;
-use crate::backend::AdamW;
+use crate::backend::{AdamW, UpdateRule};
 
 const THREADS: u32 = 256;
 /// Partial sums of the norm at the most; a span is a multiple of the block.
@@ -13,8 +13,8 @@ const PARTIALS: usize = 1024;
 
 /// `Update` of the kernel.
 #[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct UpdateArgs {
+#[derive(Clone, Copy, PartialEq, bytemuck::NoUninit)]
+pub(super) struct UpdateArgs {
     beta1: f32,
     beta2: f32,
     eps: f32,
@@ -22,6 +22,27 @@ struct UpdateArgs {
     root: f32,
     decay: f32,
     max_norm: f32,
+}
+
+impl From<UpdateRule> for UpdateArgs {
+    fn from(rule: UpdateRule) -> Self {
+        let (rate, root) = match rule.bias_correction {
+            Some(t) => {
+                let t = t as f64;
+                (rule.lr / (1.0 - rule.beta1.powf(t)), 1.0 / (1.0 - rule.beta2.powf(t)).sqrt())
+            }
+            None => (rule.lr, 1.0),
+        };
+        Self {
+            beta1: rule.beta1 as f32,
+            beta2: rule.beta2 as f32,
+            eps: rule.eps as f32,
+            rate: rate as f32,
+            root: root as f32,
+            decay: (rule.lr * rule.weight_decay) as f32,
+            max_norm: rule.max_norm.unwrap_or(0.0) as f32,
+        }
+    }
 }
 
 impl<D: Driver, W: Working> Gpu<D, W> {
@@ -50,22 +71,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
 
     pub(super) fn adamw_op(&self, op: AdamW<'_, Self>) -> Result<()> {
         let n = op.grads.len();
-        let (rate, root) = match op.bias_correction {
-            Some(t) => {
-                let t = t as f64;
-                (op.lr / (1.0 - op.beta1.powf(t)), 1.0 / (1.0 - op.beta2.powf(t)).sqrt())
-            }
-            None => (op.lr, 1.0),
-        };
-        let update = UpdateArgs {
-            beta1: op.beta1 as f32,
-            beta2: op.beta2 as f32,
-            eps: op.eps as f32,
-            rate: rate as f32,
-            root: root as f32,
-            decay: (op.lr * op.weight_decay) as f32,
-            max_norm: op.max_norm.unwrap_or(0.0) as f32,
-        };
+        let update = self.update_at(op.rule.into())?;
         let ranges = self.decayed_ranges(op.decayed)?;
         self.launch(
             ("optim", "adamw"),
@@ -80,7 +86,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (&op.master).into(),
                 (&op.working).into(),
                 op.norm_squared.into(),
-                Argument::of(update),
+                update.into(),
                 ranges.into(),
                 size(op.decayed.len())?.into(),
                 (n as u64).into(),

@@ -3,7 +3,7 @@
 use super::ops::geometry;
 use super::{Bench, Kind, dropout, input, nan, rounded};
 use crate::Result;
-use crate::backend::{Backend, COUNTS, Corrupt, Dropout, Mask, Metrics, MlmLoss, RtdLoss};
+use crate::backend::{Backend, COUNTS, Clock, Corrupt, Dropout, Mask, Metrics, MlmLoss, RtdLoss};
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::tokenizer::SpecialTokens;
 use crate::rng::{Philox, Site};
@@ -27,8 +27,7 @@ pub(super) fn mask<B: Backend>(
     b.backend.mask(Mask {
         spec: MaskSpec { style, probability: 0.15, vocab_size: 1000, special, seq_len: 128 },
         rng: Philox::new(11),
-        step: 5,
-        slot0: 7,
+        clock: Clock { step: 5, row0: 40, slot0: 7 },
         tiny: 1e-6,
         max_seqlen: lengths.iter().copied().max().unwrap_or(0),
         ids: B::slice(&ids, 0..n),

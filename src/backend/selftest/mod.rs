@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::gpu::Working;
 use super::gpu::driver::Driver;
-use super::{Backend, Cpu, Dropout, Float, Gpu, Write};
+use super::{Backend, Clock, Cpu, Dropout, Float, Gpu, Write};
 use crate::Result;
 use crate::data::mask::MaskStyle;
 use crate::model::config::Activation;
@@ -119,7 +119,13 @@ fn dropout(p: f64) -> Dropout {
         return Dropout::OFF;
     }
     let (threshold, scale) = (threshold(p), 1.0 / (1.0 - p));
-    Dropout { threshold, scale, rng: Philox::new(5), site: Site(17), step: 3, row0: 40 }
+    Dropout {
+        threshold,
+        scale,
+        rng: Philox::new(5),
+        site: Site(17),
+        clock: Clock { step: 3, row0: 40, slot0: 7 },
+    }
 }
 
 /// An op with the sizes and options that it is tried with.

@@ -29,9 +29,9 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
                     .map(|k| {
                         let word = drop.rng.word(
                             ((head as u32) << 20) + k as u32,
-                            drop.row0 + first + q as u32,
+                            drop.clock.row0 + first + q as u32,
                             drop.site,
-                            drop.step,
+                            drop.clock.step,
                         );
                         if word < drop.threshold { 0.0 } else { drop.scale }
                     })

@@ -3,7 +3,7 @@
 use super::{BEFORE, Bench, dropout, input, nan, noise};
 use crate::backend::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd,
-    EmbedTables, Float, LinearBwd, LinearFwd, Sequences, Write,
+    EmbedTables, Float, LinearBwd, LinearFwd, Sequences, UpdateRule, Write,
 };
 use crate::model::config::Activation;
 use crate::rng::{Philox, Site};
@@ -328,13 +328,15 @@ pub(super) fn optim<B: Backend>(
     b.take_f("norm_squared", &norm_squared, 1)?;
     let decayed = [5..17, 40..n - 3];
     b.backend.adamw(AdamW {
-        lr: 0.01,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-6,
-        weight_decay: 0.1,
-        bias_correction,
-        max_norm,
+        rule: UpdateRule {
+            lr: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.1,
+            bias_correction,
+            max_norm,
+        },
         norm_squared: B::slice(&norm_squared, 0..1),
         decayed: &decayed,
         grads: B::slice_mut(&mut grads, 0..n),

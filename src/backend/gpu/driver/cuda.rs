@@ -1,6 +1,7 @@
 //! An NVIDIA GPU: `cudarc`'s driver bindings, kernels from [`nvrtc`], products from cuBLASLt.
 //!
-//! Everything runs on one stream, so what is launched later sees what was launched before.
+//! Everything is computed on one stream, so what is launched later sees what was launched before; [`beside`](super::beside) it go copies and
+//! recorded steps.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use cudarc::driver::result::{self, DriverError, stream::StreamKind};
 use cudarc::driver::sys;
 
+use super::beside::Beside;
 use super::cublaslt::CublasLt;
 use super::gemm::own_gemm;
 use super::libraries::Library;
@@ -45,7 +47,7 @@ impl DeviceInfo {
     }
 }
 
-fn driver_error(doing: &str) -> impl FnOnce(DriverError) -> Error + '_ {
+pub(super) fn driver_error(doing: &str) -> impl FnOnce(DriverError) -> Error + '_ {
     move |e| {
         let name = e.error_name().map(|name| name.to_string_lossy().into_owned());
         let text = e.error_string().map(|text| text.to_string_lossy().into_owned());
@@ -117,11 +119,13 @@ pub struct CudaOptions {
     pub cache: Option<PathBuf>,
     /// Whether cuBLASLt may be used where it is found.
     pub cublaslt: bool,
+    /// Whether a step may be recorded as a CUDA graph and replayed.
+    pub graphs: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, cache: nvrtc::cache_dir(), cublaslt: true }
+        Self { ordinal: 0, cache: nvrtc::cache_dir(), cublaslt: true, graphs: true }
     }
 }
 
@@ -136,6 +140,10 @@ pub struct Cuda {
     /// By module and name.
     functions: RefCell<HashMap<(&'static str, &'static str, &'static str), sys::CUfunction>>,
     cublaslt: Option<CublasLt>,
+    /// `None` only while this is dropped.
+    beside: RefCell<Option<Beside>>,
+    /// Whether steps may be recorded.
+    graphs: bool,
     /// Where cuBLASLt works, and what it was found to be.
     pub(super) workspace: Region,
 }
@@ -177,8 +185,11 @@ impl Cuda {
             modules: RefCell::default(),
             functions: RefCell::default(),
             cublaslt: None,
+            beside: RefCell::default(),
+            graphs: options.graphs,
             workspace: Region::NOTHING,
         };
+        gpu.beside = RefCell::new(Some(Beside::new()?));
         if options.cublaslt && Library::CublasLt.load().is_ok() {
             gpu.workspace = gpu.alloc(WORKSPACE_BYTES)?;
             gpu.cublaslt = Some(CublasLt::new()?);
@@ -247,6 +258,10 @@ impl Cuda {
             let _ = result::event::destroy(end);
             done
         }
+    }
+
+    fn beside<T>(&self, work: impl FnOnce(&mut Beside) -> Result<T>) -> Result<T> {
+        self.beside.borrow_mut().as_mut().map_or_else(|| Err(Error::device("the GPU is closed")), work)
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {
@@ -333,6 +348,43 @@ impl Driver for Cuda {
         self.synchronize()
     }
 
+    fn stage(&self, slot: usize, copies: &[(&[u8], Region)]) -> Result<()> {
+        self.beside(|b| b.stage(self.stream, slot, copies))
+    }
+
+    fn begin(&self, slot: usize) -> Result<()> {
+        self.beside(|b| b.begin(self.stream, slot))
+    }
+
+    fn fetch(&self, from: Region) -> Result<u64> {
+        self.beside(|b| b.fetch(self.stream, from))
+    }
+
+    fn collect(&self, ticket: u64, to: &mut [u8]) -> Result<()> {
+        self.beside(|b| b.collect(ticket, to))
+    }
+
+    fn start_recording(&self) -> Result<bool> {
+        if self.graphs {
+            self.beside(|b| b.start_recording(self.stream))?;
+        }
+        Ok(self.graphs)
+    }
+
+    fn stop_recording(&self) -> Result<u64> {
+        self.beside(|b| b.stop_recording(self.stream))
+    }
+
+    fn replay(&self, number: u64) -> Result<()> {
+        self.beside(|b| b.replay(self.stream, number))
+    }
+
+    fn forget(&self, number: u64) {
+        if let Some(beside) = self.beside.borrow_mut().as_mut() {
+            beside.forget(number);
+        }
+    }
+
     fn fill(&self, region: Region, value: u8) -> Result<()> {
         // SAFETY: the region is live.
         unsafe { result::memset_d8_async(region.address, value, region.bytes, self.stream) }
@@ -403,6 +455,9 @@ impl Driver for Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
+        // SAFETY: the stream lives; what runs on it may read pinned memory, which goes next.
+        let _ = unsafe { result::stream::synchronize(self.stream) };
+        self.beside.take();
         self.cublaslt = None;
         if self.workspace != Region::NOTHING {
             self.free(self.workspace);

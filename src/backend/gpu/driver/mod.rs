@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
+mod beside;
 pub mod cublaslt;
 pub mod cuda;
 pub mod gemm;
@@ -149,6 +150,14 @@ pub struct Launch<'a> {
     pub bytes: u64,
 }
 
+impl Launch<'_> {
+    /// All but its arguments.
+    pub fn without_arguments(&self) -> Launch<'static> {
+        let &Launch { file, kernel, precision, grid, threads, shared_bytes, bytes, .. } = self;
+        Launch { file, kernel, precision, grid, threads, shared_bytes, arguments: &[], bytes }
+    }
+}
+
 /// An operand of a product: row-major without gaps, or stored transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operand {
@@ -197,6 +206,9 @@ impl Gemm {
     }
 }
 
+/// What one [`Driver::fetch`] may bring.
+pub const MOST_FETCHED: usize = 256;
+
 /// A device.
 pub trait Driver: Sized + 'static {
     /// Memory of undefined content; an error names what was asked for and what was free.
@@ -207,6 +219,31 @@ pub trait Driver: Sized + 'static {
     fn upload(&self, from: &[u8], to: Region) -> Result<()>;
     /// Device to host, after everything launched before.
     fn download(&self, from: Region, to: &mut [u8]) -> Result<()>;
+    /// Host to device beside the computation, for what comes after [`Self::begin`] of this slot (0 or 1).
+    fn stage(&self, slot: usize, copies: &[(&[u8], Region)]) -> Result<()>;
+    /// What is launched from here on finds what was staged in `slot`; what was launched before was the last to need the other slot's.
+    fn begin(&self, slot: usize) -> Result<()>;
+    /// Device to host without waiting, [`MOST_FETCHED`] bytes at the most: a number to collect it by. After
+    /// [`Pending::MOST`](crate::backend::Pending::MOST) more it is lost.
+    fn fetch(&self, from: Region) -> Result<u64>;
+    /// Waits for what was fetched under this number.
+    fn collect(&self, ticket: u64, to: &mut [u8]) -> Result<()>;
+    /// From here on launches, products and fills are recorded instead of run; false if this device does not record, and runs them.
+    fn start_recording(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Ends what [`Self::start_recording`] began: a number to replay it by.
+    fn stop_recording(&self) -> Result<u64> {
+        Err(Error::device("nothing is being recorded"))
+    }
+    /// Does what was recorded, after everything launched before.
+    fn replay(&self, number: u64) -> Result<()> {
+        Err(Error::device(format!("nothing was recorded as {number}")))
+    }
+    /// A recording that is not needed any more.
+    fn forget(&self, number: u64) {
+        let _ = number;
+    }
     /// Sets every byte.
     fn fill(&self, region: Region, value: u8) -> Result<()>;
     /// Runs a kernel after everything launched before.

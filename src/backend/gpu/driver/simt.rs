@@ -1,7 +1,8 @@
 //! The driver without a GPU: kernels built by the host compiler and run by `kernels/host/simt.cpp`, products by
 //! their definition.
 //!
-//! Every allocation has guard bands, which are checked after each launch that was given an address in it.
+//! Every allocation has guard bands, which are checked after each launch that was given an address in it. Staged operands are poison until
+//! their slot begins; while a step is recorded, whatever a real device could not record is an error.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,7 +10,8 @@ use std::ffi::{CStr, c_char, c_void};
 
 use rayon::prelude::*;
 
-use super::{Driver, Gemm, Launch, Operand, Precision, Region, size_error};
+use super::{Argument, Driver, Gemm, Launch, MOST_FETCHED, Operand, Precision, Region, size_error};
+use crate::backend::Pending;
 use crate::{Error, Result};
 
 const GUARD_BYTES: usize = 256;
@@ -69,13 +71,45 @@ impl Order {
     }
 }
 
+/// One thing that a recorded step does.
+#[derive(Debug)]
+enum Act {
+    /// All of a launch, with arguments of its own.
+    Launch(Launch<'static>, Vec<Argument>),
+    Gemm(Gemm),
+    Fill(Region, u8),
+}
+
+/// What the host asked of a device, for tests of what a step may not ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Allocations.
+    pub allocations: u64,
+    /// Uploads and downloads that are waited for.
+    pub copies: u64,
+    /// Launches, products and fills that the host made one by one.
+    pub launches: u64,
+    /// Replays of recorded steps.
+    pub replays: u64,
+}
+
 /// The emulated device.
 #[derive(Debug, Default)]
 pub struct Simt {
     order: Cell<u32>,
     /// Start of each allocation, guard band included → its bytes.
     allocations: RefCell<BTreeMap<u64, Box<[u128]>>>,
-    launches: Cell<u64>,
+    asked: Cell<Asked>,
+    /// What is being recorded.
+    recording: RefCell<Option<Vec<Act>>>,
+    recordings: RefCell<BTreeMap<u64, Vec<Act>>>,
+    /// What was staged in each slot and has not begun.
+    staged: RefCell<[Option<Vec<(Vec<u8>, Region)>>; 2]>,
+    /// The slot that has begun.
+    begun: Cell<Option<usize>>,
+    /// Copies on their way, by number.
+    fetched: RefCell<BTreeMap<u64, Vec<u8>>>,
+    next: Cell<u64>,
 }
 
 impl Simt {
@@ -84,9 +118,51 @@ impl Simt {
         Self { order: Cell::new(order.code()), ..Self::default() }
     }
 
-    /// Launches so far.
-    pub fn launches(&self) -> u64 {
-        self.launches.get()
+    /// What was asked of it so far.
+    pub fn asked(&self) -> Asked {
+        self.asked.get()
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Asked)) {
+        let mut asked = self.asked.get();
+        change(&mut asked);
+        self.asked.set(asked);
+    }
+
+    fn number(&self) -> u64 {
+        self.next.replace(self.next.get() + 1)
+    }
+
+    /// Keeps an act for later if a step is being recorded.
+    fn record(&self, act: impl FnOnce() -> Act) -> bool {
+        match self.recording.borrow_mut().as_mut() {
+            Some(acts) => {
+                acts.push(act());
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn not_recorded(&self, what: &str) -> Result<()> {
+        match *self.recording.borrow() {
+            Some(_) => Err(Error::device(format!("{what} cannot be recorded"))),
+            None => Ok(()),
+        }
+    }
+
+    fn write(from: &[u8], to: Region) -> Result<()> {
+        if from.len() != to.bytes {
+            return Err(size_error("an upload", from.len(), to.bytes));
+        }
+        // SAFETY: the region lies within a live allocation, and nothing else borrows its bytes during the copy.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.address as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    fn set(region: Region, value: u8) {
+        // SAFETY: as in `write`.
+        unsafe { std::ptr::write_bytes(region.address as *mut u8, value, region.bytes) };
     }
 
     /// The region's bytes as memory. The region is within a live allocation, as only `alloc` makes regions.
@@ -146,6 +222,8 @@ fn find(file: &str, precision: Precision, kernel: &str) -> Result<&'static Entry
 
 impl Driver for Simt {
     fn alloc(&self, bytes: usize) -> Result<Region> {
+        self.not_recorded("an allocation")?;
+        self.count(|asked| asked.allocations += 1);
         // The last byte says how far the content ends before the back guard.
         let padded = bytes.next_multiple_of(16);
         let mut memory =
@@ -165,29 +243,136 @@ impl Driver for Simt {
     }
 
     fn upload(&self, from: &[u8], to: Region) -> Result<()> {
-        if from.len() != to.bytes {
-            return Err(size_error("an upload", from.len(), to.bytes));
+        self.not_recorded("an upload")?;
+        self.count(|asked| asked.copies += 1);
+        Self::write(from, to)
+    }
+
+    fn stage(&self, slot: usize, copies: &[(&[u8], Region)]) -> Result<()> {
+        self.not_recorded("staging")?;
+        let mut staged = self.staged.borrow_mut();
+        if self.begun.get() == Some(slot) {
+            return Err(Error::device(format!("slot {slot} is staged while it is in use")));
         }
-        // SAFETY: the region lies within a live allocation, and nothing else borrows its bytes during the copy.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.address as *mut u8, from.len()) };
+        for (from, to) in copies {
+            if from.len() != to.bytes {
+                return Err(size_error("an upload", from.len(), to.bytes));
+            }
+            // It may arrive at any time from here on: nobody may look.
+            Self::set(*to, 0xFF);
+        }
+        staged[slot] = Some(copies.iter().map(|(from, to)| (from.to_vec(), *to)).collect());
         Ok(())
+    }
+
+    fn begin(&self, slot: usize) -> Result<()> {
+        self.not_recorded("the begin of a slot")?;
+        let staged = self.staged.borrow_mut()[slot].take();
+        let staged = staged.ok_or_else(|| Error::device(format!("nothing was staged in slot {slot}")))?;
+        self.begun.set(Some(slot));
+        staged.iter().try_for_each(|(from, to)| Self::write(from, *to))
+    }
+
+    fn fetch(&self, from: Region) -> Result<u64> {
+        self.not_recorded("a fetch")?;
+        if from.bytes > MOST_FETCHED {
+            return Err(size_error("a fetch", from.bytes, MOST_FETCHED));
+        }
+        let number = self.number();
+        let mut fetched = self.fetched.borrow_mut();
+        fetched.insert(number, Self::read(from).to_vec());
+        if fetched.len() > Pending::<u8>::MOST {
+            fetched.pop_first();
+        }
+        Ok(number)
+    }
+
+    fn collect(&self, ticket: u64, to: &mut [u8]) -> Result<()> {
+        let bytes = self.fetched.borrow_mut().remove(&ticket);
+        let bytes = bytes.ok_or_else(|| Error::device("too much was fetched before it was collected"))?;
+        if to.len() != bytes.len() {
+            return Err(size_error("a fetch", to.len(), bytes.len()));
+        }
+        to.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn start_recording(&self) -> Result<bool> {
+        self.not_recorded("a recording")?;
+        *self.recording.borrow_mut() = Some(Vec::new());
+        Ok(true)
+    }
+
+    fn stop_recording(&self) -> Result<u64> {
+        let acts = self.recording.borrow_mut().take();
+        let acts = acts.ok_or_else(|| Error::device("nothing is being recorded"))?;
+        let number = self.number();
+        self.recordings.borrow_mut().insert(number, acts);
+        Ok(number)
+    }
+
+    fn replay(&self, number: u64) -> Result<()> {
+        self.not_recorded("a replay")?;
+        let recordings = self.recordings.borrow();
+        let acts = recordings
+            .get(&number)
+            .ok_or_else(|| Error::device(format!("nothing was recorded as {number}")))?;
+        self.count(|asked| asked.replays += 1);
+        acts.iter().try_for_each(|act| match act {
+            Act::Launch(launch, arguments) => self.run(&Launch { arguments, ..*launch }),
+            Act::Gemm(gemm) => self.multiply(gemm),
+            Act::Fill(region, value) => {
+                Self::set(*region, *value);
+                Ok(())
+            }
+        })
+    }
+
+    fn forget(&self, number: u64) {
+        self.recordings.borrow_mut().remove(&number);
     }
 
     fn download(&self, from: Region, to: &mut [u8]) -> Result<()> {
         if to.len() != from.bytes {
             return Err(size_error("a download", to.len(), from.bytes));
         }
+        self.not_recorded("a download")?;
+        self.count(|asked| asked.copies += 1);
         to.copy_from_slice(Self::read(from));
         Ok(())
     }
 
     fn fill(&self, region: Region, value: u8) -> Result<()> {
-        // SAFETY: as in `upload`.
-        unsafe { std::ptr::write_bytes(region.address as *mut u8, value, region.bytes) };
+        if !self.record(|| Act::Fill(region, value)) {
+            self.count(|asked| asked.launches += 1);
+            Self::set(region, value);
+        }
         Ok(())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        if self.record(|| Act::Launch(launch.without_arguments(), launch.arguments.to_vec())) {
+            return Ok(());
+        }
+        self.count(|asked| asked.launches += 1);
+        self.run(launch)
+    }
+
+    fn gemm(&self, g: &Gemm) -> Result<()> {
+        if self.record(|| Act::Gemm(*g)) {
+            return Ok(());
+        }
+        self.count(|asked| asked.launches += 1);
+        self.multiply(g)
+    }
+
+    fn description(&self) -> String {
+        "the emulated GPU (no hardware: for tests)".to_owned()
+    }
+}
+
+impl Simt {
+    fn run(&self, launch: &Launch<'_>) -> Result<()> {
         let entry = find(launch.file, launch.precision, launch.kernel)?;
         // SAFETY: the C++ side defines `count` sizes.
         let sizes = unsafe { std::slice::from_raw_parts(entry.sizes, entry.count as usize) };
@@ -222,7 +407,6 @@ impl Driver for Simt {
                 self.order.get(),
             )
         };
-        self.launches.set(self.launches.get() + 1);
         if !problem.is_null() {
             // SAFETY: not null, so it is a text that lives until this thread's next launch.
             let text = unsafe { CStr::from_ptr(problem) }.to_string_lossy().into_owned();
@@ -231,14 +415,13 @@ impl Driver for Simt {
         self.check_guards(launch)
     }
 
-    fn gemm(&self, g: &Gemm) -> Result<()> {
+    fn multiply(&self, g: &Gemm) -> Result<()> {
         let (a, b) = (Self::values(g.a, g.precision, g.m * g.k), Self::values(g.b, g.precision, g.k * g.n));
         let bias = g.bias.map(|at| Self::values(Operand { at, transposed: false }, g.precision, g.n));
         let exact = g.exact || g.precision != Precision::Bf16;
         let size = if exact { 4 } else { 2 };
         let c = g.c.part(0..g.m * g.n * size);
-        let mut out = vec![0u8; c.bytes];
-        self.download(c, &mut out)?;
+        let mut out = Self::read(c).to_vec();
         // Each sum in order of k, in fp32, as a tensor core's accumulator.
         out.par_chunks_mut(g.n * size).enumerate().for_each(|(row, out)| {
             let mut sums = vec![0.0f32; g.n];
@@ -265,10 +448,6 @@ impl Driver for Simt {
                 }
             }
         });
-        self.upload(&out, c)
-    }
-
-    fn description(&self) -> String {
-        "the emulated GPU (no hardware: for tests)".to_owned()
+        Self::write(&out, c)
     }
 }

@@ -54,6 +54,23 @@ impl Driver for Counter {
         Ok(())
     }
 
+    fn stage(&self, _: usize, _: &[(&[u8], Region)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn fetch(&self, _: Region) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn collect(&self, _: u64, to: &mut [u8]) -> Result<()> {
+        to.fill(0);
+        Ok(())
+    }
+
     fn fill(&self, region: Region, _: u8) -> Result<()> {
         self.add(region.bytes as u64, 0);
         Ok(())

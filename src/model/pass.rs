@@ -1,0 +1,428 @@
+//! The passes of the joint model: a batch staged, forward, losses, backward.
+//!
+//! A batch is staged in one of two places while the step before it is still computed; what a training step then asks of the backend
+//! depends on sizes alone, so that the backend may record it once and replay it.
+
+use super::acts::{BatchLimits, DeviceBatch, EncoderActs, MlmActs, OnDevice, RtdActs, Scratch};
+use super::encoder::StepContext;
+use super::mlm_head::Sampling;
+use super::params::Params;
+use super::step::{Phase, StepOutput, TokenDetection};
+use crate::backend::{Backend, COUNTS, Clock, Dropout, Float, Mask, Metrics, Pending, Upload};
+use crate::data::{Batch, Masking};
+use crate::rng::{Philox, Site};
+use crate::{Error, Result};
+
+/// Everything that a forward pass leaves for the backward pass.
+pub(super) struct Activations<B: Backend> {
+    limits: BatchLimits,
+    /// One is read while the other is written.
+    batches: [DeviceBatch<B>; 2],
+    generator: EncoderActs<B>,
+    mlm: MlmActs<B>,
+    discriminator: EncoderActs<B>,
+    pub(super) rtd: RtdActs<B>,
+    scratch: Scratch<B>,
+}
+
+/// A batch that is on its way to the device, or there.
+#[derive(Clone, Copy)]
+pub(super) struct Staged {
+    slot: usize,
+    tokens: usize,
+    masked: usize,
+    sequences: usize,
+    max_seqlen: usize,
+    /// How it is masked, if the device does that.
+    masking: Option<Masking>,
+}
+
+/// The step whose activations are held.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    context: StepContext,
+    batch: Staged,
+    can_go_back: bool,
+}
+
+/// What forward passes leave for the log.
+pub(super) struct Measured<B: Backend> {
+    /// (2) Σ weight · nll of the generator and of the discriminator, of the last pass.
+    losses: B::Buf<B::F>,
+    /// ([`COUNTS`]) of all passes since they were taken.
+    counts: B::Buf<u64>,
+}
+
+impl<B: Backend> Measured<B> {
+    pub(super) fn new(backend: &B) -> Result<Self> {
+        Ok(Self { losses: backend.alloc(2)?, counts: backend.alloc(COUNTS)? })
+    }
+}
+
+/// The losses of one forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// gen_weight · gen_loss + disc_weight · disc_loss.
+    pub loss: f64,
+    /// Mean cross-entropy at the masked positions.
+    pub gen_loss: f64,
+    /// Mean loss of the discriminator.
+    pub disc_loss: f64,
+}
+
+/// How a forward pass is run.
+#[derive(Clone, Copy)]
+struct Pass {
+    context: StepContext,
+    /// Losses in the gradients are divided by it.
+    micro_batches: f64,
+    /// Whether samples are drawn; else those already in place are kept.
+    draw: bool,
+    /// Whether a backward pass follows.
+    can_go_back: bool,
+    keep_logits: bool,
+}
+
+impl<B: Backend> TokenDetection<B> {
+    /// Makes room for batches up to `limits`; smaller ones need no further allocation.
+    pub fn reserve(&mut self, limits: BatchLimits) -> Result<()> {
+        if self.acts.as_ref().is_some_and(|acts| acts.limits.holds(limits)) {
+            return Ok(());
+        }
+        let limits = self.acts.take().map_or(limits, |acts| acts.limits.union(limits));
+        (self.held, self.staged) = (None, None);
+        let mut a = OnDevice(&self.backend);
+        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
+        self.acts = Some(Activations {
+            limits,
+            batches: [DeviceBatch::new(&mut a, limits)?, DeviceBatch::new(&mut a, limits)?],
+            generator: EncoderActs::new(&mut a, ours, limits.tokens)?,
+            mlm: MlmActs::new(&mut a, ours, limits.masked)?,
+            discriminator: EncoderActs::new(&mut a, theirs, limits.tokens)?,
+            rtd: RtdActs::new(&mut a, theirs, self.head, limits.tokens)?,
+            scratch: Scratch::new(&mut a, [ours, theirs], limits.tokens)?,
+        });
+        Ok(())
+    }
+
+    /// Brings a batch to the device beside what is being computed; the next pass runs on it.
+    pub fn stage(&mut self, batch: &Batch) -> Result<()> {
+        self.check(batch)?;
+        if self.staged.is_some() {
+            return Err(Error::argument("a batch is staged already: run it first"));
+        }
+        let (tokens, masked, sequences) = (batch.tokens(), batch.masked(), batch.sequences());
+        self.reserve(BatchLimits { tokens, sequences, masked })?;
+        let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
+        let slot = self.next_slot;
+        upload(&self.backend, slot, &mut acts.batches[slot], batch, self.options.flavour.tiny())?;
+        let masking = batch.masking;
+        // Of all batches that are evened out, so that one recording serves them.
+        let max_seqlen = masking.map_or(batch.max_seqlen(), |masking| masking.spec.seq_len);
+        self.staged = Some(Staged { slot, tokens, masked, sequences, max_seqlen, masking });
+        self.next_slot = 1 - slot;
+        Ok(())
+    }
+
+    /// Runs both networks on a batch. `sampled` (M) takes the place of the generator's samples.
+    pub fn step_forward(&mut self, batch: &Batch, phase: Phase, sampled: Option<&[u32]>) -> Result<()> {
+        self.run(batch, phase, sampled, true, false)
+    }
+
+    pub(super) fn run(
+        &mut self,
+        batch: &Batch,
+        phase: Phase,
+        sampled: Option<&[u32]>,
+        can_go_back: bool,
+        keep_logits: bool,
+    ) -> Result<()> {
+        self.stage(batch)?;
+        let (staged, mut pass) = self.begin(phase)?;
+        pass = Pass { draw: sampled.is_none(), can_go_back, keep_logits, ..pass };
+        if let (Some(sampled), Some(acts)) = (sampled, &mut self.acts) {
+            self.backend.upload(sampled, B::slice_mut(&mut acts.mlm.sampled, 0..staged.masked))?;
+        }
+        self.forward_ops(staged, pass)?;
+        self.held = Some(Held { context: pass.context, batch: staged, can_go_back });
+        Ok(())
+    }
+
+    /// Adds the gradients of the last [`Self::step_forward`]'s loss to every parameter's.
+    pub fn step_backward(&mut self) -> Result<()> {
+        let held = self.held.take().filter(|held| held.can_go_back);
+        let Some(held) = held else {
+            return Err(Error::argument(
+                "backward needs a forward pass before it, and goes back through it once",
+            ));
+        };
+        self.backward_ops(held.batch, held.context)?;
+        self.held = Some(Held { can_go_back: false, ..held });
+        Ok(())
+    }
+
+    /// Forward and backward pass on the batch that was staged; `phase` must be a training one. The last micro-batch of a step is the
+    /// optimizer's to run.
+    pub fn step_staged(&mut self, phase: Phase) -> Result<()> {
+        self.step_staged_then(phase, None)
+    }
+
+    /// The same, and then `update` on the parameters.
+    pub(crate) fn step_staged_then(
+        &mut self,
+        phase: Phase,
+        update: Option<&mut dyn FnMut(&B, &mut Params<B>) -> Result<()>>,
+    ) -> Result<()> {
+        let (staged, pass) = self.begin(phase)?;
+        let Staged { slot, tokens, masked, sequences, max_seqlen, .. } = staged;
+        let options = [usize::from(update.is_some()), usize::from(staged.masking.is_some())];
+        let key = [
+            slot,
+            tokens,
+            masked,
+            sequences,
+            max_seqlen,
+            pass.micro_batches as usize,
+            options[0],
+            options[1],
+        ];
+        if !self.backend.replay(key)? {
+            let done = self.forward_ops(staged, pass).and_then(|()| self.backward_ops(staged, pass.context));
+            let done = done.and_then(|()| match update {
+                Some(update) => update(&self.backend, &mut self.params),
+                None => Ok(()),
+            });
+            let ended = self.backend.end_recording(key, done.is_ok());
+            done.and(ended)?;
+        }
+        self.held = Some(Held { context: pass.context, batch: staged, can_go_back: false });
+        Ok(())
+    }
+
+    /// Takes up the batch that was staged.
+    fn begin(&mut self, phase: Phase) -> Result<(Staged, Pass)> {
+        let staged = self.staged.take().ok_or_else(|| Error::argument("no batch was staged"))?;
+        let (training, step, row0, micro_batches) = match phase {
+            Phase::Train { step, row0, micro_batches } => (true, step, row0, f64::from(micro_batches)),
+            Phase::Eval { step } => (false, step, 0, 1.0),
+        };
+        let slot0 = staged.masking.map_or(0, |masking| masking.slot0);
+        let clock = Clock { step, row0, slot0 };
+        let noise = Dropout { rng: Philox::new(self.options.seed), clock, ..Dropout::OFF };
+        let Staged { tokens, sequences, max_seqlen, .. } = staged;
+        let context = StepContext { noise, training, tokens, sequences, max_seqlen };
+        self.backend.begin(staged.slot)?;
+        self.backend.set_clock(clock)?;
+        Ok((staged, Pass { context, micro_batches, draw: true, can_go_back: training, keep_logits: false }))
+    }
+
+    fn forward_ops(&mut self, staged: Staged, pass: Pass) -> Result<()> {
+        let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
+        let (backend, params, context) = (&self.backend, &self.params, &pass.context);
+        let (n, m, noise) = (staged.tokens, staged.masked, context.noise);
+        if let Some(masking) = staged.masking {
+            let tiny = self.options.flavour.tiny();
+            mask(backend, &mut acts.batches[staged.slot], staged, masking, (noise.clock, tiny))?;
+        }
+        let batch = &acts.batches[staged.slot];
+
+        self.generator.forward(backend, params, context, batch, &batch.masked_ids, &mut acts.generator)?;
+        self.mlm.forward(backend, params, (n, m), batch, &acts.generator, &mut acts.mlm)?;
+        if pass.keep_logits {
+            let logits = B::slice(&acts.mlm.logits, 0..m * self.generator.config.vocab_size);
+            self.logits = Some(backend.download(logits)?.into_iter().map(Float::to_f64).collect());
+        }
+        let sampling = Sampling {
+            temperature: self.options.temperature,
+            disallow_correct: self.options.disallow_correct,
+            noise: Dropout { site: Site::GUMBEL, ..noise },
+            scale: self.options.gen_weight / pass.micro_batches,
+            draw: pass.draw,
+            gradient: pass.can_go_back,
+        };
+        self.mlm.loss(backend, m, batch, sampling, &mut acts.mlm)?;
+
+        self.rtd.corrupt(backend, (n, m), batch, &acts.mlm.sampled, &mut acts.rtd)?;
+        let corrupted = &acts.rtd.corrupted;
+        self.discriminator.forward(backend, params, context, batch, corrupted, &mut acts.discriminator)?;
+        let scale = self.options.disc_weight / pass.micro_batches;
+        let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
+        self.rtd.forward(backend, params, context, batch, encoder, hidden, scale, &mut acts.rtd)?;
+        backend.metrics(Metrics {
+            labels: self.rtd.labels(),
+            logits: B::slice(&acts.rtd.logits, 0..n * self.rtd.labels()),
+            is_fake: B::slice(&acts.rtd.is_fake, 0..n),
+            rtd_nll: B::slice(&acts.rtd.nll, 0..n),
+            rtd_weight: B::slice(&batch.rtd_weight, 0..n),
+            best: B::slice(&acts.mlm.best, 0..m),
+            targets: B::slice(&batch.targets, 0..m),
+            mlm_nll: B::slice(&acts.mlm.nll, 0..m),
+            mlm_weight: B::slice(&batch.mlm_weight, 0..m),
+            losses: B::slice_mut(&mut self.measured.losses, 0..2),
+            counts: B::slice_mut(&mut self.measured.counts, 0..COUNTS),
+        })
+    }
+
+    fn backward_ops(&mut self, staged: Staged, step: StepContext) -> Result<()> {
+        let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
+        let (backend, params, step) = (&self.backend, &mut self.params, &step);
+        let (n, m) = (staged.tokens, staged.masked);
+        let (scratch, batch) = (&mut acts.scratch, &acts.batches[staged.slot]);
+        let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
+        self.rtd.backward(backend, params, step, encoder, hidden, &mut acts.rtd, scratch)?;
+        encoder.backward(backend, params, step, batch, &acts.rtd.corrupted, hidden, scratch)?;
+        self.mlm.backward(backend, params, (n, m), batch, &mut acts.mlm, scratch)?;
+        self.generator.backward(backend, params, step, batch, &batch.masked_ids, &acts.generator, scratch)
+    }
+
+    /// The losses of the last pass, on their way: [`Self::collect_losses`] waits for them.
+    pub fn fetch_losses(&self) -> Result<Pending<B::F>> {
+        self.backend.fetch(B::slice(&self.measured.losses, 0..2))
+    }
+
+    /// What [`Self::fetch_losses`] promised.
+    pub fn collect_losses(&self, pending: Pending<B::F>) -> Result<Losses> {
+        let both = self.backend.collect(pending)?;
+        let (gen_loss, disc_loss) = (both[0].to_f64(), both[1].to_f64());
+        let loss = self.options.gen_weight * gen_loss + self.options.disc_weight * disc_loss;
+        Ok(Losses { loss, gen_loss, disc_loss })
+    }
+
+    /// The counts of all passes since they were last taken, as [`Metrics::counts`] has them.
+    pub fn take_counts(&mut self) -> Result<Vec<u64>> {
+        let counts = self.backend.download(B::slice(&self.measured.counts, 0..COUNTS))?;
+        self.backend.zero(B::slice_mut(&mut self.measured.counts, 0..COUNTS))?;
+        Ok(counts)
+    }
+
+    /// Losses, samples and logits of the last forward pass.
+    pub fn read_step(&self) -> Result<StepOutput> {
+        let (Some(held), Some(acts)) = (&self.held, &self.acts) else {
+            return Err(Error::argument("there is no forward pass to read"));
+        };
+        let (backend, n, m) = (&self.backend, held.batch.tokens, held.batch.masked);
+        let batch = &acts.batches[held.batch.slot];
+        let mean = |nll: Vec<B::F>, weight: Vec<B::F>| -> f64 {
+            nll.iter().zip(&weight).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
+        };
+        let nll = backend.download(B::slice(&acts.mlm.nll, 0..m))?;
+        let gen_loss = mean(nll, backend.download(B::slice(&batch.mlm_weight, 0..m))?);
+        let nll = backend.download(B::slice(&acts.rtd.nll, 0..n))?;
+        let disc_loss = mean(nll, backend.download(B::slice(&batch.rtd_weight, 0..n))?);
+        let best = backend.download(B::slice(&acts.mlm.best, 0..m))?;
+        let targets = backend.download(B::slice(&batch.targets, 0..m))?;
+        let logits = backend.download(B::slice(&acts.rtd.logits, 0..n * self.rtd.labels()))?;
+        let logit = |x: &[B::X]| match x {
+            [real, fake] => (fake.to_f64() - real.to_f64()) as f32,
+            _ => x[0].to_f64() as f32,
+        };
+        Ok(StepOutput {
+            loss: self.options.gen_weight * gen_loss + self.options.disc_weight * disc_loss,
+            gen_loss,
+            disc_loss,
+            gen_correct: best.iter().zip(&targets).map(|(a, b)| a == b).collect(),
+            sampled_ids: backend.download(B::slice(&acts.mlm.sampled, 0..m))?,
+            disc_logits: logits.chunks(self.rtd.labels()).map(logit).collect(),
+            is_fake: backend
+                .download(B::slice(&acts.rtd.is_fake, 0..n))?
+                .into_iter()
+                .map(|x| x == 1)
+                .collect(),
+        })
+    }
+
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let n = batch.tokens();
+        let lengths = [batch.positions.len(), batch.types.len(), batch.rtd_weight.len()];
+        // Where the device masks there is nothing yet.
+        let (masked, m) = if batch.masking.is_some() { (0, 0) } else { (n, batch.masked()) };
+        if n == 0
+            || lengths.iter().any(|&len| len != n)
+            || batch.masked_ids.len() != masked
+            || batch.masked_index.len() != m
+            || batch.masked_weight.len() != m
+        {
+            return Err(Error::argument("a batch needs tokens, and fields of one length"));
+        }
+        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
+        let positions = ours.max_position_embeddings.min(theirs.max_position_embeddings);
+        let check = |name: &str, values: &[u32], limit: usize| match values.iter().max() {
+            Some(&highest) if highest as usize >= limit => {
+                Err(Error::argument(format!("{name} {highest} is out of range: the model has {limit}")))
+            }
+            _ => Ok(()),
+        };
+        check("token id", &batch.ids, ours.vocab_size)?;
+        check("token id", &batch.masked_ids, ours.vocab_size)?;
+        check("position", &batch.positions, positions)?;
+        check("token type", &batch.types, ours.type_vocab_size.min(theirs.type_vocab_size))?;
+        check("masked position", &batch.masked_index, n)?;
+        let bounds = &batch.cu_seqlens;
+        let whole = bounds.first() == Some(&0) && bounds.last() == Some(&(n as u32));
+        let fits =
+            |(w, &keys): (&[u32], &u32)| w[0] <= w[1] && keys <= w[1] - w[0] && (keys > 0 || w[0] == w[1]);
+        if !whole || bounds.len() != batch.sequences() + 1 || !bounds.windows(2).zip(&batch.key_len).all(fits)
+        {
+            return Err(Error::argument("cu_seqlens must rise from 0 to N, and every sequence needs a key"));
+        }
+        Ok(())
+    }
+}
+
+/// Masks a batch on the device.
+fn mask<B: Backend>(
+    backend: &B,
+    batch: &mut DeviceBatch<B>,
+    staged: Staged,
+    masking: Masking,
+    (clock, tiny): (Clock, f64),
+) -> Result<()> {
+    let (n, m) = (staged.tokens, staged.masked);
+    backend.mask(Mask {
+        spec: masking.spec,
+        rng: masking.rng,
+        clock,
+        tiny,
+        max_seqlen: staged.max_seqlen,
+        ids: B::slice(&batch.ids, 0..n),
+        cu_seqlens: B::slice(&batch.cu_seqlens, 0..staged.sequences + 1),
+        masked_ids: B::slice_mut(&mut batch.masked_ids, 0..n),
+        masked_index: B::slice_mut(&mut batch.masked_index, 0..m),
+        targets: B::slice_mut(&mut batch.targets, 0..m),
+        weight: B::slice_mut(&mut batch.mlm_weight, 0..m),
+    })
+}
+
+/// Stages a batch, weights over their sums plus `tiny`.
+fn upload<B: Backend>(
+    backend: &B,
+    slot: usize,
+    to: &mut DeviceBatch<B>,
+    batch: &Batch,
+    tiny: f64,
+) -> Result<()> {
+    let (n, b) = (batch.tokens(), batch.sequences());
+    // Where the device masks, these are its own to write.
+    let (masked, m) = (batch.masked_ids.len(), batch.masked_index.len());
+    let share = |weights: &[f32]| -> Vec<B::F> {
+        let total = weights.iter().map(|&w| f64::from(w)).sum::<f64>() + tiny;
+        weights.iter().map(|&w| B::F::from_f64(f64::from(w) / total)).collect()
+    };
+    let targets: Vec<u32> = batch.targets().collect();
+    let (mlm_weight, rtd_weight) = (share(&batch.masked_weight), share(&batch.rtd_weight));
+    backend.stage(
+        slot,
+        vec![
+            Upload::Index(&batch.ids, B::slice_mut(&mut to.ids, 0..n)),
+            Upload::Index(&batch.masked_ids, B::slice_mut(&mut to.masked_ids, 0..masked)),
+            Upload::Index(&batch.positions, B::slice_mut(&mut to.positions, 0..n)),
+            Upload::Index(&batch.types, B::slice_mut(&mut to.types, 0..n)),
+            Upload::Index(&batch.cu_seqlens, B::slice_mut(&mut to.cu_seqlens, 0..b + 1)),
+            Upload::Index(&batch.key_len, B::slice_mut(&mut to.key_len, 0..b)),
+            Upload::Index(&batch.masked_index, B::slice_mut(&mut to.masked_index, 0..m)),
+            Upload::Index(&targets, B::slice_mut(&mut to.targets, 0..m)),
+            Upload::Exact(&mlm_weight, B::slice_mut(&mut to.mlm_weight, 0..m)),
+            Upload::Exact(&rtd_weight, B::slice_mut(&mut to.rtd_weight, 0..n)),
+        ],
+    )
+}

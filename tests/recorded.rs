@@ -1,0 +1,175 @@
+//! Training steps that a GPU, emulated or real, records once and replays: batches staged beside the computation, masked on the device,
+//! evened out.
+
+use elektron::backend::{Backend, Cpu};
+use elektron::data::loader::LoaderSpec;
+use elektron::data::mask::{MaskSpec, MaskStyle};
+use elektron::data::pack::{Merge, Rows};
+use elektron::data::shard::prepare;
+use elektron::data::source::TextSource;
+use elektron::data::tokenizer::Tokenizer;
+use elektron::model::config::{Architecture, ElectraConfig};
+use elektron::model::hf::Checkpoint;
+use elektron::model::{Losses, Options, Phase, TokenDetection};
+use elektron::train::optim::{AdamW, AdamWOptions};
+
+use crate::support::{relative_l2, repository, widen};
+use crate::whole::config;
+
+const SEQ_LEN: usize = 12;
+const STEPS: u64 = 6;
+
+/// Paragraphs of many lengths, so that most batches need padding.
+fn rows() -> (Rows, MaskSpec) {
+    let dir = tempfile::tempdir().unwrap();
+    let book = std::fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap();
+    let words: Vec<&str> = book.split_whitespace().skip(900).take(400).collect();
+    let mut text = String::new();
+    let mut at = 0;
+    while at < words.len() {
+        let count = 2 + at % 5;
+        text += &(words[at..words.len().min(at + count)].join(" ") + "\n\n");
+        at += count;
+    }
+    let path = dir.path().join("text.txt");
+    std::fs::write(&path, text).unwrap();
+    let source = TextSource::new(&[path.to_str().unwrap()], &["text".to_owned()]).unwrap();
+    let tokenizer = Tokenizer::load(&repository("tests/data/wordpiece-8k.txt")).unwrap();
+    let dataset = prepare(&source, &tokenizer, &dir.path().join("shards"), |_| {}).unwrap();
+    let special = tokenizer.special();
+    let vocab_size = tokenizer.vocab_size();
+    let rows = Rows::new(dataset, special, Merge::None, SEQ_LEN, 7).unwrap();
+    let style = MaskStyle::Electra;
+    (rows, MaskSpec { style, probability: 0.15, vocab_size, special, seq_len: SEQ_LEN })
+}
+
+fn spec(mask: MaskSpec, micro_batches: usize, on_device: bool) -> LoaderSpec {
+    LoaderSpec { batch_size: 3, micro_batches, seed: 4, mask, on_device }
+}
+
+fn model<B: Backend>(backend: B, vocab_size: usize) -> TokenDetection<B> {
+    let config = |hidden| ElectraConfig { vocab_size, ..config(hidden) };
+    let generator = Checkpoint::fresh(config(4), Architecture::MaskedLm);
+    let discriminator = Checkpoint::fresh(config(8), Architecture::PreTraining);
+    TokenDetection::with_options(backend, generator, discriminator, Options::default()).unwrap()
+}
+
+#[derive(Debug, PartialEq)]
+struct Trained {
+    losses: Vec<Losses>,
+    weights: Vec<f32>,
+    counts: Vec<u64>,
+}
+
+fn rate(step: u64) -> f64 {
+    1e-3 / (step + 1) as f64
+}
+
+fn phase(step: u64, row0: usize, micro_batches: usize) -> Phase {
+    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: micro_batches as u32 }
+}
+
+/// Steps as the ops stand, one after the other. Dropout and samples depend on the step, the learning rate on it too.
+fn direct<B: Backend>(backend: B, rows: &Rows, spec: LoaderSpec) -> Trained {
+    let mut model = model(backend, spec.mask.vocab_size);
+    let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
+    let mut losses = Vec::new();
+    for step in 0..STEPS {
+        let mut row0 = 0;
+        for micro in 0..spec.micro_batches {
+            let batch = spec.training_batch(rows, step, micro);
+            model.step_forward(&batch, phase(step, row0, spec.micro_batches), None).unwrap();
+            losses.push(model.collect_losses(model.fetch_losses().unwrap()).unwrap());
+            model.step_backward().unwrap();
+            row0 += batch.tokens();
+        }
+        optimizer.step(&mut model, rate(step)).unwrap();
+    }
+    let (weights, counts) = (model.flat_weights().unwrap(), model.take_counts().unwrap());
+    Trained { losses, weights, counts }
+}
+
+/// The same with each batch staged before the step before it is read, as training does; `after` sees the backend after every step.
+fn staged<B: Backend>(backend: B, rows: &Rows, spec: LoaderSpec, mut after: impl FnMut(&B)) -> Trained {
+    let mut model = model(backend, spec.mask.vocab_size);
+    let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
+    let mut losses = Vec::new();
+    model.stage(&spec.training_batch(rows, 0, 0)).unwrap();
+    for step in 0..STEPS {
+        let mut row0 = 0;
+        for micro in 0..spec.micro_batches {
+            let phase = phase(step, row0, spec.micro_batches);
+            match micro + 1 == spec.micro_batches {
+                true => optimizer.step_staged(&mut model, phase, rate(step)).unwrap(),
+                false => model.step_staged(phase).unwrap(),
+            }
+            losses.push(model.fetch_losses().unwrap());
+            let next = step as usize * spec.micro_batches + micro + 1;
+            let (next, slot) = ((next / spec.micro_batches) as u64, next % spec.micro_batches);
+            model.stage(&spec.training_batch(rows, next, slot)).unwrap();
+            row0 += spec.batch_size * SEQ_LEN;
+        }
+        after(model.backend());
+    }
+    let losses = losses.into_iter().map(|l| model.collect_losses(l).unwrap()).collect();
+    let (weights, counts) = (model.flat_weights().unwrap(), model.take_counts().unwrap());
+    Trained { losses, weights, counts }
+}
+
+/// Replayed steps leave the bits of steps run op by op; `after` sees the backend after every step, with the micro-batches of one.
+pub(crate) fn check_replays<B: Backend>(backend: impl Fn() -> B, mut after: impl FnMut(&B, usize)) {
+    let (rows, mask) = rows();
+    for micro_batches in [1, 2] {
+        let spec = spec(mask, micro_batches, true);
+        let want = direct(backend(), &rows, spec);
+        let got = staged(backend(), &rows, spec, |backend| after(backend, micro_batches));
+        assert_eq!(got, want);
+    }
+}
+
+/// Padding, slots left over and masks drawn on the device change nothing: the CPU, without any of them, computes the same.
+pub(crate) fn check_evened_out<B: Backend>(backend: impl Fn() -> B) {
+    let (rows, mask) = rows();
+    let batch = spec(mask, 1, true).training_batch(&rows, 0, 0);
+    assert!(batch.rtd_weight.contains(&0.0) && batch.masking.is_some());
+    let want = direct(Cpu::<f64>::new(), &rows, spec(mask, 1, false));
+    let got = staged(backend(), &rows, spec(mask, 1, true), |_| {});
+    for (got, want) in got.losses.iter().zip(&want.losses) {
+        assert!((got.loss - want.loss).abs() < 1e-4 * want.loss, "{got:?} {want:?}");
+    }
+    assert_eq!(got.counts[..2], want.counts[..2], "masked positions, and how many the generator finds");
+    let error = relative_l2("weights", &widen(&got.weights), &widen(&want.weights));
+    assert!(error < 1e-4, "{error}");
+}
+
+/// The CPU records nothing and computes the same.
+#[test]
+fn staged_batches_are_the_batches_themselves() {
+    check_replays(Cpu::<f32>::new, |_, _| {});
+    check_evened_out(Cpu::<f32>::new);
+}
+
+/// A device that masks draws what the loader draws.
+#[test]
+fn masks_are_drawn_alike() {
+    let (rows, mask) = rows();
+    for style in [MaskStyle::Electra, MaskStyle::Txtai] {
+        let mask = MaskSpec { style, ..mask };
+        let (ours, theirs) = (spec(mask, 2, false), spec(mask, 2, true));
+        for micro in 0..2 {
+            let (a, b) = (ours.training_batch(&rows, 3, micro), theirs.training_batch(&rows, 3, micro));
+            assert_eq!(a.ids, b.ids[..a.tokens()]);
+            let masking = b.masking.unwrap();
+            assert!(a.masked() <= masking.slots);
+            let bounds = a.cu_seqlens.windows(2).enumerate();
+            let drawn: Vec<u32> = bounds
+                .flat_map(|(row, w)| {
+                    let ids = &a.ids[w[0] as usize..w[1] as usize];
+                    let masked = masking.spec.mask(masking.rng, ids, masking.slot0 + row as u32, 3);
+                    masked.into_iter().map(move |(position, _)| w[0] + position as u32)
+                })
+                .collect();
+            assert_eq!(drawn, a.masked_index);
+        }
+    }
+}
