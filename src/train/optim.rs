@@ -64,7 +64,7 @@ impl<B: Backend> AdamW<B> {
     }
 
     /// One update with learning rate `lr` from the accumulated gradients, which are zero afterwards. Returns the
-    /// global gradient norm before clipping.
+    /// global gradient norm before clipping; where it is not finite nothing was updated.
     pub fn step(&mut self, model: &mut TokenDetection<B>, lr: f64) -> Result<f64> {
         let (backend, params) = model.backend_and_params();
         let len = params.table.len();
@@ -88,7 +88,11 @@ impl<B: Backend> AdamW<B> {
             working: B::slice_mut(&mut params.working, 0..len),
         })?;
         let norm = backend.download(B::slice(&self.norm_squared, 0..1))?;
-        Ok(norm[0].to_f64().sqrt())
+        let norm = norm[0].to_f64().sqrt();
+        if !norm.is_finite() {
+            self.step -= 1;
+        }
+        Ok(norm)
     }
 
     /// Copies the moments out.
