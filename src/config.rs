@@ -189,6 +189,10 @@ settings! {
     /// Checkpoints kept [default: 2]
     #[arg(long, value_name = "N", help_heading = "Run")]
     keep: usize,
+    /// Steps in a row without a finite loss and gradient after which the run goes back to its last good checkpoint
+    /// [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    max_bad_steps: u64,
     /// Steps between held-out evaluations; 0 for the end only [default: 0]
     #[arg(long, value_name = "N", help_heading = "Run")]
     eval_every: u64,
@@ -304,6 +308,7 @@ pub struct RunConfig {
     pub output: PathBuf,
     pub save_every: u64,
     pub keep: usize,
+    pub max_bad_steps: u64,
     pub eval_every: u64,
     pub eval_rows: usize,
     pub log_every: u64,
@@ -361,6 +366,7 @@ impl RunConfig {
             output,
             save_every: s.save_every.unwrap_or(1000),
             keep: s.keep.unwrap_or(2),
+            max_bad_steps: s.max_bad_steps.unwrap_or(5),
             eval_every: s.eval_every.unwrap_or(0),
             eval_rows: s.eval_rows.unwrap_or(200),
             log_every: s.log_every.unwrap_or(10),
@@ -380,6 +386,7 @@ impl RunConfig {
             ("keep", self.keep),
             ("eval-rows", self.eval_rows),
             ("save-every", self.save_every as usize),
+            ("max-bad-steps", self.max_bad_steps as usize),
             ("log-every", self.log_every as usize),
             ("threads", self.threads.unwrap_or(1)),
             ("steps", self.steps.unwrap_or(1) as usize),

@@ -50,6 +50,9 @@ pub enum Error {
     /// A GPU, its libraries or its kernels.
     #[error("{0}")]
     Device(String),
+    /// A training run that cannot go on: what happened, what is safe, how to continue.
+    #[error("{0}")]
+    Run(String),
 }
 
 impl Error {
@@ -77,6 +80,17 @@ impl Error {
     /// A problem with a GPU, its libraries or its kernels.
     pub fn device(problem: impl Into<String>) -> Self {
         Self::Device(problem.into())
+    }
+
+    /// A training run that cannot go on.
+    pub fn run(problem: impl Into<String>) -> Self {
+        Self::Run(problem.into())
+    }
+
+    /// Whether there was no room to write: a full disk, a spent quota.
+    pub fn is_no_space(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
     /// Arguments that do not fit.

@@ -1,4 +1,7 @@
 //! Files that are either whole or not there: written under a temporary name beside their own, synced, renamed.
+//!
+//! An error on the way removes the temporary file. A process that is killed on the way leaves it; the next one that
+//! owns the directory calls [`remove_unfinished`].
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -6,11 +9,14 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// How the names of files begin that are being written.
+const UNFINISHED: &str = ".writing-";
+
 /// Writes a file through `fill`; on any failure what stood at `path` before is untouched.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let dir = parent(path);
     let mut file = tempfile::Builder::new()
-        .prefix(".writing-")
+        .prefix(UNFINISHED)
         .tempfile_in(dir)
         .map_err(Error::io("create a file in", dir))?;
     let write = |file: &mut File| {
@@ -27,6 +33,24 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::R
 /// Creates a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::io("create the directory", path))
+}
+
+/// Removes what a killed process left half written in a directory that is this process's own.
+pub fn remove_unfinished(dir: &Path) -> Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for path in sorted_entries(dir)? {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes what was written to a file, through whatever handle, last through a power cut.
+pub fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
 }
 
 fn parent(path: &Path) -> &Path {

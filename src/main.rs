@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use elektron::cli::{Cli, Outcome};
+use elektron::train::signals::INTERRUPTED;
 
 fn main() -> ExitCode {
     // Usage errors end the process with code 2.
-    match elektron::cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+    match Cli::parse().run() {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

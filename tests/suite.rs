@@ -7,9 +7,11 @@ mod data;
 mod device;
 #[cfg(feature = "simt")]
 mod emulated;
+mod faults;
 mod golden;
 #[cfg(feature = "simt")]
 mod kernels;
+mod numbers;
 mod nvrtc;
 mod ops;
 mod recorded;

@@ -42,18 +42,28 @@ enum Command {
     Doctor(doctor::Arguments),
 }
 
+/// How a command ended, when nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With all that was asked for.
+    Done,
+    /// By a signal, before its end; it can be resumed.
+    Interrupted,
+}
+
 impl Cli {
     /// Does what was asked.
-    pub fn run(self) -> Result<()> {
+    pub fn run(self) -> Result<Outcome> {
         match self.command {
-            Command::Pretrain(arguments) => pretrain::run(*arguments),
+            Command::Pretrain(arguments) => return pretrain::run(*arguments),
             Command::Prepare(arguments) => prepare::run(&arguments),
             Command::Tokenizer(arguments) => prepare::run_tokenizer(&arguments),
             Command::Forward(arguments) => forward::run(&arguments),
             Command::Eval(arguments) => eval::run(&arguments),
             Command::Detect(arguments) => detect::run(&arguments),
             Command::Doctor(arguments) => doctor::run(&arguments),
-        }
+        }?;
+        Ok(Outcome::Done)
     }
 }
 

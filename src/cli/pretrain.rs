@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
-use super::{check_positions, check_vocabulary, print, set_threads};
+use super::{Outcome, check_positions, check_vocabulary, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
@@ -17,14 +17,16 @@ use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
-use crate::fsutil::{create_dir, write_atomic};
+use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan, step_tally};
 use crate::train::card::write_cards;
 use crate::train::checkpoint::Checkpoints;
+use crate::train::lock::RunLock;
 use crate::train::log::{duration, holds_run};
-use crate::train::{Run, Summary, train};
+use crate::train::signals::Stop;
+use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -32,7 +34,12 @@ use crate::{Error, Result};
   elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
   elektron pretrain --config run.toml --learning-rate 3e-4
   elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
-  elektron pretrain --resume out/run")]
+  elektron pretrain --resume out/run
+Signals:
+  SIGINT (Ctrl-C), SIGTERM and SIGUSR1 finish the step, save a checkpoint and exit with code 75; a second SIGINT leaves at
+  once. With --resume a run goes on from its newest whole checkpoint, to the same bytes as if it had never stopped.
+Exit codes:
+  0 finished, 1 error, 2 wrong usage, 75 stopped by a signal and saved: start it again with --resume")]
 pub(super) struct Arguments {
     /// TOML file of settings: the flags below without their dashes; flags win
     #[arg(long, value_name = "FILE", help_heading = "Run")]
@@ -64,7 +71,7 @@ const TYPED: &str = "run.json";
 /// The settings as resolved.
 const RESOLVED: &str = "config.json";
 
-pub(super) fn run(arguments: Arguments) -> Result<()> {
+pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
     let settings = gather(&arguments)?;
     let config = RunConfig::resolve(settings.clone())?;
@@ -76,18 +83,11 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         graphs: !arguments.no_cuda_graph,
     };
     if arguments.dry_run {
-        return with_backend(choice, DryRun { config: &config, machine: arguments.json });
+        with_backend(choice, DryRun { config: &config, machine: arguments.json })?;
+        return Ok(Outcome::Done);
     }
-    let before = config.output.join(RESOLVED);
-    if resume && before.is_file() {
-        config.continued_as(&read_config(&before)?)?;
-    } else if !resume && holds_run(&config.output) {
-        return Err(Error::file(
-            &config.output,
-            "this directory already holds a run: continue it with --resume, or give another --output",
-        ));
-    }
-    create_dir(&config.output)?;
+    let stop = Stop::on_signals()?;
+    let _lock = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
     let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
@@ -98,10 +98,29 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
     let pair = (generator, discriminator);
     let quiet = arguments.quiet;
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet };
+    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet, stop };
     let summary = with_backend(choice, training)?;
-    write_cards(&config, &summary)?;
     finish(&config, &summary)
+}
+
+/// Makes the output directory this process's own, if the run may be there.
+fn take_directory(config: &RunConfig, resume: bool) -> Result<RunLock> {
+    let output = &config.output;
+    create_dir(output)?;
+    let lock = RunLock::take(output)?;
+    let before = output.join(RESOLVED);
+    if resume && before.is_file() {
+        config.continued_as(&read_config(&before)?)?;
+    } else if !resume && holds_run(output) {
+        return Err(Error::file(
+            output,
+            "this directory already holds a run: continue it with --resume, or give another --output",
+        ));
+    }
+    for dir in ["", "generator", "discriminator", "tokenizer", "shards"] {
+        remove_unfinished(&output.join(dir))?;
+    }
+    Ok(lock)
 }
 
 /// A run whose models are ready.
@@ -112,15 +131,20 @@ struct Training<'a> {
     tokenizer: Tokenizer,
     resume: bool,
     quiet: bool,
+    stop: Stop,
 }
 
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, quiet } = self;
+        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, quiet, stop } =
+            self;
         check_memory(&backend, config, (&generator, &discriminator), place)?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
+        // Before the text is read, so that --resume does whenever the process ends.
+        write_settings(&config.output.join(TYPED), settings)?;
+        write_settings(&config.output.join(RESOLVED), config)?;
         let rows = |paths: &[String]| -> Result<Rows> {
             let source = TextSource::new(paths, &config.columns)?;
             let dataset = tokenize(&source, &tokenizer, &config.shards, quiet)?;
@@ -128,16 +152,29 @@ impl OnBackend for Training<'_> {
         };
         let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
         let rows = Arc::new(rows(&config.train)?);
-        write_settings(&config.output.join(TYPED), settings)?;
-        write_settings(&config.output.join(RESOLVED), config)?;
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
         }
         let loader = LoaderSpec { on_device: B::RECORDS, ..loader_spec(config, &tokenizer) };
-        let summary = train(Run { config, model: &mut model, rows, validation, loader, resume, quiet })?;
-        model.save_pretrained(&config.output)?;
+        stop.begin_training();
+        let run =
+            Run { config, model: &mut model, rows, validation, loader, resume, quiet, stop, fault: None };
+        let summary = train(run)?;
+        if summary.ending == Ending::Finished {
+            export(&model, config, &summary)?;
+        }
         Ok(summary)
     }
+}
+
+/// Writes both models and their cards.
+fn export<B: Backend>(model: &TokenDetection<B>, config: &RunConfig, summary: &Summary) -> Result<()> {
+    model.save_pretrained(&config.output).and_then(|()| write_cards(config, summary)).map_err(|e| {
+        Error::run(format!(
+            "{e}; training is finished and saved: `elektron pretrain --resume {}` writes the models again",
+            config.output.display()
+        ))
+    })
 }
 
 /// What a run of these settings holds.
@@ -199,13 +236,17 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
         let path = dir.join(TYPED);
         if path.is_file() {
             let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            let before = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+            let before = serde_json::from_str(&text).map_err(|e| {
+                let advice = "delete it and give the run's settings again, with --resume";
+                Error::file(&path, format!("these settings cannot be read ({e}): {advice}"))
+            })?;
             settings = settings.over(&before)?;
-        } else if Checkpoints::new(&dir, 1).list()?.is_empty() && settings.train.is_none() {
-            return Err(Error::file(
-                &dir,
-                "there is no run to resume here: start one with --train and --output",
-            ));
+        } else if settings.train.is_none() {
+            let problem = match Checkpoints::new(&dir, 1).list()?[..] {
+                [] => "there is no run to resume here: start one with --train and --output",
+                _ => "run.json with the run's settings is missing here: give them again, with --resume",
+            };
+            return Err(Error::file(&dir, problem));
         }
         settings.output = Some(dir);
     }
@@ -214,7 +255,10 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
 
 fn read_config(path: &Path) -> Result<RunConfig> {
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("these settings cannot be read: {e}")))
+    serde_json::from_str(&text).map_err(|e| {
+        let advice = "delete it, the run goes on with the settings in run.json";
+        Error::file(path, format!("these settings cannot be read ({e}): {advice}"))
+    })
 }
 
 fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
@@ -233,7 +277,8 @@ fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tok
         }
     }
     let own = config.output.join("tokenizer");
-    if own.is_dir() {
+    // The last of its files to be written: without it the tokenizer is not whole.
+    if own.join("vocab.txt").is_file() {
         return Tokenizer::load(&own);
     }
     if !quiet {
@@ -318,16 +363,36 @@ fn announce(config: &RunConfig, parameters: usize, rows: &Rows, place: &Place) {
     );
 }
 
-fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
+fn finish(config: &RunConfig, summary: &Summary) -> Result<Outcome> {
     let out = config.output.display();
-    let done = summary.position.tokens - summary.started_at.tokens;
+    let done = summary.position.tokens.saturating_sub(summary.started_at.tokens);
     let rate = done as f64 / summary.seconds.max(1e-9);
-    let mut text = format!(
-        "trained {} steps ({} tokens, {rate:.0} tok/s) in {}\n",
-        summary.position.step,
-        summary.position.tokens,
-        duration(summary.seconds)
-    );
+    if summary.ending == Ending::Interrupted {
+        print(&format!(
+            "stopped by a signal at step {}, which is saved; to go on:\n  elektron pretrain --resume {out}",
+            summary.position.step
+        ))?;
+        return Ok(Outcome::Interrupted);
+    }
+    let mut text = match done {
+        0 => format!(
+            "this run has made its {} steps; to train further, resume it with more --steps\n",
+            summary.position.step
+        ),
+        _ => format!(
+            "trained {} steps ({} tokens, {rate:.0} tok/s) in {}, of which {:.2} s for checkpoints\n",
+            summary.position.step,
+            summary.position.tokens,
+            duration(summary.seconds),
+            summary.saving_seconds
+        ),
+    };
+    if summary.skipped > 0 {
+        text += &format!(
+            "{} steps were skipped, because their loss or a gradient was not finite; {} returns to a checkpoint\n",
+            summary.skipped, summary.rollbacks
+        );
+    }
     if let Some(m) = &summary.held_out {
         text += &format!(
             "held out: generator loss {:.4}, accuracy {:.3}; discriminator loss {:.4}, accuracy {:.3}, AUC {:.3}\n",
@@ -339,7 +404,8 @@ fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
     text += &format!(
         "  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\""
     );
-    print(&text)
+    print(&text)?;
+    Ok(Outcome::Done)
 }
 
 struct DryRun<'a> {

@@ -37,19 +37,28 @@ pub struct LoaderSpec {
 impl LoaderSpec {
     /// Micro-batch number `micro` of step `step` (both from 0).
     pub fn training_batch(&self, rows: &Rows, step: u64, micro: usize) -> Batch {
-        let slots = micro * self.batch_size..(micro + 1) * self.batch_size;
-        let first = step * (self.batch_size * self.micro_batches) as u64;
-        let philox = Philox::new(self.seed);
-        let items = slots.map(|slot| {
-            let sample = first + slot as u64;
-            let (epoch, at) = (sample / rows.len() as u64, sample % rows.len() as u64);
-            (shuffled(philox, rows.len() as u64, epoch as u32, at) as usize, slot as u32)
-        });
-        let mut batch = self.assemble(rows, items, step as u32);
+        let mut batch = self.assemble(rows, self.training_rows(rows.len(), step, micro), step as u32);
         if self.on_device {
             self.even_out(&mut batch);
         }
         batch
+    }
+
+    /// The same, or an error if a shard it is read from was cut short meanwhile.
+    pub fn checked_batch(&self, rows: &Rows, step: u64, micro: usize) -> Result<Batch> {
+        self.training_rows(rows.len(), step, micro).try_for_each(|(row, _)| rows.check(row))?;
+        Ok(self.training_batch(rows, step, micro))
+    }
+
+    /// Row and slot of each sample of a micro-batch, out of `len` rows.
+    fn training_rows(&self, len: usize, step: u64, micro: usize) -> impl Iterator<Item = (usize, u32)> {
+        let slots = micro * self.batch_size..(micro + 1) * self.batch_size;
+        let first = step * (self.batch_size * self.micro_batches) as u64;
+        let (philox, len) = (Philox::new(self.seed), len as u64);
+        slots.map(move |slot| {
+            let sample = first + slot as u64;
+            (shuffled(philox, len, (sample / len) as u32, sample % len) as usize, slot as u32)
+        })
     }
 
     /// Rows `range` in their own order, with the same masks in every evaluation of every run.
@@ -131,7 +140,7 @@ pub fn shuffled(philox: Philox, len: u64, epoch: u32, at: u64) -> u64 {
 
 /// The training batches of a run, one after the other.
 pub struct Loader {
-    receiver: Option<Receiver<Batch>>,
+    receiver: Option<Receiver<Result<Batch>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -142,7 +151,9 @@ impl Loader {
         let thread = std::thread::spawn(move || {
             for step in start.. {
                 for micro in 0..spec.micro_batches {
-                    if sender.send(spec.training_batch(&rows, step, micro)).is_err() {
+                    let batch = spec.checked_batch(&rows, step, micro);
+                    let failed = batch.is_err();
+                    if sender.send(batch).is_err() || failed {
                         return;
                     }
                 }
@@ -154,9 +165,7 @@ impl Loader {
     /// The next micro-batch.
     pub fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
-        batch.ok_or_else(|| {
-            Error::config("the thread that reads the shards stopped: were they deleted or cut short?")
-        })
+        batch.ok_or_else(|| Error::run("the thread that reads the shards stopped"))?
     }
 }
 

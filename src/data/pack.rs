@@ -119,6 +119,21 @@ impl Rows {
         &self.dataset
     }
 
+    /// An error if the shards that row `row` is read from were cut short since they were opened.
+    pub fn check(&self, row: usize) -> Result<()> {
+        match &self.index {
+            Index::Concat => self.dataset.check_framed(row * self.seq_len..(row + 1) * self.seq_len),
+            Index::None => self.dataset.check(row..row + 1),
+            Index::Pack(paragraphs, starts) => paragraphs[starts[row] as usize..starts[row + 1] as usize]
+                .iter()
+                .try_for_each(|&p| self.dataset.check(p as usize..p as usize + 1)),
+            Index::Segments(rows) => {
+                let (first, count) = rows[row];
+                self.dataset.check(first as usize..(first + count) as usize)
+            }
+        }
+    }
+
     /// Row number `row`.
     pub fn row(&self, row: usize) -> Row {
         match &self.index {

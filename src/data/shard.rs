@@ -47,6 +47,9 @@ pub struct Progress {
 
 /// One source file's tokens.
 pub struct Shard {
+    path: PathBuf,
+    /// The mapped file's own number, which another file of the same name does not have.
+    identity: Option<u64>,
     map: Mmap,
     wide: bool,
     tokens: usize,
@@ -226,7 +229,10 @@ impl Shard {
         if expected != Some(map.len() as u64) {
             return Err(damaged("its length is not what its header says"));
         }
+        let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
         let shard = Self {
+            path: path.to_path_buf(),
+            identity: identity(&metadata),
             map,
             wide: width == 4,
             tokens: tokens as usize,
@@ -238,6 +244,25 @@ impl Shard {
             return Err(damaged("its paragraphs do not end where its tokens do"));
         }
         Ok(shard)
+    }
+
+    /// An error if the mapped file was cut short since: reading beyond its end would end the process. A file that was
+    /// deleted or replaced does no harm, since the map keeps the old one alive.
+    fn check(&self) -> Result<()> {
+        match std::fs::metadata(&self.path) {
+            Ok(now) if identity(&now) != self.identity => Ok(()),
+            Ok(now) if now.len() < self.map.len() as u64 => Err(Error::file(
+                &self.path,
+                format!(
+                    "this shard was cut short while it was read, from {} to {} bytes: it is made again when the run is \
+                     resumed",
+                    self.map.len(),
+                    now.len()
+                ),
+            )),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("read", &self.path)(e)),
+            _ => Ok(()),
+        }
     }
 
     fn raw_end(&self, paragraph: usize) -> u64 {
@@ -274,6 +299,19 @@ impl Shard {
     }
 }
 
+/// What tells a file from another of the same name, where the system has such a thing.
+fn identity(metadata: &std::fs::Metadata) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        Some(std::os::unix::fs::MetadataExt::ino(metadata))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        None
+    }
+}
+
 impl Dataset {
     /// Of shards in order.
     pub fn new(shards: Vec<Shard>) -> Self {
@@ -307,6 +345,26 @@ impl Dataset {
     fn locate(&self, paragraph: usize) -> (&Shard, usize) {
         let shard = self.first.partition_point(|&first| first <= paragraph) - 1;
         (&self.shards[shard], paragraph - self.first[shard])
+    }
+
+    /// An error if a shard that holds some of these paragraphs was cut short.
+    pub(super) fn check(&self, paragraphs: std::ops::Range<usize>) -> Result<()> {
+        let first = self.first.partition_point(|&first| first <= paragraphs.start).saturating_sub(1);
+        let last = self.first.partition_point(|&first| first < paragraphs.end).min(self.shards.len());
+        self.shards[first.min(last)..last].iter().try_for_each(Shard::check)
+    }
+
+    /// An error if a shard that holds some of these tokens of the framed stream was cut short.
+    pub(super) fn check_framed(&self, tokens: std::ops::Range<usize>) -> Result<()> {
+        let mut start = 0;
+        for shard in &self.shards {
+            let end = start + shard.tokens + 2 * shard.paragraphs;
+            if end > tokens.start && start < tokens.end {
+                shard.check()?;
+            }
+            start = end;
+        }
+        Ok(())
     }
 
     /// Tokens of a paragraph.

@@ -10,6 +10,9 @@ use super::metrics::Metrics;
 use crate::fsutil::write_atomic;
 use crate::{Error, Result};
 
+/// The file's name in the run's directory.
+pub const METRICS: &str = "metrics.jsonl";
+
 /// One line of the log: means since the line before.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Line {
@@ -25,6 +28,10 @@ pub struct Line {
     pub lr: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
+    /// Standard deviations by which a loss stood out, if one did.
+    pub spike: Option<f64>,
+    /// Steps since the line before that changed nothing, because the loss or a gradient was not finite.
+    pub skipped: u64,
     /// Tokens a second since the line before.
     pub tok_per_s: f64,
     /// Seconds to go.
@@ -35,6 +42,8 @@ pub struct Line {
 pub struct Log {
     path: PathBuf,
     file: File,
+    /// Lines that could not be written yet.
+    pending: Vec<u8>,
     quiet: bool,
     terminal: bool,
 }
@@ -42,14 +51,14 @@ pub struct Log {
 impl Log {
     /// Opens `dir/metrics.jsonl`, without the lines of steps after `step` that a continued run will make again.
     pub fn open(dir: &Path, step: u64, quiet: bool) -> Result<Self> {
-        let path = dir.join("metrics.jsonl");
+        let path = dir.join(METRICS);
         if path.exists() {
             let kept = lines_up_to(&path, step)?;
             write_atomic(&path, |out| kept.iter().try_for_each(|line| writeln!(out, "{line}")))?;
         }
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
-        Ok(Self { path, file, quiet, terminal: std::io::stderr().is_terminal() })
+        Ok(Self { path, file, pending: Vec::new(), quiet, terminal: std::io::stderr().is_terminal() })
     }
 
     /// One line of training metrics.
@@ -63,6 +72,12 @@ impl Log {
         object.insert("lr".into(), json!(line.lr));
         object.insert("grad_norm".into(), json!(line.grad_norm));
         object.insert("tok_per_s".into(), json!(line.tok_per_s.round()));
+        if let Some(z) = line.spike {
+            object.insert("spike".into(), json!(z));
+        }
+        if line.skipped > 0 {
+            object.insert("skipped".into(), json!(line.skipped));
+        }
         self.write(&Value::Object(object))?;
         if self.quiet {
             return Ok(());
@@ -88,15 +103,40 @@ impl Log {
         Ok(())
     }
 
+    /// One line that tells of a return from step `from` to the checkpoint of step `to`.
+    pub fn rollback(&mut self, from: u64, to: u64, reason: &str) -> Result<()> {
+        self.write(&json!({ "step": to, "rollback": { "from": from, "reason": reason } }))
+    }
+
     fn write(&mut self, line: &Value) -> Result<()> {
-        writeln!(self.file, "{line}").map_err(Error::io("write", &self.path))
+        let waited = !self.pending.is_empty();
+        self.pending.extend_from_slice(format!("{line}\n").as_bytes());
+        match self.flush() {
+            // A full disk is no reason to lose a line or to stop: a checkpoint waits for them.
+            Err(e) if e.is_no_space() => {
+                if !waited {
+                    eprintln!("warning: {e}; lines of the log wait in memory until there is room");
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Writes the lines that had to wait.
+    pub fn flush(&mut self) -> Result<()> {
+        while !self.pending.is_empty() {
+            let written = self.file.write(&self.pending).map_err(Error::io("write", &self.path))?;
+            self.pending.drain(..written);
+        }
+        Ok(())
     }
 }
 
 fn progress(line: &Line) -> String {
     let m = &line.metrics;
     format!(
-        "step {}/{} gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left",
+        "step {}/{} gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
         line.step,
         line.steps,
         m.gen_loss,
@@ -107,7 +147,9 @@ fn progress(line: &Line) -> String {
         line.lr,
         line.grad_norm,
         line.tok_per_s,
-        duration(line.eta_s)
+        duration(line.eta_s),
+        line.spike.map_or(String::new(), |z| format!(" | SPIKE of {z:.1} standard deviations")),
+        if line.skipped > 0 { format!(" | {} steps SKIPPED", line.skipped) } else { String::new() }
     )
 }
 
@@ -135,15 +177,11 @@ fn lines_up_to(path: &Path, step: u64) -> Result<Vec<String>> {
     Ok(kept)
 }
 
-/// Whether a directory holds a run.
+/// Whether a directory holds a run that has begun to train.
 pub fn holds_run(dir: &Path) -> bool {
     fs::read_dir(dir).is_ok_and(|mut entries| {
         entries.any(|e| {
-            e.is_ok_and(|e| {
-                ["run.json", "generator", "discriminator", "metrics.jsonl"]
-                    .iter()
-                    .any(|n| e.file_name() == *n)
-            })
+            e.is_ok_and(|e| ["generator", "discriminator", METRICS].iter().any(|n| e.file_name() == *n))
         })
     })
 }

@@ -1,11 +1,11 @@
 //! What is measured of a step, and of a held-out text.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::StepOutput;
 
 /// Metrics of one step, of the mean over several, or of a whole text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// gen_weight · gen_loss + disc_weight · disc_loss.
     pub loss: f64,

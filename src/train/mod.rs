@@ -1,25 +1,35 @@
 //! The training loop: loader → step → optimizer → log, evaluation, checkpoint.
+//!
+//! [`trainer`] is the loop, [`checkpoint`] what it keeps on disk and [`saver`] the thread that writes it. What can go
+//! wrong on the way has a place of its own: [`signals`] that end the run, the [`lock`] on its directory, steps whose
+//! numbers are not finite ([`trainer`], [`diagnosis`]), losses that stand out ([`window`]).
 
 pub mod card;
 pub mod checkpoint;
+mod diagnosis;
+pub mod lock;
 pub mod log;
 pub mod metrics;
 pub mod optim;
+pub mod saver;
 pub mod schedule;
+pub mod signals;
+mod trainer;
+pub mod window;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::RunConfig;
-use crate::data::loader::{Loader, LoaderSpec};
+use crate::data::Batch;
+use crate::data::loader::LoaderSpec;
 use crate::data::pack::Rows;
 use crate::model::{Phase, TokenDetection};
-use checkpoint::{Checkpoints, Position};
-use log::{Line, Log};
+use checkpoint::Position;
 use metrics::{Metrics, auc};
-use optim::{AdamW, AdamWOptions};
+use signals::Stop;
+use trainer::Trainer;
 
 /// What a run is made of.
 pub struct Run<'a, B: Backend> {
@@ -37,136 +47,52 @@ pub struct Run<'a, B: Backend> {
     pub resume: bool,
     /// No progress lines.
     pub quiet: bool,
+    /// Asks it to stop.
+    pub stop: Stop,
+    /// Breaks it on purpose.
+    pub fault: Option<&'a Fault<'a, B>>,
+}
+
+/// For tests: called before each micro-batch with the number of steps made and of returns to a checkpoint, it may spoil
+/// model and batch.
+pub type Fault<'a, B> = dyn Fn(u64, u64, &mut TokenDetection<B>, &mut Batch) -> Result<()> + 'a;
+
+/// Why training ended, when nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are made.
+    Finished,
+    /// It was asked to stop, and can be resumed.
+    Interrupted,
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
+    /// Why.
+    pub ending: Ending,
     /// Where it is.
     pub position: Position,
     /// Where it was when this process took it up.
     pub started_at: Position,
     /// Seconds of this process's training.
     pub seconds: f64,
+    /// Of these, seconds that training stood still for checkpoints.
+    pub saving_seconds: f64,
+    /// Steps that changed nothing, because the loss or a gradient was not finite.
+    pub skipped: u64,
+    /// Returns to a checkpoint.
+    pub rollbacks: u64,
     /// Held-out metrics at the end.
     pub held_out: Option<Metrics>,
 }
 
-/// Sums since the last line of the log.
-#[derive(Default)]
-struct Window {
-    metrics: Metrics,
-    grad_norm: f64,
-    tokens: u64,
-    steps: u64,
-}
-
-/// Trains to the last step, and saves a checkpoint there.
+/// Trains to the last step or until it is asked to stop, and saves a checkpoint there.
 pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
-    let Run { config, model, rows, validation, loader: spec, resume, quiet } = run;
-    let steps = config.total_steps(rows.len());
-    let warmup = config.warmup(steps);
-    let options = AdamWOptions {
-        eps: config.adam_epsilon,
-        weight_decay: config.weight_decay,
-        bias_correction: config.bias_correction,
-        clip: (config.clip > 0.0).then_some(config.clip),
-        ..AdamWOptions::default()
-    };
-    let mut optimizer = AdamW::new(model, options)?;
-    let checkpoints = Checkpoints::new(&config.output, config.keep);
-    let mut position = Position::default();
-    if resume {
-        let warn = |error: &crate::Error| eprintln!("warning: {error}; trying the one before");
-        position = checkpoints.restore(model, &mut optimizer, warn)?.unwrap_or_default();
-    }
-    let started_at = position;
-    let mut log = Log::open(&config.output, position.step, quiet)?;
-    let mut loader = Loader::new(rows, spec, position.step);
-    let (start, mut window, mut window_start) = (Instant::now(), Window::default(), Instant::now());
-    let mut saved = resume && position.step > 0;
-    while position.step < steps {
-        let lr = config.schedule.rate(config.learning_rate, position.step, warmup, steps);
-        let tokens = step(model, &mut loader, spec.micro_batches, position.step, &mut window)?;
-        window.grad_norm += optimizer.step(model, lr)?;
-        window.steps += 1;
-        position = Position { step: position.step + 1, tokens: position.tokens + tokens };
-        saved = false;
-        let last = position.step == steps;
-        if position.step % config.log_every == 0 || last {
-            let line = window.line(position, steps, lr, window_start, (started_at, start));
-            log.train(&line)?;
-            (window, window_start) = (Window::default(), Instant::now());
-        }
-        let evaluates = config.eval_every > 0 && position.step % config.eval_every == 0 && !last;
-        if let Some(rows) = validation.as_ref().filter(|_| evaluates) {
-            log.eval(position.step, &evaluate(model, rows, &spec, config.eval_rows)?)?;
-        }
-        if position.step % config.save_every == 0 {
-            checkpoints.save(model, &optimizer, position)?;
-            saved = true;
-        }
-    }
-    if !saved {
-        checkpoints.save(model, &optimizer, position)?;
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let held_out = match &validation {
-        Some(rows) => Some(evaluate(model, rows, &spec, config.eval_rows)?),
-        None => None,
-    };
-    if let Some(metrics) = &held_out {
-        log.eval(position.step, metrics)?;
-    }
-    Ok(Summary { position, started_at, seconds, held_out })
-}
-
-/// Forward and backward over one step's micro-batches; returns its tokens.
-fn step<B: Backend>(
-    model: &mut TokenDetection<B>,
-    loader: &mut Loader,
-    micro_batches: usize,
-    step: u64,
-    window: &mut Window,
-) -> Result<u64> {
-    let mut tokens = 0;
-    for _ in 0..micro_batches {
-        let batch = loader.next_batch()?;
-        let phase =
-            Phase::Train { step: step as u32, row0: tokens as u32, micro_batches: micro_batches as u32 };
-        model.step_forward(&batch, phase, None)?;
-        window.metrics.add(&Metrics::of(&model.read_step()?), 1.0 / micro_batches as f64);
-        model.step_backward()?;
-        tokens += batch.tokens() as u64;
-    }
-    window.tokens += tokens;
-    Ok(tokens)
-}
-
-impl Window {
-    fn line(
-        &self,
-        position: Position,
-        steps: u64,
-        lr: f64,
-        since: Instant,
-        (started_at, start): (Position, Instant),
-    ) -> Line {
-        let n = self.steps.max(1) as f64;
-        let mut metrics = Metrics::default();
-        metrics.add(&self.metrics, 1.0 / n);
-        let done = (position.step - started_at.step).max(1) as f64;
-        Line {
-            step: position.step,
-            steps,
-            tokens: position.tokens,
-            metrics,
-            lr,
-            grad_norm: self.grad_norm / n,
-            tok_per_s: self.tokens as f64 / since.elapsed().as_secs_f64().max(1e-9),
-            eta_s: start.elapsed().as_secs_f64() / done * (steps - position.step) as f64,
-        }
-    }
+    let mut trainer = Trainer::new(run)?;
+    let ending = trainer.go()?;
+    trainer.save()?;
+    trainer.close(ending)
 }
 
 /// Held-out metrics over the first `limit` rows: means over batches, the AUC over all tokens together.
@@ -180,6 +106,7 @@ pub fn evaluate<B: Backend>(
     let (mut total, mut scores, mut fakes) = (Metrics::default(), Vec::new(), Vec::new());
     for (number, first) in (0..rows_used).step_by(spec.batch_size).enumerate() {
         let range = first..(first + spec.batch_size).min(rows_used);
+        range.clone().try_for_each(|row| rows.check(row))?;
         let weight = range.len() as f64 / rows_used as f64;
         let batch = spec.evaluation_batch(rows, range);
         model.step_forward(&batch, Phase::Eval { step: number as u32 }, None)?;

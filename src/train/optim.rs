@@ -64,7 +64,7 @@ impl<B: Backend> AdamW<B> {
     }
 
     /// One update with learning rate `lr` from the accumulated gradients, which are zero afterwards. Returns the
-    /// global gradient norm before clipping.
+    /// global gradient norm before clipping; where it is not finite nothing was updated.
     pub fn step(&mut self, model: &mut TokenDetection<B>, lr: f64) -> Result<f64> {
         let rule = self.next(lr);
         let (backend, params) = model.backend_and_params();

@@ -1,0 +1,65 @@
+//! Checkpoints written by a thread beside the training: the loop waits for the copy into host memory, not for the disk.
+//!
+//! One write is under way at most. Whether it worked is told at the next [`Saver::poll`] or [`Saver::wait`]; dropping
+//! the saver waits too.
+
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use super::checkpoint::{Checkpoints, Moment, Snapshot};
+use crate::fsutil::sync_file;
+use crate::{Error, Result};
+
+/// Writes the checkpoints of one run.
+pub struct Saver {
+    checkpoints: Checkpoints,
+    /// Must be on disk before a checkpoint that goes on from its end.
+    log: PathBuf,
+    under_way: Option<(u64, JoinHandle<Result<()>>)>,
+    saved: Option<u64>,
+}
+
+impl Saver {
+    /// Nothing is written yet; `saved` is the step of the checkpoint that the run went on from, `log` its metrics.
+    pub fn new(checkpoints: Checkpoints, log: PathBuf, saved: Option<u64>) -> Self {
+        Self { checkpoints, log, under_way: None, saved }
+    }
+
+    /// The step of the last checkpoint that is whole on disk.
+    pub fn saved(&self) -> Option<u64> {
+        self.saved
+    }
+
+    /// Begins to write, once the write before has ended well.
+    pub fn start(&mut self, snapshot: Snapshot, moment: Moment) -> Result<()> {
+        self.wait()?;
+        let (step, checkpoints, log) =
+            (snapshot.state.position.step, self.checkpoints.clone(), self.log.clone());
+        let write = move || sync_file(&log).and_then(|()| checkpoints.write(&snapshot, moment));
+        self.under_way = Some((step, std::thread::spawn(write)));
+        Ok(())
+    }
+
+    /// The error of a write that failed since; does not wait.
+    pub fn poll(&mut self) -> Result<()> {
+        match &self.under_way {
+            Some((_, thread)) if thread.is_finished() => self.wait(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the write that is under way.
+    pub fn wait(&mut self) -> Result<()> {
+        let Some((step, thread)) = self.under_way.take() else { return Ok(()) };
+        thread.join().map_err(|_| Error::run("the thread that writes checkpoints broke down"))??;
+        self.saved = Some(step);
+        Ok(())
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        // Whoever cares for the error has waited before.
+        let _ = self.wait();
+    }
+}

@@ -1,0 +1,418 @@
+//! The loop's state and its parts.
+
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
+use super::diagnosis::diagnose;
+use super::log::{Line, Log, METRICS};
+use super::metrics::Metrics;
+use super::optim::{AdamW, AdamWOptions};
+use super::saver::Saver;
+use super::window::Window;
+use super::{Ending, Run, Summary, evaluate};
+use crate::backend::Backend;
+use crate::config::RunConfig;
+use crate::data::Batch;
+use crate::data::loader::{Loader, LoaderSpec};
+use crate::model::Phase;
+use crate::{Error, Result};
+
+/// Returns to a checkpoint before a run gives up.
+const MOST_ROLLBACKS: u64 = 2;
+
+pub(super) struct Trainer<'a, B: Backend> {
+    run: Run<'a, B>,
+    optimizer: AdamW<B>,
+    checkpoints: Checkpoints,
+    saver: Saver,
+    state: TrainerState,
+    loader: Loader,
+    log: Log,
+    /// Steps in all, and those of the warm-up.
+    steps: u64,
+    warmup: u64,
+    started_at: Position,
+    clock: Clock,
+}
+
+/// Times of this process, on a clock that never goes back.
+struct Clock {
+    start: Instant,
+    line: Instant,
+    /// Steps made since the start.
+    steps: u64,
+    /// Spent waiting for checkpoints.
+    saving: Duration,
+}
+
+impl Clock {
+    fn eta_s(&self, steps_left: u64) -> f64 {
+        self.start.elapsed().as_secs_f64() / self.steps.max(1) as f64 * steps_left as f64
+    }
+}
+
+impl<'a, B: Backend> Trainer<'a, B> {
+    /// Takes a run up where it is.
+    pub(super) fn new(run: Run<'a, B>) -> Result<Self> {
+        let config = run.config;
+        let steps = config.total_steps(run.rows.len());
+        let mut optimizer = AdamW::new(run.model, adamw_options(config))?;
+        let checkpoints = Checkpoints::new(&config.output, config.keep);
+        checkpoints.prepare()?;
+        let mut state = TrainerState::default();
+        let mut saved = None;
+        if run.resume {
+            match checkpoints.newest(&[Moment::SavePoint, Moment::Stop], passed_over)? {
+                Some(snapshot) => {
+                    snapshot.restore(run.model, &mut optimizer)?;
+                    state = snapshot.state;
+                    saved = Some(state.position.step);
+                }
+                None if run.quiet => {}
+                None => eprintln!("there is no checkpoint yet: the run starts from its beginning"),
+            }
+        }
+        let log = open_log(config, &state, run.quiet)?;
+        let loader = Loader::new(run.rows.clone(), ordered(run.loader, &state), state.position.step);
+        let saver = Saver::new(checkpoints.clone(), config.output.join(METRICS), saved);
+        let now = Instant::now();
+        Ok(Self {
+            optimizer,
+            checkpoints,
+            saver,
+            loader,
+            log,
+            steps,
+            warmup: config.warmup(steps),
+            started_at: state.position,
+            clock: Clock { start: now, line: now, steps: 0, saving: Duration::ZERO },
+            state,
+            run,
+        })
+    }
+
+    /// Steps until the last, or until a signal comes.
+    pub(super) fn go(&mut self) -> Result<Ending> {
+        while self.state.position.step < self.steps {
+            if self.run.stop.requested() {
+                return Ok(Ending::Interrupted);
+            }
+            self.step()?;
+            if self.state.bad_in_row >= self.run.config.max_bad_steps {
+                self.go_back()?;
+                continue;
+            }
+            self.log_if_due()?;
+            self.evaluate_if_due()?;
+            self.save_if_due()?;
+        }
+        Ok(Ending::Finished)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let lr = self.rate(self.state.position.step);
+        let micro_batches = self.run.loader.micro_batches;
+        let batches: Result<Vec<Batch>> = (0..micro_batches).map(|_| self.loader.next_batch()).collect();
+        let batches = batches.map_err(|e| self.saved_before(e))?;
+        let (metrics, tokens) = self.gradients(batches)?;
+        let norm = match metrics.loss.is_finite() {
+            true => self.optimizer.step(self.run.model, lr)?,
+            false => {
+                self.run.model.zero_grad()?;
+                f64::NAN
+            }
+        };
+        let state = &mut self.state;
+        state.position.step += 1;
+        state.position.tokens += tokens;
+        state.window.tokens += tokens;
+        self.clock.steps += 1;
+        if norm.is_finite() {
+            let spike = state.losses.judge(metrics.loss);
+            state.window.add(&metrics, norm, spike);
+            state.bad_in_row = 0;
+        } else {
+            state.skipped += 1;
+            state.window.skipped += 1;
+            state.bad_in_row += 1;
+            eprintln!(
+                "warning: step {} is skipped: its loss is {}, its gradient norm {norm} ({} in a row)",
+                state.position.step, metrics.loss, state.bad_in_row
+            );
+        }
+        Ok(())
+    }
+
+    /// Forward and backward over one step's micro-batches: the metrics' mean, and the tokens.
+    fn gradients(&mut self, batches: Vec<Batch>) -> Result<(Metrics, u64)> {
+        let (mut metrics, mut tokens) = (Metrics::default(), 0);
+        let count = batches.len();
+        for mut batch in batches {
+            let step = self.state.position.step;
+            if let Some(fault) = self.run.fault {
+                fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
+            }
+            let phase = phase(step, tokens, count);
+            self.run.model.step_forward(&batch, phase, None)?;
+            metrics.add(&Metrics::of(&self.run.model.read_step()?), 1.0 / count as f64);
+            self.run.model.step_backward()?;
+            tokens += batch.tokens() as u64;
+        }
+        Ok((metrics, tokens))
+    }
+
+    /// Learning rate of the update after `step` steps.
+    fn rate(&self, step: u64) -> f64 {
+        let config = self.run.config;
+        config.schedule.rate(config.learning_rate, step, self.warmup, self.steps)
+    }
+
+    fn log_if_due(&mut self) -> Result<()> {
+        let step = self.state.position.step;
+        if step % self.run.config.log_every != 0 && step != self.steps {
+            return Ok(());
+        }
+        let window = std::mem::take(&mut self.state.window);
+        let (metrics, grad_norm) = window.means();
+        let Window { tokens, spike, skipped, .. } = window;
+        let line = Line {
+            step,
+            steps: self.steps,
+            tokens: self.state.position.tokens,
+            metrics,
+            lr: self.rate(step - 1),
+            grad_norm,
+            spike,
+            skipped,
+            tok_per_s: tokens as f64 / self.clock.line.elapsed().as_secs_f64().max(1e-9),
+            eta_s: self.clock.eta_s(self.steps - step),
+        };
+        self.clock.line = Instant::now();
+        self.log.train(&line)
+    }
+
+    fn evaluate_if_due(&mut self) -> Result<()> {
+        let (step, every) = (self.state.position.step, self.run.config.eval_every);
+        if every > 0 && step % every == 0 && step != self.steps {
+            self.evaluate()?;
+        }
+        Ok(())
+    }
+
+    /// Held-out metrics, which go to the log too.
+    fn evaluate(&mut self) -> Result<Option<Metrics>> {
+        let Run { model, validation, loader, config, .. } = &mut self.run;
+        let Some(rows) = validation else { return Ok(None) };
+        let metrics = evaluate(model, rows, loader, config.eval_rows).map_err(|e| self.saved_before(e))?;
+        self.log.eval(self.state.position.step, &metrics)?;
+        Ok(Some(metrics))
+    }
+
+    fn save_if_due(&mut self) -> Result<()> {
+        if let Err(error) = self.saver.poll() {
+            self.unsaved(&error);
+        }
+        let due = self.state.position.step % self.run.config.save_every == 0;
+        // While steps go bad there is nothing to go back to.
+        if due
+            && self.moment() == Moment::SavePoint
+            && let Err(error) = self.begin_save()
+        {
+            self.unsaved(&error);
+        }
+        Ok(())
+    }
+
+    /// While steps go bad there is no save point: nobody would go back there.
+    fn moment(&self) -> Moment {
+        let step = self.state.position.step;
+        let is_point = step % self.run.config.save_every == 0 || step == self.steps;
+        if is_point && self.state.bad_in_row == 0 { Moment::SavePoint } else { Moment::Stop }
+    }
+
+    /// Copies the state, and has it written beside the training.
+    fn begin_save(&mut self) -> Result<()> {
+        let start = Instant::now();
+        // Before the copy, so that there is one at a time.
+        if let Err(error) = self.saver.wait() {
+            self.unsaved(&error);
+        }
+        self.log.flush()?;
+        let log = self.run.config.output.join(METRICS);
+        self.state.log_bytes = std::fs::metadata(&log).map_err(Error::io("read", &log))?.len();
+        let snapshot = Snapshot::take(self.run.model, &self.optimizer, self.state.clone())?;
+        let begun = self.saver.start(snapshot, self.moment());
+        self.clock.saving += start.elapsed();
+        begun
+    }
+
+    /// Sees to it that this very step is on disk.
+    pub(super) fn save(&mut self) -> Result<()> {
+        let mut saved = self.saver.wait();
+        if saved.is_err() || self.saver.saved() != Some(self.state.position.step) {
+            saved = self.begin_save().and_then(|()| self.saver.wait());
+        }
+        saved.map_err(|error| {
+            let step = self.state.position.step;
+            let newest = match self.saver.saved() {
+                Some(step) => format!("of step {step}, from which"),
+                None => "none yet: from its beginning".to_owned(),
+            };
+            Error::run(format!(
+                "{error}; step {step} could not be saved. The newest checkpoint is {newest} `{}` goes on",
+                self.resume()
+            ))
+        })
+    }
+
+    /// Saves, and says so with an error that ends the run.
+    fn saved_before(&mut self, error: Error) -> Error {
+        match self.save() {
+            Ok(()) => Error::run(format!(
+                "{error}; the run is saved at step {}: `{}` goes on from there",
+                self.state.position.step,
+                self.resume()
+            )),
+            Err(unsaved) => Error::run(format!("{error}; {unsaved}")),
+        }
+    }
+
+    fn unsaved(&self, error: &Error) {
+        eprintln!(
+            "warning: a checkpoint was not written: {error}; training goes on, older checkpoints are kept, the next is \
+             tried within {} steps",
+            self.run.config.save_every
+        );
+    }
+
+    fn resume(&self) -> String {
+        format!("elektron pretrain --resume {}", self.run.config.output.display())
+    }
+
+    /// After too many bad steps in a row: back to the last good checkpoint, with the data in another order.
+    fn go_back(&mut self) -> Result<()> {
+        let reason = self.diagnose()?;
+        if let Err(error) = self.saver.wait() {
+            self.unsaved(&error);
+        }
+        let (from, bad) = (self.state.position.step, self.state.bad_in_row);
+        let give_up = |why: &str| {
+            Err(Error::run(format!(
+                "{bad} steps in a row up to step {from} had no finite loss and gradient: {reason}. {why}. A lower \
+                 --learning-rate, a smaller --clip or --precision fp32 may help; `{}` goes on from the last good \
+                 checkpoint",
+                self.resume()
+            )))
+        };
+        if self.state.rollbacks == MOST_ROLLBACKS {
+            return give_up("Going back to a checkpoint twice, with other data, did not help");
+        }
+        let Some(snapshot) = self.checkpoints.newest(&[Moment::SavePoint], passed_over)? else {
+            return give_up("There is no checkpoint to go back to");
+        };
+        snapshot.restore(self.run.model, &mut self.optimizer)?;
+        let (rollbacks, skipped) = (self.state.rollbacks + 1, self.state.skipped);
+        self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, ..snapshot.state };
+        let to = self.state.position.step;
+        self.checkpoints.forget_after(to)?;
+        eprintln!(
+            "warning: {bad} bad steps in a row up to step {from}: {reason}. The run goes back to step {to} and takes the \
+             data in another order ({rollbacks} of at most {MOST_ROLLBACKS} times)"
+        );
+        self.log = open_log(self.run.config, &self.state, self.run.quiet)?;
+        self.log.rollback(from, to, &reason)?;
+        self.loader = Loader::new(self.run.rows.clone(), ordered(self.run.loader, &self.state), to);
+        Ok(())
+    }
+
+    /// Makes the last step again and says where it went bad.
+    fn diagnose(&mut self) -> Result<String> {
+        let spec = ordered(self.run.loader, &self.state);
+        let step = self.state.position.step - 1;
+        let count = spec.micro_batches;
+        let mut tokens = 0;
+        let mut batches = Vec::new();
+        for micro in 0..count {
+            let mut batch = spec.checked_batch(&self.run.rows, step, micro)?;
+            if let Some(fault) = self.run.fault {
+                fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
+            }
+            let phase = phase(step, tokens, count);
+            tokens += batch.tokens() as u64;
+            batches.push(Ok((batch, phase)));
+        }
+        diagnose(self.run.model, batches.into_iter())
+    }
+
+    /// Evaluates a finished run, and tells how it went.
+    pub(super) fn close(mut self, ending: Ending) -> Result<Summary> {
+        let seconds = self.clock.start.elapsed().as_secs_f64();
+        let held_out = match ending {
+            Ending::Finished => self.evaluate()?,
+            Ending::Interrupted => None,
+        };
+        self.log.flush()?;
+        Ok(Summary {
+            ending,
+            position: self.state.position,
+            started_at: self.started_at,
+            seconds,
+            saving_seconds: self.clock.saving.as_secs_f64(),
+            skipped: self.state.skipped,
+            rollbacks: self.state.rollbacks,
+            held_out,
+        })
+    }
+}
+
+fn adamw_options(config: &RunConfig) -> AdamWOptions {
+    AdamWOptions {
+        eps: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        bias_correction: config.bias_correction,
+        clip: (config.clip > 0.0).then_some(config.clip),
+        ..AdamWOptions::default()
+    }
+}
+
+fn phase(step: u64, row0: u64, micro_batches: usize) -> Phase {
+    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: micro_batches as u32 }
+}
+
+/// Order and masks of the data after `state.rollbacks` returns to a checkpoint.
+fn ordered(spec: LoaderSpec, state: &TrainerState) -> LoaderSpec {
+    // An odd constant far from small numbers: seeds that users choose stay apart.
+    let seed = spec.seed.wrapping_add(state.rollbacks.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    LoaderSpec { seed, ..spec }
+}
+
+/// The log as it was when `state` was saved.
+fn open_log(config: &RunConfig, state: &TrainerState, quiet: bool) -> Result<Log> {
+    let path = config.output.join(METRICS);
+    if std::fs::metadata(&path).is_ok_and(|file| file.len() > state.log_bytes) {
+        let file = std::fs::OpenOptions::new().write(true).open(&path);
+        file.and_then(|file| file.set_len(state.log_bytes)).map_err(Error::io("write", &path))?;
+    }
+    Log::open(&config.output, state.position.step, quiet)
+}
+
+fn passed_over(error: &Error) {
+    eprintln!("warning: {error}; it is set aside as .damaged, and the one before is taken");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It counts the steps of this process on a clock that does not go back, whatever was undone or resumed.
+    #[test]
+    fn the_time_left_is_never_negative() {
+        let now = Instant::now();
+        let clock = |steps| Clock { start: now, line: now, steps, saving: Duration::ZERO };
+        for (steps, left) in [(0, 0), (0, 10), (7, 10), (7, 0)] {
+            let eta = clock(steps).eta_s(left);
+            assert!(eta >= 0.0 && eta.is_finite(), "{eta}");
+        }
+        assert_eq!(clock(3).eta_s(0), 0.0);
+    }
+}

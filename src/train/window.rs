@@ -1,0 +1,114 @@
+//! What the log shows between two of its lines, and which losses are out of the ordinary. Both are kept in checkpoints,
+//! so that a continued run writes the lines that it would have written.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Metrics;
+
+/// Losses that a loss is compared with.
+const RECENT: usize = 128;
+/// Fewer say nothing about what is ordinary.
+const FEWEST: usize = 32;
+/// Standard deviations above the mean from which on a loss is a spike.
+const SPIKE: f64 = 6.0;
+
+/// Sums since the last line of the log, over steps whose loss and gradients were finite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    metrics: Metrics,
+    grad_norm: f64,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Steps summed.
+    steps: u64,
+    /// Steps that were not, because something was not finite.
+    pub skipped: u64,
+    /// The highest spike, in standard deviations.
+    pub spike: Option<f64>,
+}
+
+impl Window {
+    /// One healthy step, and how far its loss stands out if it does.
+    pub fn add(&mut self, metrics: &Metrics, grad_norm: f64, spike: Option<f64>) {
+        self.metrics.add(metrics, 1.0);
+        self.grad_norm += grad_norm;
+        self.steps += 1;
+        self.spike = [self.spike, spike].into_iter().flatten().reduce(f64::max);
+    }
+
+    /// Means of the metrics and of the gradient norm; not numbers if no step was healthy.
+    pub fn means(&self) -> (Metrics, f64) {
+        let mut means = Metrics::default();
+        means.add(&self.metrics, 1.0 / self.steps as f64);
+        (means, self.grad_norm / self.steps as f64)
+    }
+}
+
+/// The losses of the last steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecentLosses(VecDeque<f64>);
+
+impl RecentLosses {
+    /// Takes in one step's loss. By how many standard deviations it exceeds the mean of those before, if that makes it a
+    /// spike.
+    pub fn judge(&mut self, loss: f64) -> Option<f64> {
+        let n = self.0.len() as f64;
+        let mean = self.0.iter().sum::<f64>() / n;
+        let variance = self.0.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        let z = (loss - mean) / variance.sqrt();
+        let spike = (self.0.len() >= FEWEST && z.is_finite() && z > SPIKE).then_some(z);
+        if self.0.len() == RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back(loss);
+        spike
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spike_stands_out_and_what_is_ordinary_does_not() {
+        let mut losses = RecentLosses::default();
+        let ordinary = |i: u32| 10.0 + f64::from(i % 5) * 0.1;
+        for i in 0..FEWEST as u32 - 1 {
+            assert_eq!(losses.judge(ordinary(i)), None);
+        }
+        assert_eq!(losses.clone().judge(1e9), None, "too few to compare with");
+        for i in 0..300 {
+            assert_eq!(losses.judge(ordinary(i)), None);
+        }
+        assert_eq!(losses.0.len(), RECENT);
+        assert_eq!(losses.clone().judge(1.0), None, "a fall is no spike");
+        let z = losses.judge(11.5).unwrap();
+        // Mean 10.2 and standard deviation 0.1 √2 of the five values.
+        assert!((z - 1.3 / 0.02f64.sqrt()).abs() < 0.1, "{z}");
+        assert!(losses.judge(11.5).unwrap() < z, "the first spike widens what is ordinary");
+    }
+
+    #[test]
+    fn both_survive_a_checkpoint_to_the_last_bit() {
+        let (mut window, mut losses) = (Window::default(), RecentLosses::default());
+        for i in 0..50 {
+            let loss = (f64::from(i) * 0.7).sin().exp() / 3.0;
+            window.add(
+                &Metrics { loss, gen_loss: loss / 7.0, ..Metrics::default() },
+                loss * 1e-7,
+                Some(loss),
+            );
+            losses.judge(loss);
+        }
+        let text = serde_json::to_string(&(&window, &losses)).unwrap();
+        assert_eq!(serde_json::from_str::<(Window, RecentLosses)>(&text).unwrap(), (window, losses));
+    }
+
+    #[test]
+    fn means_of_nothing_are_not_numbers() {
+        let (metrics, norm) = Window::default().means();
+        assert!(metrics.loss.is_nan() && norm.is_nan());
+    }
+}
