@@ -50,6 +50,9 @@ pub enum Error {
     /// A GPU, its libraries or its kernels.
     #[error("{0}")]
     Device(String),
+    /// A model of the Hugging Face hub that is not to be had.
+    #[error("{0}")]
+    Hub(String),
 }
 
 impl Error {
@@ -77,6 +80,11 @@ impl Error {
     /// A problem with a GPU, its libraries or its kernels.
     pub fn device(problem: impl Into<String>) -> Self {
         Self::Device(problem.into())
+    }
+
+    /// A problem with a model of the hub.
+    pub fn hub(problem: impl Into<String>) -> Self {
+        Self::Hub(problem.into())
     }
 
     /// Arguments that do not fit.

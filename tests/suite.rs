@@ -8,6 +8,8 @@ mod device;
 #[cfg(feature = "simt")]
 mod emulated;
 mod golden;
+#[cfg(feature = "hub")]
+mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
 mod nvrtc;
