@@ -15,6 +15,9 @@ use crate::model::TokenDetection;
 use crate::model::hf::{HostTensor, map_file, to_f32};
 use crate::{Error, Result};
 
+/// No run counts so far; and one more is still a number.
+const MOST: u64 = 1 << 53;
+
 /// How far a run is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
@@ -107,7 +110,9 @@ fn read(path: &Path) -> Result<(Position, Vec<f32>, AdamWState)> {
     let file = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
     let number = |name: &str| {
         let text = metadata.metadata().as_ref().and_then(|m| m.get(name));
-        text.and_then(|t| t.parse::<u64>().ok()).ok_or_else(|| broken(&format!("no `{name}`")))
+        text.and_then(|t| t.parse().ok())
+            .filter(|&n: &u64| n < MOST)
+            .ok_or_else(|| broken(&format!("no `{name}`")))
     };
     let tensor = |name: &str| {
         let view = file.tensor(name).map_err(|e| broken(&e))?;
