@@ -8,6 +8,7 @@ mod device;
 #[cfg(feature = "simt")]
 mod emulated;
 mod golden;
+mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "simt")]
