@@ -103,7 +103,7 @@ fn mutated_files_are_read_or_refused() {
                 // Mutations that leave every file valid, or none, would test little.
                 Ok(accepted) => {
                     println!("{}: {accepted} of {cases} accepted", format.name);
-                    (accepted == cases).then(|| format!("{}: no mutation was refused", format.name))
+                    (!(1..cases).contains(&accepted)).then(|| format!("{}: {accepted} accepted", format.name))
                 }
                 Err(panic) => Some(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
             })

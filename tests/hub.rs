@@ -434,7 +434,7 @@ fn shards_are_those_of_the_index() {
 
 #[test]
 fn tokenizers_come_in_either_form() {
-    let vocab = (|| read(&repository("tests/data/wordpiece-8k.txt")))();
+    let vocab = read(&repository("tests/data/wordpiece-8k.txt"));
     let world = World::new(&[("vocab.txt", vocab)], honest);
     let dir = world.get(Part::Tokenizer).unwrap();
     elektron::data::tokenizer::Tokenizer::load(&dir).unwrap();
