@@ -92,7 +92,7 @@ settings! {
     /// Held-out text
     #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
     validation: Vec<String>,
-    /// tokenizer.json, vocab.txt or a directory of either; without it a vocabulary is trained on the text
+    /// tokenizer.json, vocab.txt, a directory of either, or a name on the hub; without it a vocabulary is trained on the text
     #[arg(long, value_name = "PATH", help_heading = "Text")]
     tokenizer: PathBuf,
     /// Entries of a trained vocabulary [default: the preset's]
@@ -111,11 +111,12 @@ settings! {
     /// Sizes of the pair [default: small]
     #[arg(long, help_heading = "Model")]
     preset: Preset,
-    /// Generator to start from: a Hugging Face directory, or a preset's full size, untrained
-    #[arg(long, value_name = "DIR|PRESET", help_heading = "Model")]
+    /// Generator to start from: a Hugging Face directory, a name on its hub (owner/name[@revision]), or a preset's
+    /// full size, untrained
+    #[arg(long, value_name = "DIR|NAME|PRESET", help_heading = "Model")]
     generator: String,
     /// Discriminator to start from
-    #[arg(long, value_name = "DIR|PRESET", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|NAME|PRESET", help_heading = "Model")]
     discriminator: String,
     /// Head of the discriminator [default: pretraining]
     #[arg(long, help_heading = "Model")]

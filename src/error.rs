@@ -53,6 +53,9 @@ pub enum Error {
     /// A training run that cannot go on: what happened, what is safe, how to continue.
     #[error("{0}")]
     Run(String),
+    /// A model of the Hugging Face hub that is not to be had.
+    #[error("{0}")]
+    Hub(String),
 }
 
 impl Error {
@@ -91,6 +94,11 @@ impl Error {
     pub fn is_no_space(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
+    /// A problem with a model of the hub.
+    pub fn hub(problem: impl Into<String>) -> Self {
+        Self::Hub(problem.into())
     }
 
     /// Arguments that do not fit.

@@ -25,6 +25,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod fsutil;
+pub mod hub;
 pub mod model;
 pub mod rng;
 pub mod train;

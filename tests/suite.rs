@@ -9,6 +9,9 @@ mod device;
 mod emulated;
 mod faults;
 mod golden;
+mod hostile;
+#[cfg(feature = "hub")]
+mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
 mod numbers;

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{check_vocabulary, print, set_threads};
 use crate::backend::Cpu;
 use crate::data::tokenizer::Tokenizer;
+use crate::hub::{Part, locate};
 use crate::model::Discriminator;
 use crate::model::hf::Checkpoint;
 use crate::{Error, Result};
@@ -23,8 +24,8 @@ const LINES_AT_ONCE: usize = 16;
   elektron detect --discriminator out/run/discriminator --input page.txt --json
   cat page.txt | elektron detect --discriminator out/run/discriminator")]
 pub(super) struct Arguments {
-    /// Directory of the discriminator
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the discriminator, or its name on the Hugging Face hub
+    #[arg(long, value_name = "DIR|NAME")]
     discriminator: PathBuf,
     /// Tokenizer [default: the discriminator's]
     #[arg(long, value_name = "PATH")]
@@ -45,8 +46,9 @@ pub(super) struct Arguments {
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
     let lines = lines(a)?;
-    let tokenizer = Tokenizer::load(a.tokenizer.as_ref().unwrap_or(&a.discriminator))?;
-    let checkpoint = Checkpoint::load(&a.discriminator)?;
+    let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
+    let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
+    let checkpoint = Checkpoint::load(&locate(&a.discriminator, Part::Model, false)?)?;
     check_vocabulary(&tokenizer, &checkpoint.config, "discriminator")?;
     let mut model = Discriminator::load(Cpu::<f32>::new(), checkpoint)
         .map_err(|e| Error::file(&a.discriminator, e.to_string()))?;

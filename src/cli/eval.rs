@@ -1,6 +1,6 @@
 //! `elektron eval`: held-out metrics of a saved pair.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
 use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
+use crate::hub::{Part, locate};
 use crate::model::hf::Checkpoint;
 use crate::model::{Flavour, Options, Share, TokenDetection};
 use crate::train::evaluate;
@@ -23,11 +24,11 @@ use crate::{Error, Result};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Directory of the generator
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the generator, or its name on the Hugging Face hub
+    #[arg(long, value_name = "DIR|NAME")]
     generator: PathBuf,
-    /// Directory of the discriminator
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the discriminator, or its name on the Hugging Face hub
+    #[arg(long, value_name = "DIR|NAME")]
     discriminator: PathBuf,
     /// Tokenizer [default: the discriminator's]
     #[arg(long, value_name = "PATH")]
@@ -96,8 +97,10 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         return Err(Error::config("--batch-size and --rows must be 1 or more"));
     }
     let source = TextSource::new(&a.input, &a.columns)?;
-    let tokenizer = Tokenizer::load(a.tokenizer.as_ref().unwrap_or(&a.discriminator))?;
-    let (generator, discriminator) = (Checkpoint::load(&a.generator)?, Checkpoint::load(&a.discriminator)?);
+    let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
+    let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
+    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
+    let (generator, discriminator) = (load(&a.generator)?, load(&a.discriminator)?);
     for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
         check_vocabulary(&tokenizer, &checkpoint.config, what)?;
         check_positions(a.seq_len, &checkpoint.config, what)?;

@@ -11,6 +11,7 @@ use super::set_threads;
 use crate::backend::Backend;
 use crate::config::{Device, Precision};
 use crate::fsutil::write_atomic;
+use crate::hub::{Part, locate};
 use crate::model::hf::{Checkpoint, map_file};
 use crate::model::{Flavour, Options, Output, PaddedInput, Share, TokenDetection};
 use crate::{Error, Result};
@@ -23,11 +24,11 @@ Dropout is off. Example:
   elektron forward --generator g --discriminator d --batch in.safetensors --output out.safetensors --gradients"
 )]
 pub(super) struct Arguments {
-    /// Hugging Face directory of an ElectraForMaskedLM
-    #[arg(long, value_name = "DIR")]
+    /// Directory of an ElectraForMaskedLM, or its name on the Hugging Face hub
+    #[arg(long, value_name = "DIR|NAME")]
     generator: PathBuf,
-    /// Hugging Face directory of an ElectraForPreTraining or ElectraForTokenClassification
-    #[arg(long, value_name = "DIR")]
+    /// Directory or name of an ElectraForPreTraining or ElectraForTokenClassification
+    #[arg(long, value_name = "DIR|NAME")]
     discriminator: PathBuf,
     /// Safetensors file to read
     #[arg(long, value_name = "FILE")]
@@ -105,7 +106,8 @@ fn run_on<B: Backend>(backend: B, a: &Arguments, input: &PaddedInput) -> Result<
         disallow_correct: a.disallow_correct,
         seed: a.seed,
     };
-    let (generator, discriminator) = (Checkpoint::load(&a.generator)?, Checkpoint::load(&a.discriminator)?);
+    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
+    let (generator, discriminator) = (load(&a.generator)?, load(&a.discriminator)?);
     let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;
     let output = model.forward(input).map_err(|e| Error::file(&a.batch, e.to_string()))?;
     let mut tensors = named(&output, input);

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::data::shard::{self, Dataset};
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::hub::{Part, locate};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -19,7 +20,7 @@ pub(super) struct Arguments {
     /// Text columns of csv and jsonl files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
-    /// tokenizer.json, vocab.txt or a directory of either
+    /// tokenizer.json, vocab.txt, a directory of either, or the name of a model on the Hugging Face hub
     #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
     /// Directory of the shards: give it to `pretrain` as --shards
@@ -101,7 +102,7 @@ pub(super) fn tokenize(
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
     let source = TextSource::new(&arguments.input, &arguments.columns)?;
-    let tokenizer = Tokenizer::load(&arguments.tokenizer)?;
+    let tokenizer = Tokenizer::load(&locate(&arguments.tokenizer, Part::Tokenizer, false)?)?;
     tokenize(&source, &tokenizer, &arguments.output, false)?;
     print(&format!("shards lie in {}", arguments.output.display()))
 }

@@ -18,6 +18,7 @@ use crate::data::pack::Rows;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
+use crate::hub::{Part, locate};
 use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan, step_tally};
@@ -34,6 +35,8 @@ use crate::{Error, Result};
   elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
   elektron pretrain --config run.toml --learning-rate 3e-4
   elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
+  elektron pretrain --train corpus/ --output out/more --generator google/electra-small-generator \\
+      --discriminator google/electra-small-discriminator
   elektron pretrain --resume out/run
 Signals:
   SIGINT (Ctrl-C), SIGTERM and SIGUSR1 finish the step, save a checkpoint and exit with code 75; a second SIGINT leaves at
@@ -91,7 +94,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
     let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
-    let (generator, discriminator) = models(&config, tokenizer.vocab_size())?;
+    let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
@@ -269,11 +272,12 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
 /// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
 fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
     if let Some(path) = &config.tokenizer {
-        return Tokenizer::load(path);
+        return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?);
     }
-    for dir in [&config.generator, &config.discriminator].into_iter().flatten().map(Path::new) {
+    for name in [&config.generator, &config.discriminator].into_iter().flatten() {
+        let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
         if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
-            return Tokenizer::load(dir);
+            return Tokenizer::load(&dir);
         }
     }
     let own = config.output.join("tokenizer");
@@ -298,14 +302,15 @@ fn architecture(head: Head) -> Architecture {
 }
 
 /// Untrained networks of the preset's sizes, or those that were named.
-fn models(config: &RunConfig, vocab_size: usize) -> Result<(Checkpoint, Checkpoint)> {
+fn models(config: &RunConfig, vocab_size: usize, quiet: bool) -> Result<(Checkpoint, Checkpoint)> {
     let head = architecture(config.head);
+    let load = |name: &str| Checkpoint::load(&locate(Path::new(name), Part::Model, quiet)?);
     let generator = match &config.generator {
         None => Checkpoint::fresh(config.preset.generator(vocab_size), Architecture::MaskedLm),
         Some(name) => match Preset::from_name(name) {
             // By name a preset is its full size: the pair of the released checkpoints.
             Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), Architecture::MaskedLm),
-            None => Checkpoint::load(Path::new(name))?,
+            None => load(name)?,
         },
     };
     if generator.architecture != Architecture::MaskedLm {
@@ -316,7 +321,7 @@ fn models(config: &RunConfig, vocab_size: usize) -> Result<(Checkpoint, Checkpoi
         None => Checkpoint::fresh(config.preset.discriminator(vocab_size), head),
         Some(name) => match Preset::from_name(name) {
             Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), head),
-            None => Checkpoint::load(Path::new(name))?.with_head(head),
+            None => load(name)?.with_head(head),
         },
     };
     Ok((generator, discriminator))
@@ -422,10 +427,10 @@ impl OnBackend for DryRun<'_> {
 
 fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &Place) -> Result<()> {
     let vocab_size = match &config.tokenizer {
-        Some(path) => Tokenizer::load(path)?.vocab_size(),
+        Some(path) => Tokenizer::load(&locate(path, Part::Tokenizer, machine)?)?.vocab_size(),
         None => config.vocab_size,
     };
-    let (generator, discriminator) = models(config, vocab_size)?;
+    let (generator, discriminator) = models(config, vocab_size, machine)?;
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
     let table = ParamTable::new(ours, theirs, head, config.share)?;
@@ -495,7 +500,7 @@ mod tests {
             ..Settings::default()
         };
         let config = RunConfig::resolve(settings).unwrap();
-        let (ours, theirs) = models(&config, 8192).unwrap();
+        let (ours, theirs) = models(&config, 8192, true).unwrap();
         let backend = Cpu::<f32>::new();
         let place = |free_bytes| Place { name: String::new(), free_bytes: Some(free_bytes) };
         let check = |config: &RunConfig, free| check_memory(&backend, config, (&ours, &theirs), &place(free));

@@ -4,9 +4,11 @@
 //! document; a csv or jsonl record is a document whose chosen columns are read the same way. Memory is bounded by the
 //! longest line. A further format is one more arm of `Format`.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
@@ -124,7 +126,9 @@ impl TextSource {
     }
 
     fn read_csv(&self, path: &Path, input: impl Read, document: &mut Document<'_>) -> Result<()> {
-        let mut reader = csv::ReaderBuilder::new().from_reader(input);
+        // The csv reader has no limit of its own, and a small compressed file can hold a record without end.
+        let left = Rc::new(Cell::new(MAX_LINE_BYTES));
+        let mut reader = csv::ReaderBuilder::new().from_reader(Rationed { input, left: left.clone() });
         let line_of = |e: &csv::Error| e.position().map_or(1, csv::Position::line);
         let broken = |e: csv::Error| {
             Error::line(
@@ -151,6 +155,7 @@ impl TextSource {
                 document.text(record.get(column).unwrap_or_default())?;
             }
             document.close();
+            left.set(MAX_LINE_BYTES);
         }
         Ok(())
     }
@@ -188,6 +193,22 @@ impl TextSource {
             document.close();
             Ok(())
         })
+    }
+}
+
+/// Input that ends in an error once its ration is used up.
+struct Rationed<R> {
+    input: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Rationed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        let problem =
+            || std::io::Error::other(format!("a record is longer than {} MiB", MAX_LINE_BYTES >> 20));
+        self.left.set(self.left.get().checked_sub(read as u64).ok_or_else(problem)?);
+        Ok(read)
     }
 }
 

@@ -53,6 +53,9 @@ const ROLES: [(&str, &str); 5] = [
     ("mask_token", "[MASK]"),
 ];
 
+/// Ids beyond are those of a damaged file: each costs a row of embeddings.
+const MOST_TOKENS: u32 = 1 << 24;
+
 /// A tokenizer with its special tokens.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -100,7 +103,10 @@ impl Tokenizer {
     }
 
     fn from_json(path: &Path, settings: &Value) -> Result<Self> {
-        let inner = Inner::from_file(path).map_err(|e| {
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        // The library panics where a decoder is not JSON.
+        parse(path, &text)?;
+        let inner: Inner = text.parse().map_err(|e: tokenizers::Error| {
             Error::file(path, format!("this is not a tokenizer of the tokenizers library: {e}"))
         })?;
         let lowercase = match inner.get_normalizer() {
@@ -156,6 +162,12 @@ impl Tokenizer {
                 ))
             })
         };
+        let highest = inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if highest >= MOST_TOKENS {
+            return Err(Error::config(format!(
+                "a token has the id {highest}; ids below {MOST_TOKENS} are supported, since every model has a row for each"
+            )));
+        }
         let special = SpecialTokens { pad: id(0)?, unk: id(1)?, cls: id(2)?, sep: id(3)?, mask: id(4)? };
         Ok(Self { inner, special, names, lowercase })
     }
@@ -286,7 +298,11 @@ fn read_settings(path: &Path) -> Result<Value> {
         return Ok(Value::Null);
     }
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("this is not JSON: {e}")))
+    parse(path, &text)
+}
+
+fn parse(path: &Path, json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|e| Error::file(path, format!("this is not JSON: {e}")))
 }
 
 /// BERT's pipeline around a WordPiece model.

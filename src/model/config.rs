@@ -82,6 +82,9 @@ pub struct ElectraConfig {
     pub other: Map<String, Value>,
 }
 
+/// Deeper than any: the names of all parameters are held in memory.
+const MOST_LAYERS: usize = 1024;
+
 /// The fields of `ElectraConfig` that training does not read, with the values `transformers` writes.
 fn other_defaults() -> Map<String, Value> {
     let fields = json!({
@@ -264,6 +267,10 @@ impl ElectraConfig {
         let (c, heads) = (self.hidden_size, self.num_attention_heads);
         if heads == 0 || c % heads != 0 {
             return fail(format!("`hidden_size` {c} must be a multiple of `num_attention_heads` {heads}"));
+        }
+        if self.num_hidden_layers > MOST_LAYERS {
+            let layers = self.num_hidden_layers;
+            return fail(format!("`num_hidden_layers` is {layers}, expected {MOST_LAYERS} or fewer"));
         }
         for (name, p) in [
             ("hidden_dropout_prob", self.hidden_dropout_prob),

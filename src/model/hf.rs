@@ -95,21 +95,14 @@ impl Checkpoint {
 
     /// Reads a directory. The error names the file, the tensor, what was expected and what was found.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
         if !dir.is_dir() {
             return Err(Error::file(
                 dir,
                 "no such directory; give one that holds config.json and model.safetensors",
             ));
         }
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let object = match serde_json::from_str(&text) {
-            Ok(Value::Object(object)) => object,
-            Ok(_) => return Err(Error::file(&path, "this is not a JSON object, as a model's config is")),
-            Err(e) => return Err(Error::file(&path, format!("this is not JSON ({e}); copy the file again"))),
-        };
-        let (config, architecture) =
-            ElectraConfig::from_json(object).map_err(|e| Error::file(&path, e.to_string()))?;
+        let path = dir.join("config.json");
+        let (config, architecture) = read_config(&path)?;
         let mut tensors = BTreeMap::new();
         for file in weight_files(dir)? {
             read_tensors(&file, &mut tensors)?;
@@ -219,27 +212,46 @@ impl HostTensor {
     }
 }
 
+/// Reads a `config.json`: sizes, and which of ELECTRA's heads it names.
+pub(crate) fn read_config(path: &Path) -> Result<(ElectraConfig, Option<Architecture>)> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let object = match serde_json::from_str(&text) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return Err(Error::file(path, "this is not a JSON object, as a model's config is")),
+        Err(e) => return Err(Error::file(path, format!("this is not JSON ({e}); copy the file again"))),
+    };
+    ElectraConfig::from_json(object).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// Names of a directory's weights: one file, or an index of several.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// The files that an index names.
+pub(crate) fn shard_names(index: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| Error::file(index, format!("this is not JSON: {e}")))?;
+    let map = value.get("weight_map").and_then(Value::as_object);
+    let map =
+        map.ok_or_else(|| Error::file(index, "there is no `weight_map`, which names each tensor's file"))?;
+    let mut files: Vec<_> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
+    files.sort_unstable();
+    files.dedup();
+    if files.iter().any(|name| name.contains(['/', '\\']) || !name.ends_with(".safetensors")) {
+        return Err(Error::file(index, "`weight_map` names what is no safetensors file of this directory"));
+    }
+    Ok(files)
+}
+
 /// The safetensors files of a directory: one, or the shards that an index names.
 fn weight_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
+    let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
     if single.is_file() {
         return Ok(vec![single]);
     }
     if index.is_file() {
-        let text = fs::read_to_string(&index).map_err(Error::io("read", &index))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("this is not JSON: {e}")))?;
-        let map = value.get("weight_map").and_then(Value::as_object);
-        let map = map
-            .ok_or_else(|| Error::file(&index, "there is no `weight_map`, which names each tensor's file"))?;
-        let mut files: Vec<_> = map.values().filter_map(Value::as_str).collect();
-        files.sort_unstable();
-        files.dedup();
-        if files.iter().any(|name| name.contains(['/', '\\'])) {
-            return Err(Error::file(&index, "`weight_map` names a file outside this directory"));
-        }
-        return Ok(files.into_iter().map(|name| dir.join(name)).collect());
+        return Ok(shard_names(&index)?.iter().map(|name| dir.join(name)).collect());
     }
     let hint = match dir.join("pytorch_model.bin").is_file() {
         true => "it holds pytorch_model.bin only: load it in transformers and call `save_pretrained(dir)`",

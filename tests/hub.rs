@@ -1,0 +1,499 @@
+//! Models by name, from a server on the loopback address: what is asked, what is kept, and what each failure says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use elektron::Result;
+use elektron::hub::{Hub, ModelName, Part};
+use elektron::model::hf::Checkpoint;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::support::{golden, repository};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What a client asked.
+#[derive(Clone, Debug)]
+struct Request {
+    method: String,
+    path: String,
+    headers: BTreeMap<String, String>,
+}
+
+impl Request {
+    fn range(&self) -> Option<&str> {
+        self.headers.get("range").map(String::as_str)
+    }
+}
+
+/// What it gets.
+#[derive(Clone, Debug, Default)]
+struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    /// Announced, where it is not the body's length.
+    length: Option<usize>,
+    /// Bytes of the body after which the connection is cut.
+    cut: Option<usize>,
+}
+
+impl Reply {
+    fn new(status: u16) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    fn header(mut self, name: &str, value: impl ToString) -> Self {
+        self.headers.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    fn send(self, request: &Request, mut stream: TcpStream) {
+        let mut text = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", self.status);
+        text += &format!("content-length: {}\r\n", self.length.unwrap_or(self.body.len()));
+        for (name, value) in &self.headers {
+            text += &format!("{name}: {value}\r\n");
+        }
+        let _ = stream.write_all((text + "\r\n").as_bytes());
+        if request.method != "HEAD" {
+            let _ = stream.write_all(&self.body[..self.cut.unwrap_or(self.body.len())]);
+        }
+    }
+}
+
+/// A hub with one model, `owner/name`, and a cache of its own.
+struct World {
+    scratch: TempDir,
+    hub: Hub,
+    log: Arc<Mutex<Vec<Request>>>,
+}
+
+/// What is different from a hub that works; it also gets the number of the request, from 0.
+type Mischief = fn(usize, &Request, Reply) -> Reply;
+
+fn large(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".bin")
+}
+
+fn sha256(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The hub's own behaviour: large files lie elsewhere, under their SHA-256.
+fn answer(files: &BTreeMap<String, Vec<u8>>, request: &Request, port: u16) -> Reply {
+    if let Some(digest) = request.path.strip_prefix("/content/") {
+        let Some(content) = files.values().find(|content| sha256(content) == digest) else {
+            return Reply::new(404);
+        };
+        return part(request, content).header("etag", "\"of-another-host\"");
+    }
+    let name = request.path.strip_prefix("/owner/name/resolve/").and_then(|rest| rest.split_once('/'));
+    let Some((revision, name)) = name else {
+        return Reply::new(404).header("x-error-code", "RepoNotFound");
+    };
+    if !["main", "refs%2Fpr%2F1", COMMIT].contains(&revision) {
+        return Reply::new(404).header("x-error-code", "RevisionNotFound");
+    }
+    let Some(content) = files.get(name) else {
+        return Reply::new(404).header("x-error-code", "EntryNotFound").header("x-repo-commit", COMMIT);
+    };
+    if large(name) {
+        return Reply::new(302)
+            .header("location", format!("http://localhost:{port}/content/{}", sha256(content)))
+            .header("x-repo-commit", COMMIT)
+            .header("x-linked-etag", format!("\"{}\"", sha256(content)))
+            .header("x-linked-size", content.len());
+    }
+    let etag = format!("W/\"{}\"", &sha256(content)[..40]);
+    part(request, content).header("x-repo-commit", COMMIT).header("etag", etag)
+}
+
+fn part(request: &Request, content: &[u8]) -> Reply {
+    let from =
+        request.range().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    match from {
+        None => Reply { body: content.to_vec(), ..Reply::new(200) },
+        Some(from) if from < content.len() => Reply { body: content[from..].to_vec(), ..Reply::new(206) }
+            .header("content-range", format!("bytes {from}-{}/{}", content.len() - 1, content.len())),
+        Some(_) => Reply::new(416),
+    }
+}
+
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines().map_while(|line| line.ok());
+    let first = lines.next()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let headers = lines.take_while(|line| !line.is_empty()).filter_map(|line| {
+        line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+    });
+    Some(Request { method, path, headers: headers.collect() })
+}
+
+impl World {
+    fn new(files: &[(&str, Vec<u8>)], mischief: Mischief) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let files: BTreeMap<String, Vec<u8>> =
+            files.iter().map(|(name, content)| ((*name).to_owned(), content.clone())).collect();
+        let shared = log.clone();
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                let Some(request) = read_request(&stream) else { continue };
+                let number = shared.lock().unwrap().len();
+                shared.lock().unwrap().push(request.clone());
+                mischief(number, &request, answer(&files, &request, port)).send(&request, stream);
+            }
+        });
+        let scratch = tempfile::tempdir().unwrap();
+        let hub = Hub {
+            cache: scratch.path().join("hub"),
+            endpoint: format!("http://127.0.0.1:{port}"),
+            token: None,
+            offline: false,
+            quiet: true,
+            patience: Duration::from_millis(1),
+        };
+        Self { scratch, hub, log }
+    }
+
+    fn generator(mischief: Mischief) -> Self {
+        Self::new(&generator(), mischief)
+    }
+
+    fn get(&self, part: Part) -> Result<PathBuf> {
+        self.hub.snapshot(&ModelName::parse("owner/name").unwrap(), part)
+    }
+
+    /// The error of asking for the model; nothing may have got its name.
+    fn refused(&self) -> String {
+        let error = self.get(Part::Model).unwrap_err().to_string();
+        assert!(self.snapshot("model.safetensors").symlink_metadata().is_err(), "{error}");
+        assert!(!self.blob(&generator()[1].1).exists(), "{error}");
+        assert!(!self.model_dir().join("refs/main").exists(), "{error}");
+        error
+    }
+
+    fn model_dir(&self) -> PathBuf {
+        self.hub.cache.join("models--owner--name")
+    }
+
+    fn snapshot(&self, file: &str) -> PathBuf {
+        self.model_dir().join("snapshots").join(COMMIT).join(file)
+    }
+
+    fn blob(&self, content: &[u8]) -> PathBuf {
+        self.model_dir().join("blobs").join(sha256(content))
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Ranges asked for, of requests for the content of large files.
+    fn ranges(&self) -> Vec<Option<String>> {
+        let contents = self.requests().into_iter().filter(|r| r.path.starts_with("/content/"));
+        contents.map(|r| r.range().map(str::to_owned)).collect()
+    }
+}
+
+fn honest(_: usize, _: &Request, reply: Reply) -> Reply {
+    reply
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn generator() -> Vec<(&'static str, Vec<u8>)> {
+    let file = |name| (name, read(&golden("checkpoints/generator").join(name)));
+    vec![file("config.json"), file("model.safetensors")]
+}
+
+fn contains(text: &str, words: &[&str]) {
+    words.iter().for_each(|word| assert!(text.contains(word), "`{word}` is not in: {text}"));
+}
+
+#[test]
+fn a_model_is_fetched_once_into_the_cache_of_huggingface_hub() {
+    let world = World::generator(honest);
+    let dir = world.get(Part::Model).unwrap();
+    assert_eq!(Checkpoint::load(&dir).unwrap(), Checkpoint::load(&golden("checkpoints/generator")).unwrap());
+    assert_eq!(dir, world.model_dir().join("snapshots").join(COMMIT));
+    assert_eq!(read(&world.model_dir().join("refs/main")), COMMIT.as_bytes());
+    assert_eq!(read(&world.blob(&generator()[1].1)), generator()[1].1);
+    #[cfg(unix)]
+    assert_eq!(
+        fs::read_link(dir.join("model.safetensors")).unwrap(),
+        Path::new("../../blobs").join(sha256(&generator()[1].1))
+    );
+    let requests = world.requests();
+    let asked: Vec<(&str, &str)> = requests.iter().map(|r| (r.method.as_str(), r.path.as_str())).collect();
+    let weights = format!("/owner/name/resolve/{COMMIT}/model.safetensors");
+    let content = format!("/content/{}", sha256(&generator()[1].1));
+    let config = format!("/owner/name/resolve/{COMMIT}/config.json");
+    let expected = [
+        ("HEAD", "/owner/name/resolve/main/config.json"),
+        ("GET", &config),
+        ("HEAD", &weights),
+        ("GET", &weights),
+        ("GET", &content),
+    ];
+    assert_eq!(asked, expected);
+    // A second time, by commit, and offline: nothing is asked.
+    assert_eq!(world.get(Part::Model).unwrap(), dir);
+    let by_commit = ModelName::parse(&format!("owner/name@{COMMIT}")).unwrap();
+    assert_eq!(world.hub.snapshot(&by_commit, Part::Model).unwrap(), dir);
+    let offline = Hub { offline: true, ..world.hub.clone() };
+    assert_eq!(offline.snapshot(&ModelName::parse("owner/name").unwrap(), Part::Model).unwrap(), dir);
+    assert_eq!(world.requests().len(), expected.len());
+}
+
+#[test]
+fn the_token_is_for_the_hub_alone() {
+    let mut world = World::generator(|_, request, reply| {
+        let known = request.headers.get("authorization").is_some_and(|value| value == "Bearer secret");
+        let elsewhere = request.path.starts_with("/content/");
+        assert!(!(elsewhere && request.headers.contains_key("authorization")));
+        if known || elsewhere { reply } else { Reply::new(401).header("x-error-code", "RepoNotFound") }
+    });
+    contains(&world.refused(), &["owner/name", "HF_TOKEN", "401"]);
+    assert_eq!(world.requests().len(), 1, "what is refused is not asked again");
+    world.hub.token = Some("wrong".to_owned());
+    contains(&world.refused(), &["owner/name", "HF_TOKEN", "valid"]);
+    world.hub.token = Some("secret".to_owned());
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+}
+
+#[test]
+fn small_files_may_be_redirected_within_the_hub() {
+    let world =
+        World::generator(|_, request, reply| match request.path.strip_prefix("/owner/name/resolve/main/") {
+            Some(file) => Reply::new(307).header("location", format!("/owner/name/resolve/{COMMIT}/{file}")),
+            None => reply,
+        });
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    let circle = World::generator(|_, request, _| Reply::new(307).header("location", &request.path));
+    contains(&circle.refused(), &["redirected"]);
+}
+
+#[test]
+fn a_cut_connection_is_continued_where_it_broke() {
+    let cut_twice: Mischief = |number, request, reply| match (request.path.starts_with("/content/"), number) {
+        (true, 4) => Reply { cut: Some(100_000), ..reply },
+        (true, 6) => Reply { cut: Some(50_000), ..reply },
+        _ => reply,
+    };
+    let world = World::generator(cut_twice);
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    let from = |at: usize| Some(format!("bytes={at}-"));
+    assert_eq!(world.ranges(), [None, from(100_000), from(150_000)]);
+    assert!(!world.blob(&generator()[1].1).with_extension("incomplete").exists());
+}
+
+#[test]
+fn the_next_run_goes_on_where_the_last_one_gave_up() {
+    let world = World::generator(|number, request, reply| match request.path.starts_with("/content/") {
+        true if number == 4 => Reply { cut: Some(70_000), ..reply },
+        true if number < 13 => Reply::new(503),
+        _ => reply,
+    });
+    contains(&world.refused(), &["model.safetensors", "503", "goes on where"]);
+    assert_eq!(world.ranges().len(), 5, "tries are few");
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    assert_eq!(world.ranges()[1..], vec![Some("bytes=70000-".to_owned()); 5]);
+}
+
+/// A server that ignores Range sends everything again; appended, that would be nonsense of the right beginning.
+#[test]
+fn a_server_without_ranges_starts_anew() {
+    let world = World::generator(|number, request, reply| {
+        let whole = || Reply { body: generator()[1].1.clone(), ..Reply::new(200) };
+        match request.path.starts_with("/content/") {
+            true if number == 4 => Reply { cut: Some(99_999), ..whole() },
+            true => whole(),
+            false => reply,
+        }
+    });
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    assert_eq!(world.ranges(), [None, Some("bytes=99999-".to_owned())]);
+}
+
+#[test]
+fn a_wrong_length_is_refused() {
+    let shorter = World::generator(|_, request, reply| match request.path.starts_with("/content/") {
+        true => Reply { body: reply.body[..1000].to_vec(), ..reply },
+        false => reply,
+    });
+    contains(&shorter.refused(), &["announces 1000 bytes", "251472"]);
+    let longer = World::generator(|_, request, reply| match request.path.starts_with("/content/") {
+        true => Reply { length: Some(300_000), ..reply },
+        false => reply,
+    });
+    contains(&longer.refused(), &["announces 300000 bytes", "251472"]);
+    // A small file has no other length than the announced one; more is cut off as the connection is.
+    let cut = World::generator(|_, request, reply| match request.method.as_str() {
+        "GET" => Reply { cut: Some(100), ..reply },
+        _ => reply,
+    });
+    let cut_config = |world: &World| world.get(Part::Model).unwrap_err().to_string();
+    contains(&cut_config(&cut), &["config.json", "cut after"]);
+}
+
+#[test]
+fn damaged_bytes_are_refused() {
+    let world = World::generator(|_, request, mut reply| {
+        if request.path.starts_with("/content/") {
+            reply.body[200_000] ^= 1;
+        }
+        reply
+    });
+    contains(&world.refused(), &["model.safetensors", "damaged", "SHA-256"]);
+    let left: Vec<_> = fs::read_dir(world.model_dir().join("blobs")).unwrap().collect();
+    assert_eq!(left.len(), 1, "config.json alone: {left:?}");
+}
+
+#[test]
+fn unavailable_for_a_while_is_tried_again() {
+    let world = World::generator(|number, _, reply| match number {
+        0 => Reply::new(503),
+        1 | 4 => Reply::new(429),
+        _ => reply,
+    });
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    let never = World::generator(|_, _, _| Reply::new(500));
+    contains(&never.refused(), &["config.json", "owner/name", "500"]);
+    assert_eq!(never.requests().len(), 5);
+}
+
+#[test]
+fn what_there_is_not_is_named() {
+    let world = World::generator(honest);
+    let get = |name: &str| {
+        let error = world.hub.snapshot(&ModelName::parse(name).unwrap(), Part::Model).unwrap_err();
+        error.to_string()
+    };
+    contains(&get("owner/nmae"), &["owner/nmae", "RepoNotFound", "no", "path"]);
+    contains(&get("owner/name@v2"), &["owner/name@v2", "RevisionNotFound"]);
+    let empty = World::new(&[("README.md", Vec::new())], honest);
+    contains(&empty.refused(), &["config.json", "owner/name"]);
+    let other = World::new(
+        &[("config.json", b"{\"model_type\": \"bert\"}".to_vec()), ("model.safetensors", vec![1])],
+        honest,
+    );
+    contains(&other.refused(), &["bert", "electra"]);
+    assert_eq!(other.requests().len(), 2, "weights of another kind of model are not fetched");
+    let pickled =
+        World::new(&[("config.json", generator()[0].1.clone()), ("pytorch_model.bin", vec![1])], honest);
+    contains(
+        &pickled.refused(),
+        &["pytorch_model.bin", "save_pretrained('name')", "ElectraForMaskedLM", "@refs/pr/"],
+    );
+    let proxy = World::generator(|_, _, _| Reply { body: b"<html>".to_vec(), ..Reply::new(200) });
+    contains(&proxy.refused(), &["ETag", "HF_ENDPOINT"]);
+    // Names of files come from servers too.
+    let outside = World::generator(|_, _, reply| reply.header("x-linked-etag", "../../../outside"));
+    contains(&outside.refused(), &["ETag"]);
+}
+
+#[test]
+fn shards_are_those_of_the_index() {
+    let weights = generator()[1].1.clone();
+    let index = |names: &[&str]| {
+        let map: BTreeMap<String, &str> =
+            names.iter().enumerate().map(|(i, name)| (i.to_string(), *name)).collect();
+        serde_json::json!({ "weight_map": map }).to_string().into_bytes()
+    };
+    let (one, config) = ("model-1-of-1.safetensors", generator()[0].clone());
+    let index_file = "model.safetensors.index.json";
+    let world =
+        World::new(&[config.clone(), (index_file, index(&[one, one])), (one, weights.clone())], honest);
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    let asked = world.requests().len();
+    fs::remove_file(world.snapshot(one)).unwrap();
+    world.get(Part::Model).unwrap();
+    let extra: Vec<Request> = world.requests().split_off(asked);
+    assert!(extra.iter().all(|r| r.method == "HEAD"), "its content is still there: {extra:?}");
+    let lacking = World::new(&[config.clone(), (index_file, index(&[one]))], honest);
+    contains(&lacking.refused(), &[one, "no"]);
+    for outside in ["../x.safetensors", "/etc/passwd", ".."] {
+        let world = World::new(&[config.clone(), (index_file, index(&[outside]))], honest);
+        contains(&world.refused(), &["weight_map", "directory"]);
+    }
+}
+
+#[test]
+fn tokenizers_come_in_either_form() {
+    let vocab = read(&repository("tests/data/wordpiece-8k.txt"));
+    let world = World::new(&[("vocab.txt", vocab)], honest);
+    let dir = world.get(Part::Tokenizer).unwrap();
+    elektron::data::tokenizer::Tokenizer::load(&dir).unwrap();
+    let absent = world.model_dir().join(".no_exist").join(COMMIT);
+    assert!(absent.join("tokenizer_config.json").is_file() && absent.join("tokenizer.json").is_file());
+    let asked = world.requests().len();
+    assert_eq!(world.get(Part::Tokenizer).unwrap(), dir);
+    assert_eq!(world.requests().len(), asked, "that there are no settings is remembered");
+    let none = World::generator(honest);
+    contains(&none.get(Part::Tokenizer).unwrap_err().to_string(), &["vocab.txt", "--tokenizer"]);
+}
+
+/// As a user meets it: by flags and variables, online once and then offline.
+#[test]
+fn commands_take_names() {
+    let files: Vec<(&str, Vec<u8>)> = ["config.json", "model.safetensors"]
+        .map(|name| (name, read(&golden("checkpoints/discriminator_pre").join(name))))
+        .into_iter()
+        .chain([("vocab.txt", vocabulary())])
+        .collect();
+    let world = World::new(&files, honest);
+    let detect = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elektron"));
+        command.args(["detect", "--discriminator", "owner/name@refs/pr/1", "--json", "a b"]);
+        command.current_dir(world.scratch.path());
+        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"] {
+            command.env_remove(name);
+        }
+        let out = command
+            .env("HF_HOME", world.scratch.path())
+            .env("HF_ENDPOINT", format!("{}/", world.hub.endpoint))
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, _, error) = detect(&[("HF_HUB_OFFLINE", "1")]);
+    assert_eq!(code, Some(1));
+    contains(&error, &["HF_HUB_OFFLINE", "owner/name@refs/pr/1", "models--owner--name", "refs/pr/1"]);
+    assert!(world.requests().is_empty());
+    fs::write(world.scratch.path().join("token"), "saved\n").unwrap();
+    let (code, first, error) = detect(&[]);
+    assert_eq!(code, Some(0), "{error}");
+    contains(&first, &["replaced"]);
+    contains(&error, &["downloaded model.safetensors"]);
+    assert_eq!(world.requests()[0].headers["authorization"], "Bearer saved");
+    assert!(world.model_dir().join("refs/refs/pr/1").is_file());
+    let asked = world.requests().len();
+    assert_eq!(detect(&[("HF_HUB_OFFLINE", "1")]).1, first);
+    assert_eq!(detect(&[]).1, first);
+    assert_eq!(world.requests().len(), asked);
+    fs::remove_file(world.model_dir().join("snapshots").join(COMMIT).join("model.safetensors")).unwrap();
+    let (_, _, error) = detect(&[("HF_HUB_OFFLINE", "1")]);
+    contains(&error, &["no `model.safetensors` in", COMMIT]);
+}
+
+/// A vocabulary of the size of the golden checkpoints'.
+fn vocabulary() -> Vec<u8> {
+    let specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+    let letters = ('a'..='z').map(String::from);
+    specials.into_iter().chain(letters).collect::<Vec<_>>().join("\n").into_bytes()
+}
