@@ -111,7 +111,7 @@ settings! {
     /// Sizes of the pair [default: small]
     #[arg(long, help_heading = "Model")]
     preset: Preset,
-    /// Generator to start from: a Hugging Face directory, a name on its hub (owner/name[@revision]), or a preset's
+    /// Generator to start from: a Hugging Face directory, a name on its hub (owner/name@revision), or a preset's
     /// full size, untrained
     #[arg(long, value_name = "DIR|NAME|PRESET", help_heading = "Model")]
     generator: String,
