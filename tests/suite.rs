@@ -7,13 +7,17 @@ mod data;
 mod device;
 #[cfg(feature = "simt")]
 mod emulated;
+#[cfg(unix)]
 mod faults;
 mod golden;
 #[cfg(feature = "simt")]
 mod kernels;
+#[cfg(unix)]
 mod numbers;
 mod nvrtc;
 mod ops;
+#[cfg(unix)]
+mod place;
 mod steps;
 mod support;
 mod whole;
