@@ -1,140 +1,16 @@
 //! Runs that are killed, stopped, starved of disk or robbed of their files: each goes on, or says what to do, and ends in
 //! the bytes of a run that nothing happened to. `ELEKTRON_KILLS=100` kills that often.
-#![cfg(unix)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use elektron::rng::{Philox, Site};
-use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::support::{golden, repository};
-
-/// Nothing here may take longer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A place for runs of the golden checkpoints' small networks on a page of text.
-pub(crate) struct Place {
-    dir: TempDir,
-    settings: Vec<String>,
-}
-
-impl Place {
-    pub(crate) fn new(settings: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let text = fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap();
-        fs::write(dir.path().join("page.txt"), text.lines().take(60).collect::<Vec<_>>().join("\n")).unwrap();
-        let letters = ('a'..='z').chain('0'..='9');
-        let pieces = letters.flat_map(|c| [c.to_string(), format!("##{c}")]);
-        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
-        let vocabulary: Vec<String> = special.into_iter().chain(pieces).collect();
-        fs::write(dir.path().join("vocab.txt"), vocabulary.join("\n")).unwrap();
-        let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        let model = |name: &str| golden("checkpoints").join(name).to_str().unwrap().to_owned();
-        let mut all: Vec<String> = vec!["--train".into(), file("page.txt")];
-        all.extend(["--tokenizer".into(), file("vocab.txt")]);
-        all.extend(["--generator".into(), model("generator")]);
-        all.extend(["--discriminator".into(), model("discriminator_pre")]);
-        let fixed = "--seq-len 16 --batch-size 4 --merge concat --device cpu --threads 1 --log-every 3";
-        all.extend(fixed.split(' ').chain(settings.iter().copied()).map(str::to_owned));
-        Self { dir, settings: all }
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Starts a run, or goes on with it: the same command does both, as a scheduler's script wants it.
-    fn command(&self, output: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_elektron"));
-        command.arg("pretrain").args(&self.settings).arg("--resume").arg("--output").arg(output);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn start(&self, output: &Path) -> Child {
-        self.command(output).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    }
-
-    fn finish(&self, output: &Path) -> String {
-        let out = self.command(output).output().unwrap();
-        assert!(out.status.success(), "{:?}: {}", out.status, text(&out.stderr));
-        text(&out.stdout) + &text(&out.stderr)
-    }
-
-    /// A run that nothing happens to.
-    fn undisturbed(&self) -> Traces {
-        let output = self.path("undisturbed");
-        self.finish(&output);
-        traces(&output)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// What must come out equal: weights, and the log without its timings.
-type Traces = (Vec<Vec<u8>>, Vec<Value>);
-
-fn traces(output: &Path) -> Traces {
-    let weights = |name| fs::read(output.join(name).join("model.safetensors")).unwrap();
-    (["generator", "discriminator"].map(weights).to_vec(), metrics(output))
-}
-
-pub(crate) fn metrics(output: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap();
-    let line = |line: &str| {
-        let mut value: Value = serde_json::from_str(line).unwrap();
-        value.as_object_mut().unwrap().remove("tok_per_s");
-        value
-    };
-    text.lines().map(line).collect()
-}
-
-fn assert_equal(got: &Traces, want: &Traces) {
-    assert_eq!(got.1, want.1, "the logs differ");
-    assert!(got.0 == want.0, "the weights differ");
-}
-
-fn checkpoints(output: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(output.join("checkpoints")) else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.map(|e| e.unwrap().file_name().to_str().unwrap().to_owned()).collect();
-    names.sort();
-    names
-}
-
-fn unfinished(output: &Path) -> bool {
-    checkpoints(output).iter().any(|name| name.starts_with(".writing-"))
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", child.id())).status().unwrap();
-    assert!(sent.success(), "kill -{name}");
-}
-
-/// Waits for something that must come.
-fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_micros(200));
-    }
-}
-
-fn wait_for_step(output: &Path, step: u64) {
-    wait_for("steps", || {
-        let log = fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default();
-        let last = log.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
-        last.is_some_and(|line| line["step"].as_u64() >= Some(step))
-    });
-}
+use crate::place::*;
 
 /// A run's one error, with exit code 1.
 fn assert_error(out: &Output, words: &[&str]) {
@@ -148,23 +24,23 @@ fn assert_error(out: &Output, words: &[&str]) {
 #[test]
 fn kills_cost_nothing() {
     let kills: u32 = std::env::var("ELEKTRON_KILLS").map_or(8, |n| n.parse().unwrap());
-    let steps = (40 * kills).to_string();
+    let steps = (60 * kills).to_string();
     let place = Place::new(&["--steps", &steps, "--save-every", "1", "--keep", "2"]);
     let (want, output) = (place.undisturbed(), place.path("killed"));
-    let delays = Philox::new(7);
-    let (mut while_writing, mut early) = (0, 0);
-    for kill in 0..kills {
+    let (mut kill, mut while_writing, mut after_the_end) = (0, 0, 0);
+    while kill < kills || (while_writing == 0 && kill < 5 * kills) {
         let mut child = place.start(&output);
         let newest = checkpoints(&output).pop();
-        if kill % 2 == 0 {
-            // At some moment after it has taken up the work, or while it is about to.
-            let micros = u64::from(delays.word(kill, 0, Site(0), 0) % 400_000);
-            let start = Instant::now();
-            wait_for("the moment", || start.elapsed() >= Duration::from_micros(micros));
-        } else {
+        if kill % 4 != 0 {
             wait_for("a new checkpoint", || {
                 checkpoints(&output).pop() > newest || child.try_wait().unwrap().is_some()
             });
+        }
+        if kill % 2 == 0 {
+            // At any moment: while it takes up the work, or after it has.
+            let micros = Philox::new(7).word(kill, 0, Site(0), 0) % 200_000;
+            std::thread::sleep(Duration::from_micros(micros.into()));
+        } else {
             wait_for("a checkpoint half written", || {
                 unfinished(&output) || child.try_wait().unwrap().is_some()
             });
@@ -173,14 +49,15 @@ fn kills_cost_nothing() {
         let status = child.wait().unwrap();
         assert!(status.signal() == Some(9) || status.success(), "{status:?}");
         while_writing += u32::from(unfinished(&output));
-        early += u32::from(status.success());
+        after_the_end += u32::from(status.success());
+        kill += 1;
     }
     let said = place.finish(&output);
     assert!(!said.contains("warning"), "no kill leaves a damaged checkpoint: {said}");
     assert_equal(&traces(&output), &want);
     assert!(!unfinished(&output), "half-written files are removed");
-    eprintln!("{kills} kills: {while_writing} left a checkpoint half written, {early} came after the end");
-    assert!(while_writing > 0 && early < kills / 2, "{while_writing} {early}");
+    eprintln!("{kill} kills, {while_writing} left a checkpoint half written, {after_the_end} came too late");
+    assert!(while_writing > 0 && after_the_end < kill / 2, "{while_writing} {after_the_end}");
 }
 
 #[test]

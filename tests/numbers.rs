@@ -25,7 +25,7 @@ use elektron::train::signals::Stop;
 use elektron::train::{Ending, Fault, Run, Summary, train};
 use serde_json::Value;
 
-use crate::faults::{Place, metrics};
+use crate::place::{Place, metrics};
 use crate::support::golden;
 
 type Model = TokenDetection<Cpu<f32>>;

@@ -7,6 +7,7 @@ mod data;
 mod device;
 #[cfg(feature = "simt")]
 mod emulated;
+#[cfg(unix)]
 mod faults;
 mod golden;
 mod hostile;
@@ -14,9 +15,12 @@ mod hostile;
 mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
+#[cfg(unix)]
 mod numbers;
 mod nvrtc;
 mod ops;
+#[cfg(unix)]
+mod place;
 mod recorded;
 mod steps;
 mod support;

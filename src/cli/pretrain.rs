@@ -99,8 +99,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let pair = (generator, discriminator);
-    let quiet = arguments.quiet;
+    let (pair, quiet) = ((generator, discriminator), arguments.quiet);
     let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet, stop };
     let summary = with_backend(choice, training)?;
     finish(&config, &summary)
@@ -113,7 +112,8 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<RunLock> {
     let lock = RunLock::take(output)?;
     let before = output.join(RESOLVED);
     if resume && before.is_file() {
-        config.continued_as(&read_config(&before)?)?;
+        let advice = "delete it, the run goes on with the settings in run.json";
+        config.continued_as(&read_settings(&before, advice)?)?;
     } else if !resume && holds_run(output) {
         return Err(Error::file(
             output,
@@ -238,11 +238,7 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             dir.ok_or_else(|| Error::config("which run shall go on? Give --resume DIR, or --output DIR"))?;
         let path = dir.join(TYPED);
         if path.is_file() {
-            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            let before = serde_json::from_str(&text).map_err(|e| {
-                let advice = "delete it and give the run's settings again, with --resume";
-                Error::file(&path, format!("these settings cannot be read ({e}): {advice}"))
-            })?;
+            let before = read_settings(&path, "delete it and give the run's settings again, with --resume")?;
             settings = settings.over(&before)?;
         } else if settings.train.is_none() {
             let problem = match Checkpoints::new(&dir, 1).list()?[..] {
@@ -256,12 +252,10 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
     Ok(settings)
 }
 
-fn read_config(path: &Path) -> Result<RunConfig> {
+fn read_settings<T: serde::de::DeserializeOwned>(path: &Path, advice: &str) -> Result<T> {
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    serde_json::from_str(&text).map_err(|e| {
-        let advice = "delete it, the run goes on with the settings in run.json";
-        Error::file(path, format!("these settings cannot be read ({e}): {advice}"))
-    })
+    serde_json::from_str(&text)
+        .map_err(|e| Error::file(path, format!("these settings cannot be read ({e}): {advice}")))
 }
 
 fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
@@ -379,14 +373,11 @@ fn finish(config: &RunConfig, summary: &Summary) -> Result<Outcome> {
         ))?;
         return Ok(Outcome::Interrupted);
     }
+    let step = summary.position.step;
     let mut text = match done {
-        0 => format!(
-            "this run has made its {} steps; to train further, resume it with more --steps\n",
-            summary.position.step
-        ),
+        0 => format!("this run has made its {step} steps; to train further, resume it with more --steps\n"),
         _ => format!(
-            "trained {} steps ({} tokens, {rate:.0} tok/s) in {}, of which {:.2} s for checkpoints\n",
-            summary.position.step,
+            "trained {step} steps ({} tokens, {rate:.0} tok/s) in {}, of which {:.2} s for checkpoints\n",
             summary.position.tokens,
             duration(summary.seconds),
             summary.saving_seconds

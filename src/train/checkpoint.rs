@@ -90,8 +90,13 @@ impl Snapshot {
 
     /// Copies weights and moments back.
     pub fn restore<B: Backend>(&self, model: &mut TokenDetection<B>, optimizer: &mut AdamW<B>) -> Result<()> {
-        model.load_flat_weights(&self.weights)?;
-        optimizer.load_state(model, &self.optimizer)
+        let restored = model.load_flat_weights(&self.weights);
+        restored.and_then(|()| optimizer.load_state(model, &self.optimizer)).map_err(|e| {
+            Error::run(format!(
+                "the checkpoint of step {} is of another model: {e}",
+                self.state.position.step
+            ))
+        })
     }
 
     fn tensors(&self) -> [&[f32]; 3] {
@@ -148,8 +153,10 @@ impl Snapshot {
         let trainer = metadata.metadata().as_ref().and_then(|m| m.get(TRAINER));
         let Some(trainer) = trainer else { return broken("it holds no trainer's state") };
         let Header { state, updates, checksums } = serde_json::from_str(trainer)?;
-        let len = metadata.info("weights").map_or(0, |info| info.shape.iter().product::<usize>());
-        if file_len != header.len() as u64 + 12 * len as u64 + SEAL_BYTES as u64 {
+        // Three tensors of 4-byte elements, by the file's length: what the header says is not to be trusted yet.
+        let body = file_len.saturating_sub((header.len() + SEAL_BYTES) as u64) as usize;
+        let len = body / 12;
+        if metadata.info("weights").is_none_or(|info| info.shape != [len]) || body != 12 * len {
             return broken("its length is not what its header says");
         }
         let mut tensors = Vec::new();
@@ -246,7 +253,7 @@ impl Checkpoints {
         Ok(sorted_entries(&self.dir)?.into_iter().filter(is_one).collect())
     }
 
-    /// The newest that is whole, of any moment or of save points alone. Damaged ones on the way are told to `warn` and set aside under
+    /// The newest that is whole, of the given moments. Damaged ones on the way are told to `warn` and set aside under
     /// another name. An error if there are some, and none is whole.
     pub fn newest(&self, moments: &[Moment], mut warn: impl FnMut(&Error)) -> Result<Option<Snapshot>> {
         let mut damaged = Vec::new();

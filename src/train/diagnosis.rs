@@ -9,7 +9,7 @@ use crate::model::{Phase, TokenDetection};
 /// Gradients are zero afterwards.
 pub(super) fn diagnose<B: Backend>(
     model: &mut TokenDetection<B>,
-    micro_batches: impl Iterator<Item = Result<(Batch, Phase)>>,
+    micro_batches: Vec<(Batch, Phase)>,
 ) -> Result<String> {
     let weights = model.flat_weights()?;
     let bad = model.table().specs().iter().find(|spec| !all_finite(&weights[spec.range()]));
@@ -18,8 +18,7 @@ pub(super) fn diagnose<B: Backend>(
     }
     model.zero_grad()?;
     let mut loss = None;
-    for step in micro_batches {
-        let (batch, phase) = step?;
+    for (batch, phase) in micro_batches {
         model.step_forward(&batch, phase, None)?;
         let out = model.read_step()?;
         let losses = [("generator", out.gen_loss), ("discriminator", out.disc_loss)];

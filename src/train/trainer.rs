@@ -104,7 +104,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
             self.log_if_due()?;
             self.evaluate_if_due()?;
-            self.save_if_due()?;
+            self.save_if_due();
         }
         Ok(Ending::Finished)
     }
@@ -169,7 +169,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     fn log_if_due(&mut self) -> Result<()> {
         let step = self.state.position.step;
-        if step % self.run.config.log_every != 0 && step != self.steps {
+        if !step.is_multiple_of(self.run.config.log_every) && step != self.steps {
             return Ok(());
         }
         let window = std::mem::take(&mut self.state.window);
@@ -193,7 +193,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     fn evaluate_if_due(&mut self) -> Result<()> {
         let (step, every) = (self.state.position.step, self.run.config.eval_every);
-        if every > 0 && step % every == 0 && step != self.steps {
+        if every > 0 && step.is_multiple_of(every) && step != self.steps {
             self.evaluate()?;
         }
         Ok(())
@@ -208,25 +208,21 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(Some(metrics))
     }
 
-    fn save_if_due(&mut self) -> Result<()> {
+    fn save_if_due(&mut self) {
         if let Err(error) = self.saver.poll() {
             self.unsaved(&error);
         }
-        let due = self.state.position.step % self.run.config.save_every == 0;
-        // While steps go bad there is nothing to go back to.
-        if due
-            && self.moment() == Moment::SavePoint
+        if self.moment() == Moment::SavePoint
             && let Err(error) = self.begin_save()
         {
             self.unsaved(&error);
         }
-        Ok(())
     }
 
     /// While steps go bad there is no save point: nobody would go back there.
     fn moment(&self) -> Moment {
         let step = self.state.position.step;
-        let is_point = step % self.run.config.save_every == 0 || step == self.steps;
+        let is_point = step.is_multiple_of(self.run.config.save_every) || step == self.steps;
         if is_point && self.state.bad_in_row == 0 { Moment::SavePoint } else { Moment::Stop }
     }
 
@@ -339,9 +335,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
             let phase = phase(step, tokens, count);
             tokens += batch.tokens() as u64;
-            batches.push(Ok((batch, phase)));
+            batches.push((batch, phase));
         }
-        diagnose(self.run.model, batches.into_iter())
+        diagnose(self.run.model, batches)
     }
 
     /// Evaluates a finished run, and tells how it went.

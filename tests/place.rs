@@ -1,0 +1,132 @@
+//! Small runs of the program in a directory of their own, and what they leave.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{golden, repository};
+
+/// Nothing here may take longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A place for runs of the golden checkpoints' small networks on a page of text.
+pub(crate) struct Place {
+    dir: TempDir,
+    settings: Vec<String>,
+}
+
+impl Place {
+    pub(crate) fn new(settings: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text = fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap();
+        fs::write(dir.path().join("page.txt"), text.lines().take(60).collect::<Vec<_>>().join("\n")).unwrap();
+        let letters = ('a'..='z').chain('0'..='9');
+        let pieces = letters.flat_map(|c| [c.to_string(), format!("##{c}")]);
+        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+        let vocabulary: Vec<String> = special.into_iter().chain(pieces).collect();
+        fs::write(dir.path().join("vocab.txt"), vocabulary.join("\n")).unwrap();
+        let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let model = |name: &str| golden("checkpoints").join(name).to_str().unwrap().to_owned();
+        let mut all: Vec<String> = vec!["--train".into(), file("page.txt")];
+        all.extend(["--tokenizer".into(), file("vocab.txt")]);
+        all.extend(["--generator".into(), model("generator")]);
+        all.extend(["--discriminator".into(), model("discriminator_pre")]);
+        let fixed = "--seq-len 16 --batch-size 4 --merge concat --device cpu --threads 1 --log-every 3";
+        all.extend(fixed.split(' ').chain(settings.iter().copied()).map(str::to_owned));
+        Self { dir, settings: all }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts a run, or goes on with it: the same command does both, as a scheduler's script wants it.
+    pub(crate) fn command(&self, output: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elektron"));
+        command.arg("pretrain").args(&self.settings).arg("--resume").arg("--output").arg(output);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn start(&self, output: &Path) -> Child {
+        self.command(output).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    pub(crate) fn finish(&self, output: &Path) -> String {
+        let out = self.command(output).output().unwrap();
+        assert!(out.status.success(), "{:?}: {}", out.status, text(&out.stderr));
+        text(&out.stdout) + &text(&out.stderr)
+    }
+
+    /// A run that nothing happens to.
+    pub(crate) fn undisturbed(&self) -> Traces {
+        let output = self.path("undisturbed");
+        self.finish(&output);
+        traces(&output)
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What must come out equal: weights, and the log without its timings.
+pub(crate) type Traces = (Vec<Vec<u8>>, Vec<Value>);
+
+pub(crate) fn traces(output: &Path) -> Traces {
+    let weights = |name| fs::read(output.join(name).join("model.safetensors")).unwrap();
+    (["generator", "discriminator"].map(weights).to_vec(), metrics(output))
+}
+
+pub(crate) fn metrics(output: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        value.as_object_mut().unwrap().remove("tok_per_s");
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+pub(crate) fn assert_equal(got: &Traces, want: &Traces) {
+    assert_eq!(got.1, want.1, "the logs differ");
+    assert!(got.0 == want.0, "the weights differ");
+}
+
+pub(crate) fn checkpoints(output: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(output.join("checkpoints")) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.map(|e| e.unwrap().file_name().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+pub(crate) fn unfinished(output: &Path) -> bool {
+    checkpoints(output).iter().any(|name| name.starts_with(".writing-"))
+}
+
+pub(crate) fn signal(child: &Child, name: &str) {
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", child.id())).status().unwrap();
+    assert!(sent.success(), "kill -{name}");
+}
+
+/// Waits for something that must come.
+pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+pub(crate) fn wait_for_step(output: &Path, step: u64) {
+    wait_for("steps", || {
+        let log = fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default();
+        let last = log.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+        last.is_some_and(|line| line["step"].as_u64() >= Some(step))
+    });
+}
