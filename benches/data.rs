@@ -7,7 +7,7 @@ use std::time::Instant;
 use elektron::data::loader::LoaderSpec;
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
-use elektron::data::shard::prepare;
+use elektron::data::prepare::{Spec, prepare};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::Tokenizer;
 
@@ -39,7 +39,7 @@ fn main() {
         drop(encoded);
         let dir = tempfile::tempdir().expect("a directory");
         let start = Instant::now();
-        dataset = Some(prepare(&source, &tokenizer, dir.path(), |_| {}).expect("shards"));
+        dataset = Some(prepare(&source, &tokenizer, dir.path(), &Spec::default(), |_| {}).expect("shards"));
         whole.push(megabytes / start.elapsed().as_secs_f64());
     }
     let rows = Rows::new(dataset.expect("shards"), tokenizer.special(), Merge::Concat, 128, 1).expect("rows");

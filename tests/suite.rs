@@ -12,6 +12,7 @@ mod golden;
 mod kernels;
 mod nvrtc;
 mod ops;
+mod prepare;
 mod steps;
 mod support;
 mod whole;
