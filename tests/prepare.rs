@@ -13,6 +13,7 @@ use elektron::data::prepare::{Progress, Spec, prepare};
 use elektron::data::shard::{Dataset, Shard};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::{Tokenizer, TrainSpec};
+use elektron::rng::{Philox, Site};
 use tempfile::TempDir;
 
 use crate::support::repository;
@@ -25,13 +26,15 @@ fn book() -> String {
     fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap()
 }
 
-/// Documents of eight lines of the book, with numbers that make them different.
+/// Documents of eight lines drawn from the book.
 fn documents(range: std::ops::Range<usize>) -> String {
     let book = book();
     let lines: Vec<&str> = book.lines().filter(|line| !line.trim().is_empty()).collect();
-    range
-        .map(|i| format!("Number {i}.\n{}\n\n", lines[i * 8 % (lines.len() - 8)..][..8].join("\n")))
-        .collect()
+    let line = |i: usize| lines[Philox::new(7).word(i as u32, 0, Site(0), 0) as usize % lines.len()];
+    let document = |i: usize| {
+        format!("Number {i}.\n{}\n\n", [0, 1, 2, 3, 4, 5, 6, 7].map(|j| line(8 * i + j)).join("\n"))
+    };
+    range.map(document).collect()
 }
 
 struct Place {
@@ -205,46 +208,41 @@ fn the_index_spares_reading() {
 /// A line that is not UTF-8 stops the preparation in the middle; mended, it goes on to the same bytes.
 #[test]
 fn a_stopped_preparation_is_continued_to_the_same_bytes() {
-    for dedup in [Dedup::None, Dedup::Exact, Dedup::Minhash] {
+    for (dedup, ending) in [(Dedup::None, "txt"), (Dedup::Exact, "txt.gz"), (Dedup::Minhash, "txt")] {
         let place = Place::new(spec(dedup));
         let (first, second) = (documents(0..150), documents(100..500) + &documents(0..40));
-        for ending in ["txt", "txt.gz"] {
-            let names = [format!("a.{ending}"), format!("b.{ending}")];
-            let files = [names[0].as_str(), names[1].as_str()];
-            let (straight, stopped) = (format!("straight.{ending}"), format!("stopped.{ending}"));
-            place.write(files[0], &first);
-            place.write(files[1], &second);
-            let (want, progress) = place.prepare(&files, &straight).unwrap();
-            assert_eq!(progress.shards_reused, 0);
-            for cut in [second.len() / 3, 2 * second.len() / 3] {
-                let cut = second[..cut].rfind('\n').unwrap();
-                let mut broken = second.as_bytes()[..cut].to_vec();
-                broken.extend(b"\n\xff\n");
-                if ending == "txt" {
-                    fs::write(place.path(files[1]), broken).unwrap();
-                } else {
-                    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                    gz.write_all(&broken).unwrap();
-                    fs::write(place.path(files[1]), gz.finish().unwrap()).unwrap();
-                }
-                let error = place.prepare(&files, &stopped).err().unwrap().to_string();
-                assert!(error.contains(files[1]) && error.contains("UTF-8"), "{error}");
+        let names = [format!("a.{ending}"), format!("b.{ending}")];
+        let files = [names[0].as_str(), names[1].as_str()];
+        let (straight, stopped) = (format!("straight.{ending}"), format!("stopped.{ending}"));
+        place.write(files[0], &first);
+        place.write(files[1], &second);
+        let (want, progress) = place.prepare(&files, &straight).unwrap();
+        assert_eq!(progress.shards_reused, 0);
+        for cut in [second.len() / 3, 2 * second.len() / 3] {
+            let cut = second[..cut].rfind('\n').unwrap();
+            let mut broken = second.as_bytes()[..cut].to_vec();
+            broken.extend(b"\n\xff\n");
+            if ending == "txt" {
+                fs::write(place.path(files[1]), broken).unwrap();
+            } else {
+                let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gz.write_all(&broken).unwrap();
+                fs::write(place.path(files[1]), gz.finish().unwrap()).unwrap();
             }
-            let there = shards(&place.path(&stopped)).len();
-            place.write(files[1], &second);
-            let (dataset, progress) = place.prepare(&files, &stopped).unwrap();
-            assert!(
-                there > 3 && progress.shards_reused == there && there < dataset.shards(),
-                "{there} there"
-            );
-            assert_eq!(shards(&place.path(&stopped)), shards(&place.path(&straight)), "{dedup:?} {ending}");
-            assert_eq!(tokens(&dataset), tokens(&want));
-            let dropped = match dedup {
-                Dedup::None => 0,
-                _ => 90,
-            };
-            assert_eq!((dataset.dropped(), dataset.documents()), (dropped, 590 - dropped));
+            let error = place.prepare(&files, &stopped).err().unwrap().to_string();
+            assert!(error.contains(files[1]) && error.contains("UTF-8"), "{error}");
         }
+        let there = shards(&place.path(&stopped)).len();
+        place.write(files[1], &second);
+        let (dataset, progress) = place.prepare(&files, &stopped).unwrap();
+        assert!(there > 3 && progress.shards_reused == there && there < dataset.shards(), "{there} there");
+        assert_eq!(shards(&place.path(&stopped)), shards(&place.path(&straight)), "{dedup:?} {ending}");
+        assert_eq!(tokens(&dataset), tokens(&want));
+        let dropped = match dedup {
+            Dedup::None => 0,
+            _ => 90,
+        };
+        assert_eq!((dataset.dropped(), dataset.documents()), (dropped, 590 - dropped));
     }
 }
 
@@ -252,12 +250,12 @@ fn a_stopped_preparation_is_continued_to_the_same_bytes() {
 #[test]
 fn a_killed_preparation_is_continued_to_the_same_bytes() {
     let place = Place::new(Spec { dedup: Dedup::Exact, shard_bytes: 1 << 20 });
-    let text = documents(0..11_000) + &documents(300..600);
-    assert!(text.len() > 8 << 20);
+    let text = documents(0..3_000) + &documents(300..600);
+    assert!(text.len() > 5 << 20, "{}", text.len());
     place.write("a.txt.gz", &text);
     place.prepare(&["a.txt.gz"], "straight").unwrap();
     let want = shards(&place.path("straight"));
-    assert!(want.len() >= 8);
+    assert!(want.len() >= 5);
     let stopped = place.path("stopped");
     let start = || {
         Command::new(env!("CARGO_BIN_EXE_elektron"))
@@ -271,7 +269,7 @@ fn a_killed_preparation_is_continued_to_the_same_bytes() {
             .unwrap()
     };
     let there = || if stopped.is_dir() { shards(&stopped).len() } else { 0 };
-    for killed_at in [1, 4] {
+    for killed_at in [1, 3] {
         let (mut child, began) = (start(), Instant::now());
         while there() < killed_at && child.try_wait().unwrap().is_none() {
             assert!(began.elapsed().as_secs() < 60);
@@ -335,9 +333,10 @@ fn duplicates_are_dropped_and_near_ones_by_minhash_alone() {
 
 #[test]
 fn long_documents_are_cut_and_not_compared() {
-    // One document of 20 MiB, in lines and in two long ones, twice.
+    // A document of more than 4 MiB in two long lines, twice.
     let line = "It is a capital mistake to theorize before one has data. ";
-    let long_line = line.repeat((10 << 20) / line.len());
+    let lines = (5 << 19) / line.len();
+    let long_line = line.repeat(lines);
     let text = format!("{long_line}\n{long_line}\n\n{long_line}\n{long_line}\n");
     let place = Place::new(Spec { dedup: Dedup::Exact, ..Spec::default() });
     place.write("a.txt", &text);
@@ -346,7 +345,7 @@ fn long_documents_are_cut_and_not_compared() {
     let (mut got, mut want) = (Vec::new(), Vec::new());
     dataset.copy_paragraph(2, 0, usize::MAX, &mut got);
     let one = place.tokenizer.encode(line).unwrap();
-    (0..(10 << 20) / line.len()).for_each(|_| want.extend_from_slice(&one));
+    (0..lines).for_each(|_| want.extend_from_slice(&one));
     assert!(got == want, "a long paragraph is tokenized in parts to the same tokens");
 }
 
@@ -376,7 +375,7 @@ fn a_second_process_waits() {
 #[test]
 fn a_vocabulary_is_trained_on_a_sample_of_documents() {
     let place = Place::new(Spec::default());
-    place.write("a.txt", &documents(0..3000));
+    place.write("a.txt", &documents(0..600));
     let source = TextSource::new(&[place.path("a.txt").to_str().unwrap()], &["text".to_owned()]).unwrap();
     let size = fs::metadata(place.path("a.txt")).unwrap().len();
     let train = |sample_bytes, threads: usize| {
@@ -396,7 +395,7 @@ fn a_vocabulary_is_trained_on_a_sample_of_documents() {
         part.fertility,
         all.fertility
     );
-    assert_eq!(part.unknown_rate, 0.0);
+    assert!(part.unknown_rate < 1e-4, "{}", part.unknown_rate);
     train(1, 1);
 }
 
@@ -464,7 +463,7 @@ fn vocabularies_take_any_script_and_keep_what_they_are_told() {
     let cased = train(TrainSpec { lowercase: false, ..base.clone() });
     assert_eq!(text(&cased, "ÉTÉ Été"), ["ÉTÉ", "Été"]);
     let whole = train(TrainSpec { split_chinese: false, ..base.clone() });
-    assert!(text(&whole, "一丁")[1].starts_with("##"));
+    assert_ne!(text(&whole, "一丁"), ["一", "丁"]);
     // Of two thousand equally rare characters always the same ones are kept, and never more than fit.
     let few = || train(TrainSpec { alphabet: 500, vocab_size: 800, ..base.clone() });
     let (one, two) = (few(), few());

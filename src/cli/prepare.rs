@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{print, set_threads};
 use crate::data::dedup::Dedup;
-use crate::data::prepare::{Progress, Spec, prepare};
+use crate::data::prepare::{LONG_DOCUMENT, Progress, Spec, prepare};
 use crate::data::shard::Dataset;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
@@ -104,7 +104,8 @@ fn summary(dataset: &Dataset, p: &Progress, dedup: Dedup) -> String {
         let share = 100.0 * dropped as f64 / ((dropped + kept) as f64).max(1.0);
         text += &format!("\ndropped {dropped} duplicate documents ({share:.2} %)");
         if dataset.too_long() > 0 {
-            text += &format!(", did not compare {} of more than 16 MiB", dataset.too_long());
+            text +=
+                &format!(", did not compare {} of more than {} MiB", dataset.too_long(), LONG_DOCUMENT >> 20);
         }
     }
     text

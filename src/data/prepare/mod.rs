@@ -15,7 +15,7 @@ mod index;
 mod reader;
 mod writer;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -36,7 +36,7 @@ use crate::fsutil::{create_dir, sorted_entries};
 use crate::{Error, Result};
 
 /// A longer document may be cut, and is not compared with others: memory would not be bounded.
-const LONG_DOCUMENT: u64 = 16 << 20;
+pub const LONG_DOCUMENT: u64 = 4 << 20;
 
 /// How text is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +142,13 @@ fn settings(tokenizer: &Tokenizer, dedup: Dedup) -> Result<Link> {
 /// not written, there is no lock.
 fn lock(dir: &Path, waiting: impl FnOnce()) -> Option<File> {
     let file = File::options().create(true).append(true).open(dir.join(".lock")).ok()?;
-    if file.try_lock().is_err() {
-        waiting();
-        file.lock().ok()?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            waiting();
+            file.lock().ok()?;
+        }
+        Err(TryLockError::Error(_)) => return None,
     }
     for path in sorted_entries(dir).ok()? {
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {

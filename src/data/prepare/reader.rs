@@ -33,7 +33,8 @@ pub(super) struct Found {
 /// What became of a source file.
 pub(super) struct FileEnd {
     pub(super) file: usize,
-    /// How the index knows this reading, and the file before it was opened; none if its times are too young.
+    /// What the index shall know: this reading, and the file before it was opened. Nothing if it knows, or if the
+    /// file's times are too young.
     pub(super) known_as: Option<(String, Stamp)>,
     /// Whether all its shards were there.
     pub(super) reused: bool,
@@ -113,16 +114,19 @@ impl<'a> Reader<'a> {
         let reading = reading(path, self.source.columns(), &start);
         (self.size, self.opened_at) = (stamp.size, self.source.bytes_read());
         let known = self.index.shards(&reading, &stamp).and_then(|names| self.known(names, &start));
-        let (end, reused) = match known {
+        let settled = stamp.settled(now);
+        let (end, reused, known_as) = match known {
             Some(found) => {
                 let end = found.last().map_or(start, |last| last.shard.header().end);
                 found.into_iter().try_for_each(|found| self.send(Message::Found(Box::new(found))))?;
-                (end, true)
+                (end, true, None)
             }
-            None => Walk::new(self, start)?.run(path)?,
+            None => {
+                let (end, reused) = Walk::new(self, start)?.run(path)?;
+                (end, reused, settled.then_some((reading, stamp)))
+            }
         };
         (self.behind, self.size) = (self.behind + stamp.size, 0);
-        let known_as = stamp.settled(now).then_some((reading, stamp));
         self.send(Message::FileEnd(FileEnd { file, known_as, reused }))?;
         Ok(end)
     }
