@@ -1,5 +1,5 @@
 //! The surroundings of a step: tokenizing against the `tokenizers` library alone, and tokens a second that the loader
-//! delivers. `cargo bench --bench data -- [--json] [FILE…]`, by default on the book of the tests.
+//! delivers. `cargo bench --bench data -- [--json] [FILE…]`, by default on sixteen copies of the book of the tests.
 #![allow(missing_docs)]
 
 use std::time::Instant;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use elektron::data::loader::LoaderSpec;
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
-use elektron::data::shard::prepare;
+use elektron::data::prepare::{Spec, prepare};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::Tokenizer;
 
@@ -16,8 +16,11 @@ fn main() {
     let json = arguments.iter().any(|a| a == "--json");
     let mut files: Vec<String> = arguments.into_iter().filter(|a| a != "--json").collect();
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+    let copies = tempfile::Builder::new().suffix(".txt").tempfile().expect("a file");
     if files.is_empty() {
-        files.push(format!("{root}/sherlock-holmes.txt"));
+        let book = std::fs::read_to_string(format!("{root}/sherlock-holmes.txt")).expect("the book");
+        std::fs::write(copies.path(), book.repeat(16)).expect("copies");
+        files.push(copies.path().to_str().expect("a path").to_owned());
     }
     let tokenizer =
         Tokenizer::load(std::path::Path::new(&format!("{root}/wordpiece-8k.txt"))).expect("a vocabulary");
@@ -39,7 +42,7 @@ fn main() {
         drop(encoded);
         let dir = tempfile::tempdir().expect("a directory");
         let start = Instant::now();
-        dataset = Some(prepare(&source, &tokenizer, dir.path(), |_| {}).expect("shards"));
+        dataset = Some(prepare(&source, &tokenizer, dir.path(), &Spec::default(), |_| {}).expect("shards"));
         whole.push(megabytes / start.elapsed().as_secs_f64());
     }
     let rows = Rows::new(dataset.expect("shards"), tokenizer.special(), Merge::Concat, 128, 1).expect("rows");

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
 use crate::model::config::Preset;
@@ -98,6 +99,9 @@ settings! {
     /// Entries of a trained vocabulary [default: the preset's]
     #[arg(long, value_name = "N", help_heading = "Text")]
     vocab_size: usize,
+    /// Which documents are dropped because an earlier one repeats them [default: none]
+    #[arg(long, help_heading = "Text")]
+    dedup: Dedup,
     /// How paragraphs become rows [default: segments in the electra flavour, concat in txtai's]
     #[arg(long, help_heading = "Text")]
     merge: Merge,
@@ -279,6 +283,8 @@ pub struct RunConfig {
     pub validation: Vec<String>,
     pub tokenizer: Option<PathBuf>,
     pub vocab_size: usize,
+    #[serde(default)]
+    pub dedup: Dedup,
     pub merge: Merge,
     pub seq_len: usize,
     pub shards: PathBuf,
@@ -333,6 +339,7 @@ impl RunConfig {
             validation: s.validation.unwrap_or_default(),
             tokenizer: s.tokenizer,
             vocab_size: s.vocab_size.unwrap_or(preset.vocab_size()),
+            dedup: s.dedup.unwrap_or_default(),
             merge: s.merge.unwrap_or(if txtai { Merge::Concat } else { Merge::Segments }),
             seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
             shards: s.shards.unwrap_or_else(|| output.join("shards")),
@@ -433,9 +440,10 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 20] = [
+        const FIXED: [&str; 21] = [
             "train",
             "columns",
+            "dedup",
             "merge",
             "seq-len",
             "preset",

@@ -4,8 +4,10 @@
 //! owns the directory calls [`remove_unfinished`].
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
@@ -14,20 +16,45 @@ const UNFINISHED: &str = ".writing-";
 
 /// Writes a file through `fill`; on any failure what stood at `path` before is untouched.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let dir = parent(path);
-    let mut file = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .tempfile_in(dir)
-        .map_err(Error::io("create a file in", dir))?;
-    let write = |file: &mut File| {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        fill(&mut out)?;
-        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
-    };
-    write(file.as_file_mut()).map_err(Error::io("write", path))?;
-    set_default_permissions(file.as_file()).map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
-    sync_dir(dir)
+    let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(parent(path), UNFINISHED)?);
+    fill(&mut out).map_err(Error::io("write", path))?;
+    let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
+    file.commit_as(path)
+}
+
+/// A file that appears under its name when it is committed.
+pub(crate) struct AtomicFile(NamedTempFile);
+
+impl AtomicFile {
+    /// A file that will be in `dir`; until then its name begins with `prefix`.
+    pub(crate) fn create(dir: &Path, prefix: &str) -> Result<Self> {
+        let file = tempfile::Builder::new().prefix(prefix).tempfile_in(dir);
+        file.map(Self).map_err(Error::io("create a file in", dir))
+    }
+
+    /// Makes it whole and lasting under `path`, which is in its directory.
+    pub(crate) fn commit_as(self, path: &Path) -> Result<()> {
+        self.0.as_file().sync_all().map_err(Error::io("write", path))?;
+        set_default_permissions(self.0.as_file()).map_err(Error::io("write", path))?;
+        self.0.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+        sync_dir(parent(path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.as_file_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.as_file_mut().flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.0.as_file_mut().seek(to)
+    }
 }
 
 /// Creates a directory and its parents.

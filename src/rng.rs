@@ -27,6 +27,10 @@ impl Site {
     pub const SHUFFLE: Site = Site(5);
     /// Lengths and cuts of two-segment examples.
     pub const SEGMENT: Site = Site(6);
+    /// Hash functions that compare documents.
+    pub const MINHASH: Site = Site(0x20);
+    /// Which text a vocabulary is trained on.
+    pub const SAMPLE: Site = Site(0x21);
     /// First site of the generator's dropouts.
     pub const GENERATOR: Site = Site(0x100);
     /// First site of the discriminator's dropouts.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use elektron::data::loader::{LoaderSpec, shuffled};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
-use elektron::data::shard::{Dataset, Shard, prepare};
+use elektron::data::prepare::{Spec, prepare};
+use elektron::data::shard::Dataset;
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::{Tokenizer, TrainSpec};
 use elektron::rng::Philox;
@@ -133,7 +134,7 @@ fn tokenization_equals_transformers() {
 fn a_vocabulary_is_a_function_of_the_text() {
     let dir = tempfile::tempdir().unwrap();
     let source = TextSource::new(&[write(&dir, "book.txt", book(150).as_bytes())], &columns()).unwrap();
-    let spec = TrainSpec { vocab_size: 600, lowercase: true, min_frequency: 2 };
+    let spec = TrainSpec { vocab_size: 600, ..TrainSpec::default() };
     let first = Tokenizer::train(&source, &spec).unwrap();
     assert_eq!(first.vocab_size(), 600);
     assert_eq!(first.special().all(), [0, 1, 2, 3, 4]);
@@ -179,7 +180,7 @@ impl Corpus {
     }
 
     fn dataset(&self) -> Dataset {
-        prepare(&self.source, &self.tokenizer, &self.shards(), |_| {}).unwrap()
+        prepare(&self.source, &self.tokenizer, &self.shards(), &Spec::default(), |_| {}).unwrap()
     }
 
     fn rows(&self, merge: Merge, seq_len: usize) -> Rows {
@@ -197,37 +198,6 @@ impl Corpus {
             .unwrap();
         all
     }
-}
-
-#[test]
-fn shards_are_reused_and_remade() {
-    let corpus = Corpus::new(&book(120));
-    let count = |corpus: &Corpus| {
-        let mut reused = 0;
-        let dataset =
-            prepare(&corpus.source, &corpus.tokenizer, &corpus.shards(), |progress| reused = progress.reused)
-                .unwrap();
-        (dataset.tokens(), reused)
-    };
-    let (tokens, reused) = count(&corpus);
-    assert_eq!((tokens, reused), (corpus.paragraphs().iter().map(Vec::len).sum(), 0));
-    assert_eq!(count(&corpus), (tokens, 1));
-    let shard = fs::read_dir(corpus.shards()).unwrap().next().unwrap().unwrap().path();
-    let bytes = fs::read(&shard).unwrap();
-    let mut damaged: Vec<Vec<u8>> = [0, 7, 100, 128, bytes.len() - 1].map(|n| bytes[..n].to_vec()).to_vec();
-    for (at, value) in [(16, 0xff), (23, 0xff), (24, 1), (12, 3), (8, 9)] {
-        let mut other = bytes.clone();
-        other[at] = value;
-        damaged.push(other);
-    }
-    for wrong in damaged {
-        fs::write(&shard, wrong).unwrap();
-        assert!(Shard::open(&shard).is_err());
-        assert_eq!(count(&corpus), (tokens, 0), "a damaged shard is made again");
-        assert_eq!(fs::read(&shard).unwrap(), bytes);
-    }
-    fs::write(corpus.dir.path().join("corpus.txt"), book(130)).unwrap();
-    assert!(count(&corpus).0 > tokens, "changed text is tokenized again");
 }
 
 #[test]

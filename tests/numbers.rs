@@ -13,7 +13,7 @@ use elektron::data::Batch;
 use elektron::data::loader::LoaderSpec;
 use elektron::data::mask::MaskSpec;
 use elektron::data::pack::Rows;
-use elektron::data::shard::prepare;
+use elektron::data::prepare::{Spec, prepare};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::Tokenizer;
 use elektron::model::hf::Checkpoint;
@@ -64,7 +64,8 @@ impl Bench {
         let config = RunConfig::resolve(settings).unwrap();
         let tokenizer = Tokenizer::load(&self.place.path("vocab.txt")).unwrap();
         let source = TextSource::new(&config.train, &config.columns).unwrap();
-        let dataset = prepare(&source, &tokenizer, &self.place.path("shards"), |_| {}).unwrap();
+        let dataset =
+            prepare(&source, &tokenizer, &self.place.path("shards"), &Spec::default(), |_| {}).unwrap();
         let special = tokenizer.special();
         let rows = Rows::new(dataset, special, config.merge, config.seq_len, config.seed).unwrap();
         let (style, vocab_size, seq_len) = (config.mask_style, tokenizer.vocab_size(), config.seq_len);

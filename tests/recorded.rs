@@ -5,7 +5,7 @@ use elektron::backend::{Backend, Cpu};
 use elektron::data::loader::LoaderSpec;
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
-use elektron::data::shard::prepare;
+use elektron::data::prepare::{Spec, prepare};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::Tokenizer;
 use elektron::model::config::{Architecture, ElectraConfig};
@@ -35,7 +35,7 @@ fn rows() -> (Rows, MaskSpec) {
     std::fs::write(&path, text).unwrap();
     let source = TextSource::new(&[path.to_str().unwrap()], &["text".to_owned()]).unwrap();
     let tokenizer = Tokenizer::load(&repository("tests/data/wordpiece-8k.txt")).unwrap();
-    let dataset = prepare(&source, &tokenizer, &dir.path().join("shards"), |_| {}).unwrap();
+    let dataset = prepare(&source, &tokenizer, &dir.path().join("shards"), &Spec::default(), |_| {}).unwrap();
     let special = tokenizer.special();
     let vocab_size = tokenizer.vocab_size();
     let rows = Rows::new(dataset, special, Merge::None, SEQ_LEN, 7).unwrap();

@@ -21,6 +21,7 @@ mod nvrtc;
 mod ops;
 #[cfg(unix)]
 mod place;
+mod prepare;
 mod recorded;
 mod steps;
 mod support;

@@ -13,6 +13,7 @@ use crate::config::{Device, Precision};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
+use crate::data::prepare::Spec;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
@@ -108,7 +109,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     // Each directory is complete on its own, whatever was shared in training.
     let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };
     let shards = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
-    let dataset = tokenize(&source, &tokenizer, shards.path(), true)?;
+    let dataset = tokenize(&source, &tokenizer, shards.path(), &Spec::default(), true)?;
     let rows = Rows::new(dataset, tokenizer.special(), a.merge, a.seq_len, a.seed)?;
     let style = if a.flavour == Flavour::Txtai { MaskStyle::Txtai } else { MaskStyle::Electra };
     let mask = MaskSpec {

@@ -7,6 +7,7 @@ mod eval;
 mod forward;
 mod prepare;
 mod pretrain;
+mod tokenizer;
 
 use std::path::Path;
 
@@ -30,8 +31,8 @@ enum Command {
     Pretrain(Box<pretrain::Arguments>),
     /// Tokenize text into shards, without training
     Prepare(prepare::Arguments),
-    /// Train a vocabulary
-    Tokenizer(prepare::TokenizerArguments),
+    /// Train a vocabulary, or see how one fits a text
+    Tokenizer(tokenizer::Arguments),
     /// Run one batch through a pair and write losses, logits and gradients
     Forward(forward::Arguments),
     /// Held-out metrics of a saved pair
@@ -57,7 +58,7 @@ impl Cli {
         match self.command {
             Command::Pretrain(arguments) => return pretrain::run(*arguments),
             Command::Prepare(arguments) => prepare::run(&arguments),
-            Command::Tokenizer(arguments) => prepare::run_tokenizer(&arguments),
+            Command::Tokenizer(arguments) => tokenizer::run(&arguments),
             Command::Forward(arguments) => forward::run(&arguments),
             Command::Eval(arguments) => eval::run(&arguments),
             Command::Detect(arguments) => detect::run(&arguments),

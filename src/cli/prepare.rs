@@ -1,16 +1,19 @@
-//! `elektron prepare` and `elektron tokenizer train`.
+//! `elektron prepare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use super::{print, set_threads};
-use crate::Result;
-use crate::data::shard::{self, Dataset};
+use crate::data::dedup::Dedup;
+use crate::data::prepare::{LONG_DOCUMENT, Progress, Spec, prepare};
+use crate::data::shard::Dataset;
 use crate::data::source::TextSource;
-use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
+use crate::train::log::duration;
+use crate::{Error, Result};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -26,92 +29,107 @@ pub(super) struct Arguments {
     /// Directory of the shards: give it to `pretrain` as --shards
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Drop documents that repeat an earlier one (give `pretrain` the same)
+    #[arg(long, value_enum, default_value = "none")]
+    dedup: Dedup,
+    /// Text of a shard: a kill costs the work on one at most
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    shard_mib: u64,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-}
-
-#[derive(Args)]
-pub(super) struct TokenizerArguments {
-    #[command(subcommand)]
-    command: TokenizerCommand,
-}
-
-#[derive(Subcommand)]
-enum TokenizerCommand {
-    /// Train a WordPiece vocabulary on text
-    Train(TrainArguments),
-}
-
-#[derive(Args)]
-struct TrainArguments {
-    /// Files, folders and globs
-    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
-    input: Vec<String>,
-    /// Text columns of csv and jsonl files
-    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
-    columns: Vec<String>,
-    /// Entries, special tokens included
-    #[arg(long, default_value_t = 30522, value_name = "N")]
-    vocab_size: usize,
-    /// Keep case and accents
-    #[arg(long)]
-    cased: bool,
-    /// Directory to write
-    #[arg(long, value_name = "DIR")]
-    output: PathBuf,
-    /// Longest sequence, for the tokenizer's settings
-    #[arg(long, default_value_t = 512, value_name = "T")]
-    model_max_length: usize,
 }
 
 /// Tokenizes and says how it goes.
 pub(super) fn tokenize(
     source: &TextSource,
     tokenizer: &Tokenizer,
-    dir: &std::path::Path,
+    dir: &Path,
+    spec: &Spec,
     quiet: bool,
 ) -> Result<Dataset> {
     let mut last = Instant::now();
-    let mut end = shard::Progress::default();
-    let dataset = shard::prepare(source, tokenizer, dir, |progress| {
+    let mut end = Progress::default();
+    let dataset = prepare(source, tokenizer, dir, spec, |progress| {
         end = progress;
-        if !quiet && last.elapsed().as_secs() >= 5 {
+        if quiet {
+            return;
+        }
+        if progress.waiting {
+            eprintln!("waiting for another process that prepares text in {}", dir.display());
+        } else if last.elapsed().as_secs() >= 5 {
             last = Instant::now();
-            let rate = progress.bytes as f64 / 1e6 / progress.seconds.max(1e-9);
-            eprintln!("tokenized {} of {} files, {rate:.1} MB/s", progress.files, progress.files_total);
+            eprintln!("{}", line(&progress));
         }
     })?;
     if !quiet {
-        let rate = match end.bytes {
-            0 => String::new(),
-            bytes => format!(", {:.1} MB/s", bytes as f64 / 1e6 / end.seconds.max(1e-9)),
-        };
-        eprintln!(
-            "{} tokens in {} paragraphs of {} documents ({} files, {} of them tokenized before{rate})",
-            dataset.tokens(),
-            dataset.paragraphs(),
-            dataset.documents(),
-            end.files_total,
-            end.reused
-        );
+        eprintln!("{}", summary(&dataset, &end, spec.dedup));
     }
     Ok(dataset)
 }
 
+fn line(p: &Progress) -> String {
+    let (read, total) = (p.source_bytes as f64, p.source_total as f64);
+    let mut text = format!(
+        "prepared {:.2} of {:.2} GB ({:.0} %; {} of {} files)",
+        read / 1e9,
+        total / 1e9,
+        100.0 * read / total.max(1.0),
+        p.files,
+        p.files_total
+    );
+    if p.bytes > 0 {
+        text +=
+            &format!(", {:.1} MB/s of text, {} left", p.bytes_per_second() / 1e6, duration(p.seconds_left()));
+    }
+    text
+}
+
+fn summary(dataset: &Dataset, p: &Progress, dedup: Dedup) -> String {
+    let mut text = format!(
+        "{} tokens in {} paragraphs of {} documents ({} files, {} of them tokenized before; {} shards, {} of them there)",
+        dataset.tokens(),
+        dataset.paragraphs(),
+        dataset.documents(),
+        p.files_total,
+        p.files_reused,
+        dataset.shards(),
+        p.shards_reused,
+    );
+    if p.bytes > 0 {
+        let (bytes, rate) = (p.bytes as f64 / 1e6, p.bytes_per_second() / 1e6);
+        text += &format!("\ntokenized {bytes:.1} MB of text in {}, {rate:.1} MB/s", duration(p.seconds));
+    }
+    if dedup != Dedup::None {
+        let (dropped, kept) = (dataset.dropped(), dataset.documents());
+        let share = 100.0 * dropped as f64 / ((dropped + kept) as f64).max(1.0);
+        text += &format!("\ndropped {dropped} duplicate documents ({share:.2} %)");
+        if dataset.too_long() > 0 {
+            text +=
+                &format!(", did not compare {} of more than {} MiB", dataset.too_long(), LONG_DOCUMENT >> 20);
+        }
+    }
+    text
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
+    if arguments.shard_mib == 0 {
+        return Err(Error::config("--shard-mib must be 1 or more"));
+    }
     let source = TextSource::new(&arguments.input, &arguments.columns)?;
     let tokenizer = Tokenizer::load(&locate(&arguments.tokenizer, Part::Tokenizer, false)?)?;
-    tokenize(&source, &tokenizer, &arguments.output, false)?;
+    let spec = Spec { dedup: arguments.dedup, shard_bytes: arguments.shard_mib << 20 };
+    tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;
+    if let Some(bytes) = peak_memory() {
+        eprintln!("peak memory {} MiB", bytes >> 20);
+    }
     print(&format!("shards lie in {}", arguments.output.display()))
 }
 
-pub(super) fn run_tokenizer(arguments: &TokenizerArguments) -> Result<()> {
-    let TokenizerCommand::Train(a) = &arguments.command;
-    let source = TextSource::new(&a.input, &a.columns)?;
-    let spec = TrainSpec { vocab_size: a.vocab_size, lowercase: !a.cased, min_frequency: 2 };
-    let tokenizer = Tokenizer::train(&source, &spec)?;
-    tokenizer.save(&a.output, a.model_max_length)?;
-    print(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()))
+/// The most memory that this process has had resident (Linux).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
 }

@@ -12,9 +12,11 @@ use super::prepare::tokenize;
 use super::{Outcome, check_positions, check_vocabulary, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
+use crate::data::dedup::Dedup;
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
+use crate::data::prepare::Spec;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
@@ -148,13 +150,16 @@ impl OnBackend for Training<'_> {
         // Before the text is read, so that --resume does whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
-        let rows = |paths: &[String]| -> Result<Rows> {
+        let rows = |paths: &[String], dedup| -> Result<Rows> {
             let source = TextSource::new(paths, &config.columns)?;
-            let dataset = tokenize(&source, &tokenizer, &config.shards, quiet)?;
+            let spec = Spec { dedup, ..Spec::default() };
+            let dataset = tokenize(&source, &tokenizer, &config.shards, &spec, quiet)?;
             Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
         };
-        let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
-        let rows = Arc::new(rows(&config.train)?);
+        // Held-out text is taken as it is, so that runs with and without duplicates are measured by the same.
+        let validation =
+            if config.validation.is_empty() { None } else { Some(rows(&config.validation, Dedup::None)?) };
+        let rows = Arc::new(rows(&config.train, config.dedup)?);
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
         }
@@ -282,7 +287,7 @@ fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tok
     if !quiet {
         eprintln!("training a vocabulary of {} tokens on the text", config.vocab_size);
     }
-    let spec = TrainSpec { vocab_size: config.vocab_size, lowercase: true, min_frequency: 2 };
+    let spec = TrainSpec { vocab_size: config.vocab_size, ..TrainSpec::default() };
     let tokenizer = Tokenizer::train(source, &spec)?;
     tokenizer.save(&own, config.seq_len)?;
     Ok(tokenizer)

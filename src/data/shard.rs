@@ -1,247 +1,184 @@
-//! Tokenized text on disk: one memory-mapped shard for each source file, made once and reused while nothing changed.
+//! Tokenized text on disk: memory-mapped shards of bounded size, several for a large source file.
 //!
 //! ```text
-//! header (128 bytes) │ tokens (u16 or u32 each) │ paragraph ends (u64 each, top bit: opens a document)
+//! header (256 bytes) │ tokens (u16 or u32 each) │ paragraph ends (u64 each, top bit: opens a document)
+//!                    │ keys of the documents for deduplication (u64 words)
 //! ```
 //!
-//! A shard's name holds a hash of everything it depends on: format version, tokenizer, columns, the file's content.
+//! The shards of a file form a chain: each is named by two hashes, of everything before it and of everything up to its
+//! end (see [`super::prepare`]), so its name says what text it holds, wherever that text came from.
 //! Paragraphs are stored without \[CLS\] and \[SEP\]; [`super::pack`] adds them, so every way of packing reads the same
-//! shards. Sizes in a header are checked against the file before use.
+//! shards. [`Shard::open`] checks the header against its own checksum and the file's length; [`Shard::verify`] reads the
+//! whole content against the checksum in the header.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::hash::Hasher;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use memmap2::Mmap;
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
+use twox_hash::xxhash3_64::Hasher as Checksum;
 
-use super::source::TextSource;
-use super::tokenizer::Tokenizer;
-use crate::fsutil::{create_dir, write_atomic};
 use crate::model::hf::map_file;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"ELKSHARD";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 128;
-const OPENS_DOCUMENT: u64 = 1 << 63;
-/// Text tokenized at once: enough to keep every core busy, little enough to bound memory.
-const BATCH_BYTES: usize = 4 << 20;
+pub(super) const VERSION: u32 = 2;
+pub(super) const HEADER_BYTES: usize = 256;
+/// Where the header's own checksum stands.
+const HEADER_SUM: usize = HEADER_BYTES - 8;
+pub(super) const OPENS_DOCUMENT: u64 = 1 << 63;
 
-/// How far `prepare` is.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Progress {
-    /// Source files finished.
-    pub files: usize,
-    /// Source files in all.
-    pub files_total: usize,
-    /// Text tokenized in this run, decompressed.
-    pub bytes: u64,
-    /// Seconds spent on it.
-    pub seconds: f64,
-    /// Files whose shards were reused.
-    pub reused: usize,
+/// SHA-256 of a text up to some place.
+pub(super) type Link = [u8; 32];
+
+/// What stands at the beginning of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Four bytes a token instead of two.
+    pub(super) wide: bool,
+    /// Whether its text ends where the source file ends.
+    pub(super) last: bool,
+    pub(super) tokens: u64,
+    pub(super) paragraphs: u64,
+    pub(super) documents: u64,
+    /// Words of the section of keys.
+    pub(super) keys: u64,
+    /// Paragraphs of the source file up to the shard's end, those of dropped documents included.
+    pub(super) read: u64,
+    /// Bytes of its text, that of dropped documents included.
+    pub(super) bytes: u64,
+    /// Duplicate documents that were dropped.
+    pub(super) dropped: u64,
+    /// Documents that were too long to be compared.
+    pub(super) long: u64,
+    /// Checksum (XXH3) of everything after the header.
+    pub(super) checksum: u64,
+    /// The chain before and after the shard.
+    pub(super) start: Link,
+    pub(super) end: Link,
 }
 
-/// One source file's tokens.
+impl Header {
+    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut out = Vec::with_capacity(HEADER_BYTES);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&(u32::from(self.wide) | u32::from(self.last) << 1).to_le_bytes());
+        for count in self.counts() {
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        out.extend_from_slice(&self.start);
+        out.extend_from_slice(&self.end);
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..out.len()].copy_from_slice(&out);
+        let sum = Checksum::oneshot(&bytes[..HEADER_SUM]);
+        bytes[HEADER_SUM..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    fn counts(&self) -> [u64; 9] {
+        let Self { tokens, paragraphs, documents, keys, read, bytes, dropped, long, checksum, .. } = *self;
+        [tokens, paragraphs, documents, keys, read, bytes, dropped, long, checksum]
+    }
+
+    /// The header that stands at the beginning of `bytes`; else what is wrong with it.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
+        let Some(bytes) = bytes.get(..HEADER_BYTES).filter(|b| b.starts_with(MAGIC)) else {
+            return Err("no header");
+        };
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        let link = |at: usize| {
+            let mut link = Link::default();
+            link.copy_from_slice(&bytes[at..at + 32]);
+            link
+        };
+        if word(8) != VERSION {
+            return Err("another version");
+        }
+        if long(HEADER_SUM) != Checksum::oneshot(&bytes[..HEADER_SUM]) {
+            return Err("its header was changed");
+        }
+        Ok(Self {
+            wide: word(12) & 1 != 0,
+            last: word(12) & 2 != 0,
+            tokens: long(16),
+            paragraphs: long(24),
+            documents: long(32),
+            keys: long(40),
+            read: long(48),
+            bytes: long(56),
+            dropped: long(64),
+            long: long(72),
+            checksum: long(80),
+            start: link(88),
+            end: link(120),
+        })
+    }
+
+    /// The header of a file.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let mut bytes = [0; HEADER_BYTES];
+        let mut file = File::open(path).map_err(Error::io("read", path))?;
+        file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
+        Self::from_bytes(&bytes).map_err(|what| damaged(path, what))
+    }
+
+    pub(super) fn width(&self) -> u64 {
+        if self.wide { 4 } else { 2 }
+    }
+
+    /// Where the paragraph ends begin: they are read as u64 and must be aligned.
+    fn ends_at(&self) -> Option<u64> {
+        let bytes = self.tokens.checked_mul(self.width())?.checked_next_multiple_of(8)?;
+        bytes.checked_add(HEADER_BYTES as u64)
+    }
+
+    fn file_bytes(&self) -> Option<u64> {
+        self.ends_at()?.checked_add(self.paragraphs.checked_add(self.keys)?.checked_mul(8)?)
+    }
+}
+
+/// A stretch of one source file's tokens.
 pub struct Shard {
     path: PathBuf,
     /// The mapped file's own number, which another file of the same name does not have.
     identity: Option<u64>,
     map: Mmap,
-    wide: bool,
-    tokens: usize,
-    paragraphs: usize,
-    documents: usize,
+    header: Header,
+    /// Where its paragraph ends begin.
+    ends_at: usize,
 }
 
-/// All shards of a corpus, in the order of its files.
+/// All shards of a corpus, in the order of its text.
 pub struct Dataset {
     shards: Vec<Shard>,
     /// First paragraph of each shard, and the total.
     first: Vec<usize>,
+    /// Tokens before each shard if every paragraph is framed, and the total.
+    framed: Vec<usize>,
 }
 
-/// Tokenizes every file of `source` into `dir`, or finds it there.
-pub fn prepare(
-    source: &TextSource,
-    tokenizer: &Tokenizer,
-    dir: &Path,
-    mut progress: impl FnMut(Progress),
-) -> Result<Dataset> {
-    create_dir(dir)?;
-    let tokenizer_hash = tokenizer.hash()?;
-    let wide = tokenizer.vocab_size() > 1 << 16;
-    let mut state = Progress { files_total: source.files().len(), ..Progress::default() };
-    let start = Instant::now();
-    let mut shards = Vec::new();
-    for file in source.files() {
-        let source_hash = hash_file(file)?;
-        let path = dir.join(shard_name(file, &tokenizer_hash, &source_hash, source.columns()));
-        // A shard that is damaged is made again, as one that is missing.
-        let shard = match path.is_file().then(|| Shard::open(&path)) {
-            Some(Ok(shard)) => {
-                state.reused += 1;
-                shard
-            }
-            _ => {
-                let hashes = [tokenizer_hash, source_hash];
-                write_shard(source, file, tokenizer, wide, hashes, &path, &mut |bytes| {
-                    state.bytes += bytes;
-                    state.seconds = start.elapsed().as_secs_f64();
-                    progress(state);
-                })?;
-                Shard::open(&path)?
-            }
-        };
-        shards.push(shard);
-        state.files += 1;
-        state.seconds = start.elapsed().as_secs_f64();
-        progress(state);
-    }
-    Ok(Dataset::new(shards))
-}
-
-fn hash_file(path: &Path) -> Result<[u8; 32]> {
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
-    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        let read = file.read(&mut block).map_err(Error::io("read", path))?;
-        if read == 0 {
-            return Ok(hash.finalize().into());
-        }
-        hash.update(&block[..read]);
-    }
-}
-
-fn shard_name(file: &Path, tokenizer: &[u8; 32], source: &[u8; 32], columns: &[String]) -> PathBuf {
-    let mut key = Sha256::new();
-    key.update(VERSION.to_le_bytes());
-    key.update(tokenizer);
-    key.update(source);
-    // The same bytes are other paragraphs under another ending.
-    key.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-    for column in columns {
-        key.update(column.as_bytes());
-        key.update([0]);
-    }
-    let digest: String = key.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    PathBuf::from(format!("{digest}.tokens"))
-}
-
-/// Text gathered for one parallel round.
-#[derive(Default)]
-struct Round {
-    texts: Vec<(String, bool)>,
-    bytes: usize,
-}
-
-fn write_shard(
-    source: &TextSource,
-    file: &Path,
-    tokenizer: &Tokenizer,
-    wide: bool,
-    hashes: [[u8; 32]; 2],
-    path: &Path,
-    tick: &mut dyn FnMut(u64),
-) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    // Tokens go to an unnamed file first, because the header, which stands before them, holds their number.
-    let mut tokens_file = tempfile::tempfile_in(dir).map_err(Error::io("create a file in", dir))?;
-    let mut ends: Vec<u64> = Vec::new();
-    let (mut total, mut documents) = (0u64, 0u64);
-    let mut round = Round::default();
-    let mut opens = false;
-    let mut flush = |round: &mut Round| -> Result<()> {
-        let encode = |(text, opens): &(String, bool)| Ok((tokenizer.encode(text)?, *opens));
-        let encoded: Vec<(Vec<u32>, bool)> = round.texts.par_iter().map(encode).collect::<Result<_>>()?;
-        let mut bytes = Vec::new();
-        for (ids, starts) in encoded {
-            opens |= starts;
-            if ids.is_empty() {
-                continue;
-            }
-            match wide {
-                true => ids.iter().for_each(|id| bytes.extend_from_slice(&id.to_le_bytes())),
-                false => ids.iter().for_each(|&id| bytes.extend_from_slice(&(id as u16).to_le_bytes())),
-            }
-            total += ids.len() as u64;
-            documents += u64::from(opens);
-            ends.push(total | if opens { OPENS_DOCUMENT } else { 0 });
-            opens = false;
-        }
-        tokens_file.write_all(&bytes).map_err(Error::io("write tokens in", dir))?;
-        tick(round.bytes as u64);
-        *round = Round::default();
-        Ok(())
-    };
-    source.read_file(file, &mut |p| {
-        round.bytes += p.text.len() + 1;
-        round.texts.push((p.text.to_owned(), p.opens_document));
-        if round.bytes >= BATCH_BYTES { flush(&mut round) } else { Ok(()) }
-    })?;
-    flush(&mut round)?;
-
-    let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(&(if wide { 4u32 } else { 2 }).to_le_bytes());
-    for count in [total, ends.len() as u64, documents] {
-        header.extend_from_slice(&count.to_le_bytes());
-    }
-    header.extend_from_slice(&hashes.concat());
-    header.resize(HEADER_BYTES, 0);
-    tokens_file.seek(SeekFrom::Start(0)).map_err(Error::io("read tokens in", dir))?;
-    let width = if wide { 4 } else { 2 };
-    write_atomic(path, |out| {
-        out.write_all(&header)?;
-        std::io::copy(&mut tokens_file, out)?;
-        // Paragraph ends are read as u64 and must be aligned.
-        out.write_all(&vec![0; (total as usize * width).next_multiple_of(8) - total as usize * width])?;
-        ends.iter().try_for_each(|end| out.write_all(&end.to_le_bytes()))
-    })
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::file(path, format!("this shard is damaged ({what}): delete it, it is made again"))
 }
 
 impl Shard {
-    /// Maps a shard; an error if it is not whole.
+    /// Maps a shard; an error if it is not whole. Its content is not read: see [`Self::verify`].
     pub fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
-        let damaged = |what: &str| {
-            Error::file(path, format!("this shard is damaged ({what}): delete it, it is made again"))
-        };
-        if map.len() < HEADER_BYTES || &map[..8] != MAGIC {
-            return Err(damaged("no header"));
+        let header = Header::from_bytes(&map).map_err(|what| damaged(path, what))?;
+        if header.file_bytes() != Some(map.len() as u64) {
+            return Err(damaged(path, "its length is not what its header says"));
         }
-        let word = |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        let (version, width) = (word(8), word(12));
-        if version != VERSION || !matches!(width, 2 | 4) {
-            return Err(damaged("another version"));
-        }
-        let (tokens, paragraphs, documents) = (long(16), long(24), long(32));
-        let token_bytes =
-            tokens.checked_mul(u64::from(width)).and_then(|bytes| bytes.checked_next_multiple_of(8));
-        let expected = token_bytes
-            .zip(paragraphs.checked_mul(8))
-            .and_then(|(a, b)| a.checked_add(b)?.checked_add(HEADER_BYTES as u64));
-        if expected != Some(map.len() as u64) {
-            return Err(damaged("its length is not what its header says"));
-        }
+        let ends_at = header.ends_at().unwrap_or_default() as usize;
         let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
-        let shard = Self {
-            path: path.to_path_buf(),
-            identity: identity(&metadata),
-            map,
-            wide: width == 4,
-            tokens: tokens as usize,
-            paragraphs: paragraphs as usize,
-            documents: documents as usize,
-        };
-        let last = if shard.paragraphs == 0 { 0 } else { shard.end(shard.paragraphs - 1) };
-        if last != shard.tokens {
-            return Err(damaged("its paragraphs do not end where its tokens do"));
+        let shard = Self { path: path.to_path_buf(), identity: identity(&metadata), map, header, ends_at };
+        let last = shard.paragraphs().checked_sub(1).map_or(0, |last| shard.end(last));
+        if last != shard.tokens() {
+            return Err(damaged(path, "its paragraphs do not end where its tokens do"));
         }
         Ok(shard)
     }
@@ -265,17 +202,58 @@ impl Shard {
         }
     }
 
-    fn raw_end(&self, paragraph: usize) -> u64 {
-        let width = if self.wide { 4 } else { 2 };
-        let at = HEADER_BYTES + (self.tokens * width).next_multiple_of(8) + 8 * paragraph;
+    /// Reads a shard's content against its checksum, at the speed of the disk. It is read, not mapped: a file that is
+    /// cut short meanwhile is an error here.
+    pub fn verify(path: &Path) -> Result<()> {
+        let mut file = File::open(path).map_err(Error::io("read", path))?;
+        let mut block = vec![0; 1 << 20];
+        file.read_exact(&mut block[..HEADER_BYTES]).map_err(Error::io("read", path))?;
+        let header = Header::from_bytes(&block).map_err(|what| damaged(path, what))?;
+        let mut checksum = Checksum::new();
+        loop {
+            match file.read(&mut block).map_err(Error::io("read", path))? {
+                0 => break,
+                read => checksum.write(&block[..read]),
+            }
+        }
+        let length = file.seek(SeekFrom::End(0)).map_err(Error::io("read", path))?;
+        if header.file_bytes() != Some(length) || checksum.finish() != header.checksum {
+            return Err(damaged(path, "its content was changed"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn tokens(&self) -> usize {
+        self.header.tokens as usize
+    }
+
+    fn paragraphs(&self) -> usize {
+        self.header.paragraphs as usize
+    }
+
+    fn long(&self, at: usize) -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&self.map[at..at + 8]);
         u64::from_le_bytes(bytes)
     }
 
+    fn raw_end(&self, paragraph: usize) -> u64 {
+        self.long(self.ends_at + 8 * paragraph)
+    }
+
+    /// Keys of its documents, for deduplication.
+    pub(super) fn keys(&self) -> impl Iterator<Item = u64> {
+        let at = self.ends_at + 8 * self.paragraphs();
+        (0..self.header.keys as usize).map(move |key| self.long(at + 8 * key))
+    }
+
     /// Tokens up to and with a paragraph.
     pub fn end(&self, paragraph: usize) -> usize {
-        ((self.raw_end(paragraph) & !OPENS_DOCUMENT) as usize).min(self.tokens)
+        ((self.raw_end(paragraph) & !OPENS_DOCUMENT) as usize).min(self.tokens())
     }
 
     fn opens_document(&self, paragraph: usize) -> bool {
@@ -283,16 +261,16 @@ impl Shard {
     }
 
     /// Where a paragraph's tokens lie.
-    fn span(&self, paragraph: usize) -> std::ops::Range<usize> {
+    fn span(&self, paragraph: usize) -> Range<usize> {
         let start = if paragraph == 0 { 0 } else { self.end(paragraph - 1) };
         start..self.end(paragraph).max(start)
     }
 
     /// Appends the tokens of a range.
-    fn copy(&self, range: std::ops::Range<usize>, to: &mut Vec<u32>) {
-        let width = if self.wide { 4 } else { 2 };
+    fn copy(&self, range: Range<usize>, to: &mut Vec<u32>) {
+        let width = self.header.width() as usize;
         let bytes = &self.map[HEADER_BYTES + range.start * width..HEADER_BYTES + range.end * width];
-        match self.wide {
+        match self.header.wide {
             true => to.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
             false => to.extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))),
         }
@@ -315,11 +293,12 @@ fn identity(metadata: &std::fs::Metadata) -> Option<u64> {
 impl Dataset {
     /// Of shards in order.
     pub fn new(shards: Vec<Shard>) -> Self {
-        let mut first = vec![0];
-        for shard in &shards {
-            first.push(first[first.len() - 1] + shard.paragraphs);
+        let (mut first, mut framed) = (vec![0], vec![0]);
+        for (i, shard) in shards.iter().enumerate() {
+            first.push(first[i] + shard.paragraphs());
+            framed.push(framed[i] + shard.tokens() + 2 * shard.paragraphs());
         }
-        Self { shards, first }
+        Self { shards, first, framed }
     }
 
     /// Paragraphs in all.
@@ -329,12 +308,36 @@ impl Dataset {
 
     /// Documents in all.
     pub fn documents(&self) -> usize {
-        self.shards.iter().map(|shard| shard.documents).sum()
+        self.sum(|header| header.documents) as usize
+    }
+
+    /// Documents that were dropped as duplicates.
+    pub fn dropped(&self) -> usize {
+        self.sum(|header| header.dropped) as usize
+    }
+
+    /// Documents that were too long to be compared with others.
+    pub fn too_long(&self) -> usize {
+        self.sum(|header| header.long) as usize
+    }
+
+    /// Bytes of text, that of dropped documents included.
+    pub fn text_bytes(&self) -> u64 {
+        self.sum(|header| header.bytes)
+    }
+
+    /// Shards in all.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn sum(&self, of: impl Fn(&Header) -> u64) -> u64 {
+        self.shards.iter().map(|shard| of(&shard.header)).sum()
     }
 
     /// Tokens in all, without special tokens.
     pub fn tokens(&self) -> usize {
-        self.shards.iter().map(|shard| shard.tokens).sum()
+        self.sum(|header| header.tokens) as usize
     }
 
     /// Bytes on disk.
@@ -358,7 +361,7 @@ impl Dataset {
     pub(super) fn check_framed(&self, tokens: std::ops::Range<usize>) -> Result<()> {
         let mut start = 0;
         for shard in &self.shards {
-            let end = start + shard.tokens + 2 * shard.paragraphs;
+            let end = start + shard.tokens() + 2 * shard.paragraphs();
             if end > tokens.start && start < tokens.end {
                 shard.check()?;
             }
@@ -389,22 +392,16 @@ impl Dataset {
 
     /// The paragraph that holds token `at` of the stream in which every paragraph stands as \[CLS\] … \[SEP\], and how
     /// far into it `at` is.
-    pub(super) fn framed_position(&self, mut at: usize) -> Option<(usize, usize)> {
-        for (index, shard) in self.shards.iter().enumerate() {
-            let framed = shard.tokens + 2 * shard.paragraphs;
-            if at >= framed {
-                at -= framed;
-                continue;
-            }
-            let end = |p: usize| shard.end(p) + 2 * (p + 1);
-            let (mut low, mut high) = (0, shard.paragraphs);
-            while low < high {
-                let middle = (low + high) / 2;
-                if end(middle) > at { high = middle } else { low = middle + 1 }
-            }
-            let start = if low == 0 { 0 } else { end(low - 1) };
-            return Some((self.first[index] + low, at - start));
+    pub(super) fn framed_position(&self, at: usize) -> Option<(usize, usize)> {
+        let index = self.framed.partition_point(|&before| before <= at) - 1;
+        let (shard, at) = (self.shards.get(index)?, at - self.framed[index]);
+        let end = |p: usize| shard.end(p) + 2 * (p + 1);
+        let (mut low, mut high) = (0, shard.paragraphs());
+        while low < high {
+            let middle = (low + high) / 2;
+            if end(middle) > at { high = middle } else { low = middle + 1 }
         }
-        None
+        let start = if low == 0 { 0 } else { end(low - 1) };
+        Some((self.first[index] + low, at - start))
     }
 }

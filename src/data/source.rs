@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
@@ -68,6 +70,22 @@ pub struct Paragraph<'a> {
 pub struct TextSource {
     files: Vec<PathBuf>,
     columns: Vec<String>,
+    /// Bytes of files read so far, by this source and its clones.
+    read: Arc<AtomicU64>,
+}
+
+/// A file whose bytes are counted as they are read.
+struct Counted {
+    file: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
 }
 
 impl TextSource {
@@ -82,7 +100,7 @@ impl TextSource {
                 "no text was given: name files, folders or globs of {ENDINGS}"
             )));
         }
-        Ok(Self { files, columns: columns.to_vec() })
+        Ok(Self { files, columns: columns.to_vec(), read: Arc::default() })
     }
 
     /// The files, in the order they are read.
@@ -95,6 +113,11 @@ impl TextSource {
         &self.columns
     }
 
+    /// Bytes of files read so far, compressed where they are.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
     /// Every paragraph of every file.
     pub fn for_each(&self, mut sink: impl FnMut(Paragraph<'_>) -> Result<()>) -> Result<()> {
         self.files.iter().try_for_each(|file| self.read_file(file, &mut sink))
@@ -104,6 +127,7 @@ impl TextSource {
     pub fn read_file(&self, path: &Path, sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>) -> Result<()> {
         let Some((format, compression)) = format_of(path) else { return Err(unknown_ending(path)) };
         let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = Counted { file, read: self.read.clone() };
         let input: Box<dyn Read> = match compression {
             Compression::None => Box::new(file),
             Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),

@@ -1,14 +1,13 @@
-//! Tokenizers: loaded from `tokenizer.json`, `vocab.txt` or a directory, or trained on the text; saved so that
-//! `transformers` loads the same. The work is the `tokenizers` crate's.
+//! Tokenizers: loaded from `tokenizer.json`, `vocab.txt` or a directory, or trained on the text ([`super::vocabulary`]);
+//! saved so that `transformers` loads the same. The work is the `tokenizers` crate's.
 
 use std::fs;
 use std::path::Path;
-use std::sync::mpsc;
 
 use ahash::AHashMap;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
+use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
@@ -16,7 +15,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-use super::source::TextSource;
+pub use super::vocabulary::TrainSpec;
 use crate::fsutil::{create_dir, write_atomic};
 use crate::{Error, Result};
 
@@ -45,7 +44,7 @@ impl SpecialTokens {
 }
 
 /// Names of the special tokens, in the order in which a fresh vocabulary has them.
-const ROLES: [(&str, &str); 5] = [
+pub(super) const ROLES: [(&str, &str); 5] = [
     ("pad_token", "[PAD]"),
     ("unk_token", "[UNK]"),
     ("cls_token", "[CLS]"),
@@ -63,17 +62,22 @@ pub struct Tokenizer {
     special: SpecialTokens,
     names: [String; 5],
     lowercase: bool,
+    /// Whether text may be tokenized in pieces that begin at spaces.
+    splits_at_spaces: bool,
 }
 
-/// How a vocabulary is trained.
-#[derive(Clone, Debug)]
-pub struct TrainSpec {
-    /// Entries, special tokens included.
-    pub vocab_size: usize,
-    /// Lower case and without accents, as BERT-uncased; else as it stands.
-    pub lowercase: bool,
-    /// Pieces seen fewer times are left out.
-    pub min_frequency: u64,
+/// Longer text is tokenized in pieces, where the tokenizer allows it: the library needs some fifty bytes for each.
+const PIECE: usize = 1 << 20;
+
+/// Parts of at least `bytes` that begin at spaces.
+pub(super) fn pieces(mut text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let cut =
+            text.as_bytes().iter().skip(bytes).position(|&b| b == b' ').map_or(text.len(), |at| at + bytes);
+        let (piece, rest) = text.split_at(cut);
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 impl Tokenizer {
@@ -132,19 +136,26 @@ impl Tokenizer {
             }
             vocab.push((line.to_owned(), number as u32));
         }
-        let lowercase = settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(true);
+        let setting = |name: &str| settings.get(name).and_then(Value::as_bool);
+        let lowercase = setting("do_lower_case").unwrap_or(true);
+        let normalizer = BertNormalizer::new(
+            true,
+            setting("tokenize_chinese_chars").unwrap_or(true),
+            setting("strip_accents"),
+            lowercase,
+        );
         let model = WordPiece::builder()
             .vocab(vocab.into_iter().collect::<AHashMap<_, _>>())
             .unk_token("[UNK]".to_owned())
             .max_input_chars_per_word(100)
             .build()
             .map_err(|e| Error::file(path, format!("this is not a WordPiece vocabulary: {e}")))?;
-        let mut inner = bert(model, lowercase);
+        let mut inner = bert(model, normalizer);
         add_specials(&mut inner, path)?;
         Self::wrap(inner, settings, lowercase).map_err(|e| Error::file(path, e.to_string()))
     }
 
-    fn wrap(mut inner: Inner, settings: &Value, lowercase: bool) -> Result<Self> {
+    pub(super) fn wrap(mut inner: Inner, settings: &Value, lowercase: bool) -> Result<Self> {
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
         let name = |(role, default): (&str, &str)| match settings.get(role) {
@@ -169,65 +180,10 @@ impl Tokenizer {
             )));
         }
         let special = SpecialTokens { pad: id(0)?, unk: id(1)?, cls: id(2)?, sep: id(3)?, mask: id(4)? };
-        Ok(Self { inner, special, names, lowercase })
-    }
-
-    /// Trains a WordPiece vocabulary on all the text. The same text gives the same vocabulary.
-    pub fn train(source: &TextSource, spec: &TrainSpec) -> Result<Self> {
-        let model = WordPiece::builder()
-            .unk_token("[UNK]".to_owned())
-            .build()
-            .map_err(|e| Error::config(format!("cannot set up WordPiece: {e}")))?;
-        let mut inner = bert(model, spec.lowercase);
-        let mut trainer = WordPieceTrainer::builder()
-            .vocab_size(spec.vocab_size)
-            .min_frequency(spec.min_frequency)
-            .limit_alphabet(1000)
-            .show_progress(false)
-            .special_tokens(ROLES.map(|(_, name)| AddedToken::from(name, true)).to_vec())
-            .build();
-        let mut trainer_wrapper = tokenizers::models::TrainerWrapper::from(std::mem::take(&mut trainer));
-        let read = std::thread::scope(|scope| {
-            let (sender, receiver) = mpsc::sync_channel::<String>(4096);
-            let reader = scope.spawn(move || {
-                source.for_each(|p| {
-                    // A closed channel means that training failed, which says more than this would.
-                    let _ = sender.send(p.text.to_owned());
-                    Ok(())
-                })
-            });
-            let trained = inner.train(&mut trainer_wrapper, receiver.into_iter());
-            let read = reader.join().unwrap_or_else(|_| Err(Error::config("the reading thread stopped")));
-            (trained.map(|_| ()), read)
-        });
-        read.1?;
-        read.0.map_err(|e| Error::config(format!("training the vocabulary failed: {e}")))?;
-        let path = Path::new("the trained vocabulary");
-        add_specials(&mut inner, path)?;
-        let mut tokenizer = Self::wrap(inner, &Value::Null, spec.lowercase)?;
-        tokenizer.sort_vocabulary()?;
-        Ok(tokenizer)
-    }
-
-    /// The trainer numbers equally frequent pieces in the order of a hash table. Numbering them by kind (special,
-    /// character, piece) and text instead makes the vocabulary a function of the text.
-    fn sort_vocabulary(&mut self) -> Result<()> {
-        let count = self.vocab_size();
-        let mut tokens: Vec<String> = (0..count as u32).filter_map(|id| self.inner.id_to_token(id)).collect();
-        tokens[ROLES.len()..].sort_by(|a, b| {
-            let key = |t: &str| (t.trim_start_matches("##").chars().count() > 1, t.starts_with("##"));
-            key(a).cmp(&key(b)).then_with(|| a.cmp(b))
-        });
-        let vocab: AHashMap<String, u32> = tokens.into_iter().zip(0..).collect();
-        let model = WordPiece::builder()
-            .vocab(vocab)
-            .unk_token("[UNK]".to_owned())
-            .build()
-            .map_err(|e| Error::config(format!("cannot set up WordPiece: {e}")))?;
-        let mut inner = bert(model, self.lowercase);
-        add_specials(&mut inner, Path::new("the trained vocabulary"))?;
-        *self = Self::wrap(inner, &Value::Null, self.lowercase)?;
-        Ok(())
+        let splits_at_spaces = matches!(inner.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
+            && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
+            && !inner.get_added_tokens_decoder().values().any(|token| token.content.contains(' '));
+        Ok(Self { inner, special, names, lowercase, splits_at_spaces })
     }
 
     /// Special tokens.
@@ -242,8 +198,15 @@ impl Tokenizer {
 
     /// Ids of a text, without special tokens around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
-        encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::argument(format!("cannot tokenize: {e}")))
+        let most = if self.splits_at_spaces { PIECE } else { usize::MAX };
+        let mut ids = Vec::new();
+        for piece in pieces(text, most) {
+            let encoding = self.inner.encode_fast(piece, false);
+            ids.extend_from_slice(
+                encoding.map_err(|e| Error::argument(format!("cannot tokenize: {e}")))?.get_ids(),
+            );
+        }
+        Ok(ids)
     }
 
     /// The text of a token.
@@ -273,12 +236,16 @@ impl Tokenizer {
             |name: &str, text: &str| write_atomic(&dir.join(name), |out| out.write_all(text.as_bytes()));
         write("tokenizer.json", &self.json()?)?;
         let [pad, unk, cls, sep, mask] = &self.names;
+        let (strip_accents, split_chinese) = match self.inner.get_normalizer() {
+            Some(NormalizerWrapper::BertNormalizer(n)) => (n.strip_accents, n.handle_chinese_chars),
+            _ => (None, true),
+        };
         let is_wordpiece = matches!(self.inner.get_model(), ModelWrapper::WordPiece(_));
         let config = json!({
             "tokenizer_class": if is_wordpiece { "BertTokenizer" } else { "PreTrainedTokenizerFast" },
             "do_lower_case": self.lowercase,
-            "strip_accents": null,
-            "tokenize_chinese_chars": true,
+            "strip_accents": strip_accents,
+            "tokenize_chinese_chars": split_chinese,
             "model_max_length": model_max_length,
             "pad_token": pad, "unk_token": unk, "cls_token": cls, "sep_token": sep, "mask_token": mask,
         });
@@ -306,17 +273,17 @@ fn parse(path: &Path, json: &str) -> Result<Value> {
 }
 
 /// BERT's pipeline around a WordPiece model.
-fn bert(model: WordPiece, lowercase: bool) -> Inner {
+pub(super) fn bert(model: WordPiece, normalizer: BertNormalizer) -> Inner {
     let mut inner = Inner::new(model);
     // Fails only where a vocabulary's added tokens do not survive normalisation; there are none yet.
-    let _ = inner.with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase)));
+    let _ = inner.with_normalizer(Some(normalizer));
     inner.with_pre_tokenizer(Some(PreTokenizerWrapper::from(BertPreTokenizer)));
     inner.with_decoder(Some(DecoderWrapper::from(tokenizers::decoders::wordpiece::WordPiece::default())));
     inner
 }
 
 /// Registers the special tokens and how sequences are framed.
-fn add_specials(inner: &mut Inner, path: &Path) -> Result<()> {
+pub(super) fn add_specials(inner: &mut Inner, path: &Path) -> Result<()> {
     let known: Vec<AddedToken> = ROLES
         .iter()
         .filter(|(_, name)| inner.token_to_id(name).is_some())

@@ -12,7 +12,8 @@ use elektron::Result;
 use elektron::backend::Cpu;
 use elektron::config::Settings;
 use elektron::data::pack::{Merge, Rows};
-use elektron::data::shard::{Dataset, Shard, prepare};
+use elektron::data::prepare::{Spec, prepare};
+use elektron::data::shard::{Dataset, Shard};
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::{SpecialTokens, Tokenizer, TrainSpec};
 use elektron::model::config::{Architecture, ElectraConfig};
@@ -148,7 +149,7 @@ fn shard_seeds(dir: &Path) -> Vec<Vec<u8>> {
     let text = put(dir, "a.txt", TXT[0].repeat(4).as_bytes());
     let made = Tokenizer::load(&vocabulary).and_then(|tokenizer| {
         let source = TextSource::new(&[text.to_string_lossy()], &[])?;
-        prepare(&source, &tokenizer, &dir.join("shards"), |_| {})
+        prepare(&source, &tokenizer, &dir.join("shards"), &Spec::default(), |_| {})
     });
     made.unwrap_or_else(|e| panic!("{e}"));
     let files = fs::read_dir(dir.join("shards")).into_iter().flatten().flatten();
@@ -169,7 +170,7 @@ fn tokenizer(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 
 fn tokenizer_seeds(dir: &Path) -> Vec<Vec<u8>> {
     let text = put(dir, "a.txt", "the chef ate the meal the chef cooked\n".repeat(20).as_bytes());
-    let spec = TrainSpec { vocab_size: 60, lowercase: true, min_frequency: 1 };
+    let spec = TrainSpec { vocab_size: 60, min_frequency: 1, ..TrainSpec::default() };
     let trained = TextSource::new(&[text.to_string_lossy()], &[])
         .and_then(|source| Tokenizer::train(&source, &spec)?.save(dir, 512));
     trained.unwrap_or_else(|e| panic!("{e}"));

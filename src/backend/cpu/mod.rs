@@ -26,6 +26,7 @@ mod real;
 mod rtd_head;
 
 pub use real::Real;
+pub(crate) use real::vectorized;
 
 /// Rows of a unit of work, and of a partial sum.
 const ROW_BLOCK: usize = 32;

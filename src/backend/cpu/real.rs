@@ -238,7 +238,7 @@ pub(super) fn maximum<R: Real>(x: &[R]) -> R {
 
 /// Runs a loop compiled for the widest vector instructions of this processor.
 #[inline(always)]
-pub(super) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
+pub(crate) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
     struct Wrap<F>(F);
     impl<T, F: FnOnce() -> T> pulp::NullaryFnOnce for Wrap<F> {
         type Output = T;

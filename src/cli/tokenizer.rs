@@ -1,0 +1,161 @@
+//! `elektron tokenizer train` and `elektron tokenizer inspect`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{print, set_threads};
+use crate::data::inspect::{Inspection, inspect};
+use crate::data::source::TextSource;
+use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::{Error, Result};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: TokenizerCommand,
+}
+
+#[derive(Subcommand)]
+enum TokenizerCommand {
+    /// Train a WordPiece vocabulary on text
+    Train(TrainArguments),
+    /// Say how well a tokenizer fits a text
+    Inspect(InspectArguments),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Accents {
+    Keep,
+    Strip,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Chinese {
+    Split,
+    Whole,
+}
+
+#[derive(Args)]
+struct Text {
+    /// Files, folders and globs
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    input: Vec<String>,
+    /// Text columns of csv and jsonl files
+    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
+    columns: Vec<String>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Args)]
+struct TrainArguments {
+    #[command(flatten)]
+    text: Text,
+    /// Entries, special tokens included
+    #[arg(long, default_value_t = 30522, value_name = "N")]
+    vocab_size: usize,
+    /// Keep case
+    #[arg(long)]
+    cased: bool,
+    /// Whether accents stay [default: keep with --cased, else strip]
+    #[arg(long)]
+    accents: Option<Accents>,
+    /// Whether every Chinese character is a word, or they are split as other words
+    #[arg(long, default_value = "split")]
+    chinese: Chinese,
+    /// Different characters that are kept, the most frequent ones
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    alphabet: usize,
+    /// Leave out pieces seen fewer times
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    min_frequency: u64,
+    /// Text to train on; of more, documents are sampled: always the same ones
+    #[arg(long, default_value_t = 1 << 30, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=32 << 30))]
+    sample_bytes: u64,
+    /// Directory to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Longest sequence, for the tokenizer's settings
+    #[arg(long, default_value_t = 512, value_name = "T")]
+    model_max_length: usize,
+}
+
+#[derive(Args)]
+struct InspectArguments {
+    #[command(flatten)]
+    text: Text,
+    /// tokenizer.json, vocab.txt or a directory of either
+    #[arg(long, value_name = "PATH")]
+    tokenizer: PathBuf,
+    /// For machines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        TokenizerCommand::Train(arguments) => train(arguments),
+        TokenizerCommand::Inspect(arguments) => run_inspect(arguments),
+    }
+}
+
+fn train(a: &TrainArguments) -> Result<()> {
+    set_threads(a.text.threads)?;
+    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let spec = TrainSpec {
+        vocab_size: a.vocab_size,
+        lowercase: !a.cased,
+        strip_accents: a.accents.map(|accents| matches!(accents, Accents::Strip)),
+        split_chinese: matches!(a.chinese, Chinese::Split),
+        alphabet: a.alphabet,
+        min_frequency: a.min_frequency,
+        sample_bytes: a.sample_bytes,
+    };
+    let tokenizer = Tokenizer::train(&source, &spec)?;
+    tokenizer.save(&a.output, a.model_max_length)?;
+    print(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()))
+}
+
+fn run_inspect(a: &InspectArguments) -> Result<()> {
+    set_threads(a.text.threads)?;
+    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let found = inspect(&source, &Tokenizer::load(&a.tokenizer)?)?;
+    if a.json {
+        let json = serde_json::to_string(&found).map_err(|e| Error::config(e.to_string()))?;
+        return print(&json);
+    }
+    print(&describe(&found))
+}
+
+fn describe(found: &Inspection) -> String {
+    let mut text = format!(
+        "vocabulary           {:>12}\n\
+         text                 {:>12.1} MB\n\
+         words                {:>12}\n\
+         tokens               {:>12}\n\
+         fertility            {:>12.3} tokens a word\n\
+         words kept whole     {:>12.2} %\n\
+         unknown tokens       {:>12.3} %\n\
+         bytes a token        {:>12.2}\n\
+         pieces never used    {:>12} ({:.1} %)\n\
+         longest pieces       {}\n\
+         words split most",
+        found.vocab_size,
+        found.text_bytes as f64 / 1e6,
+        found.words,
+        found.tokens,
+        found.fertility,
+        100.0 * found.whole_rate,
+        100.0 * found.unknown_rate,
+        found.bytes_per_token,
+        found.unused,
+        100.0 * found.unused as f64 / found.vocab_size as f64,
+        found.longest_pieces.join(" "),
+    );
+    for split in &found.split_most {
+        text += &format!("\n  {:<30} {}", split.word, split.pieces.join(" "));
+    }
+    text
+}

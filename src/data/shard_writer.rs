@@ -1,0 +1,97 @@
+//! One shard as it is written: tokens go to disk as they come, the rest follows when it is closed, and it appears under
+//! its name only when it is whole and on disk.
+
+use std::hash::Hasher;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use twox_hash::xxhash3_64::Hasher as Checksum;
+
+use super::shard::{HEADER_BYTES, Header, OPENS_DOCUMENT};
+use crate::fsutil::AtomicFile;
+use crate::{Error, Result};
+
+/// Names of unfinished shards begin so.
+pub(super) const UNFINISHED: &str = ".writing-shard-";
+
+/// Memory besides the buffer: 8 bytes a paragraph and the keys of the shard, so a shard has a bounded number of both.
+pub(super) struct ShardWriter {
+    out: BufWriter<AtomicFile>,
+    checksum: Checksum,
+    header: Header,
+    ends: Vec<u64>,
+    keys: Vec<u64>,
+    /// Whether the next paragraph that has tokens opens a document.
+    opens: bool,
+    block: Vec<u8>,
+}
+
+impl ShardWriter {
+    /// A shard that will be in `dir`; its name is decided at its end.
+    pub(super) fn create(dir: &Path, wide: bool) -> Result<Self> {
+        // The header, which stands first, says how much follows: its place is filled at the end.
+        let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(dir, UNFINISHED)?);
+        out.write_all(&[0; HEADER_BYTES]).map_err(Error::io("write a shard in", dir))?;
+        let header = Header { wide, ..Header::default() };
+        let (ends, keys, block) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { out, checksum: Checksum::new(), header, ends, keys, opens: false, block })
+    }
+
+    /// Adds a paragraph; one without tokens only hands on that a document opens.
+    pub(super) fn paragraph(&mut self, ids: &[u32], opens: bool) -> std::io::Result<()> {
+        self.opens |= opens;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.block.clear();
+        match self.header.wide {
+            true => ids.iter().for_each(|id| self.block.extend_from_slice(&id.to_le_bytes())),
+            false => ids.iter().for_each(|&id| self.block.extend_from_slice(&(id as u16).to_le_bytes())),
+        }
+        self.header.tokens += ids.len() as u64;
+        self.header.documents += u64::from(self.opens);
+        self.ends.push(self.header.tokens | if self.opens { OPENS_DOCUMENT } else { 0 });
+        self.opens = false;
+        self.checksum.write(&self.block);
+        self.out.write_all(&self.block)
+    }
+
+    /// Adds what deduplication has to remember of this text.
+    pub(super) fn deduplicated(&mut self, keys: &[u64], dropped: u64, long: u64) {
+        self.keys.extend_from_slice(keys);
+        self.header.dropped += dropped;
+        self.header.long += long;
+    }
+
+    /// Closes the shard under `path`; `place` has its place in the source.
+    pub(super) fn finish(mut self, path: &Path, place: &Header) -> Result<()> {
+        let header = Header {
+            paragraphs: self.ends.len() as u64,
+            keys: self.keys.len() as u64,
+            read: place.read,
+            bytes: place.bytes,
+            last: place.last,
+            start: place.start,
+            end: place.end,
+            ..self.header
+        };
+        let written = self.write_rest(header).map_err(Error::io("write", path));
+        written?;
+        let file = self.out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
+        file.commit_as(path)
+    }
+
+    fn write_rest(&mut self, mut header: Header) -> std::io::Result<()> {
+        let token_bytes = header.tokens * header.width();
+        let padding = (token_bytes.next_multiple_of(8) - token_bytes) as usize;
+        let mut put = |bytes: &[u8]| {
+            self.checksum.write(bytes);
+            self.out.write_all(bytes)
+        };
+        put(&[0; 8][..padding])?;
+        self.ends.iter().chain(&self.keys).try_for_each(|word| put(&word.to_le_bytes()))?;
+        header.checksum = self.checksum.finish();
+        self.out.seek(SeekFrom::Start(0))?;
+        self.out.write_all(&header.to_bytes())
+    }
+}
