@@ -74,8 +74,11 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
         if (sampled) sampled[row] = min_u32(drawn.index, vocabulary - 1);
     }
     if (!gradient) return;
-    __syncthreads();  // thread 0 has read the target's logit
-    const float share = weight[row] * scale, factor = share / seen.sum;
+    // A loss that is not finite spoils its gradient, so that the update sees it.
+    const float loss = seen.highest + logf(seen.sum) - to_float(x[target]);
+    __syncthreads();  // all have read the target's logit
+    const float share = weight[row] * scale;
+    const float factor = share == 0.0f || loss - loss == 0.0f ? share / seen.sum : loss - loss;
     for (u32 token = threadIdx.x; token < vocabulary; token += MLM_THREADS) {
         float d = factor * expf(to_float(x[token]) - seen.highest);
         if (token == target) d -= share;

@@ -32,7 +32,9 @@ KERNEL(RTD_THREADS) rtd_loss(const u32* is_fake, const float* weight, float scal
     const float fake = is_fake[token] ? 1.0f : 0.0f;
     // ln(1 + e^d) without overflow, and without losing small values.
     nll[token] = (d > 0.0f ? d : 0.0f) + log1pf(expf(-fabsf(d))) - fake * d;
-    const float gradient = weight[token] * scale * (1.0f / (1.0f + expf(-d)) - fake);
+    float gradient = weight[token] * scale * (1.0f / (1.0f + expf(-d)) - fake);
+    // A loss that is not finite spoils its gradient, so that the update sees it.
+    if (weight[token] > 0.0f && !(nll[token] - nll[token] == 0.0f)) gradient = nll[token] - nll[token];
     if (labels == 1) {
         dlogits[token] = from_float<X>(gradient);
     } else {

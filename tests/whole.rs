@@ -1,7 +1,7 @@
 //! The whole model: gradients against finite differences (every head and sharing, dropout on), independence of the
 //! number of threads, gradient accumulation, and memory that is what the plan says.
 
-use elektron::backend::{Backend, Cpu};
+use elektron::backend::{Backend, Cpu, Dropout, Elem, Float, MlmLoss, RtdLoss};
 use elektron::data::Batch;
 use elektron::model::config::{Architecture, ElectraConfig};
 use elektron::model::hf::Checkpoint;
@@ -234,6 +234,67 @@ fn an_infinite_gradient_changes_no_weight() {
         use elektron::backend::gpu::driver::simt::{Order, Simt};
         infinite_gradient(elektron::backend::Gpu::<_, half::bf16>::new(Simt::new(Order::Ascending)));
     }
+}
+
+/// A loss may be infinite where its gradient is not: the gradient says so then, unless the row does not count.
+#[test]
+fn a_loss_that_is_not_finite_spoils_its_gradient() {
+    spoiled_gradient(&Cpu::<f32>::new());
+    #[cfg(feature = "simt")]
+    {
+        use elektron::backend::gpu::driver::simt::{Order, Simt};
+        spoiled_gradient(&elektron::backend::Gpu::<_, f32>::new(Simt::new(Order::Ascending)));
+    }
+}
+
+fn spoiled_gradient<B: Backend>(b: &B) {
+    fn put<B: Backend, T: Elem>(b: &B, values: &[T]) -> B::Buf<T> {
+        let mut buf = b.alloc(values.len()).unwrap();
+        b.upload(values, B::slice_mut(&mut buf, 0..values.len())).unwrap();
+        buf
+    }
+    let x = |values: &[f64]| put(b, &values.iter().map(|&v| B::X::from_f64(v)).collect::<Vec<_>>());
+    let f = |values: &[f64]| put(b, &values.iter().map(|&v| B::F::from_f64(v)).collect::<Vec<_>>());
+    let read = |buf: &B::Buf<B::X>, n: usize| -> Vec<f64> {
+        b.download(B::slice(buf, 0..n)).unwrap().into_iter().map(Float::to_f64).collect()
+    };
+    let low = f64::NEG_INFINITY;
+    // Two rows whose target has no chance at all; the second does not count.
+    let (mut logits, targets, weight) = (x(&[low, 1.0, low, 1.0]), put(b, &[0u32, 0]), f(&[0.5, 0.0]));
+    let (mut nll, mut best) = (f(&[0.0; 2]), put(b, &[0u32; 2]));
+    b.mlm_loss(MlmLoss {
+        vocabulary: 2,
+        targets: B::slice(&targets, 0..2),
+        masked_index: B::slice(&targets, 0..2),
+        weight: B::slice(&weight, 0..2),
+        scale: 1.0,
+        temperature: 1.0,
+        disallow_correct: false,
+        noise: Dropout::OFF,
+        gradient: true,
+        logits: B::slice_mut(&mut logits, 0..4),
+        nll: B::slice_mut(&mut nll, 0..2),
+        best: B::slice_mut(&mut best, 0..2),
+        sampled: None,
+    })
+    .unwrap();
+    let gradient = read(&logits, 4);
+    assert!(gradient[1].is_nan() && gradient[2..] == [0.0, 0.0], "{gradient:?}");
+
+    let (logits, is_fake) = (x(&[low, low, 3.0]), put(b, &[1u32, 1, 1]));
+    let (weight, mut nll, mut dlogits) = (f(&[1.0, 0.0, 1.0]), f(&[0.0; 3]), x(&[0.0; 3]));
+    b.rtd_loss(RtdLoss {
+        labels: 1,
+        is_fake: B::slice(&is_fake, 0..3),
+        weight: B::slice(&weight, 0..3),
+        scale: 1.0,
+        logits: B::slice(&logits, 0..3),
+        nll: B::slice_mut(&mut nll, 0..3),
+        dlogits: B::slice_mut(&mut dlogits, 0..3),
+    })
+    .unwrap();
+    let gradient = read(&dlogits, 3);
+    assert!(gradient[0].is_nan() && gradient[1] == 0.0 && gradient[2].is_finite(), "{gradient:?}");
 }
 
 fn infinite_gradient<B: Backend>(backend: B) {

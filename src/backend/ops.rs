@@ -261,6 +261,7 @@ pub struct Mask<'a, B: Backend> {
 ///
 /// nll = lse(logits) - logits\[target\]; sample = arg-max of logits / temperature + g with Gumbel noise
 /// g = -ln(-ln(u + 1e-9) + 1e-9) (Jang et al. 2017); dlogits = scale · weight · (softmax - one_hot(target)).
+/// Where the nll of a row that counts is not finite its gradient is not a number, so that [`AdamW`] passes the step over.
 pub struct MlmLoss<'a, B: Backend> {
     /// V.
     pub vocabulary: usize,
@@ -304,7 +305,8 @@ pub struct Corrupt<'a, B: Backend> {
     pub is_fake: B::SliceMut<'a, u32>,
 }
 
-/// The discriminator's loss: binary cross-entropy on one logit a token, or softmax cross-entropy on two.
+/// The discriminator's loss: binary cross-entropy on one logit a token, or softmax cross-entropy on two. Losses that are not finite as in
+/// [`MlmLoss`].
 pub struct RtdLoss<'a, B: Backend> {
     /// Logits a token: 1 or 2.
     pub labels: usize,

@@ -48,6 +48,11 @@ impl Batch {
         self.ids.len()
     }
 
+    /// Tokens that count: all but padding.
+    pub fn real_tokens(&self) -> usize {
+        self.rtd_weight.iter().filter(|&&weight| weight > 0.0).count()
+    }
+
     /// B, the sequences.
     pub fn sequences(&self) -> usize {
         self.key_len.len()

@@ -3,6 +3,8 @@
 //! A batch is staged in one of two places while the step before it is still computed; what a training step then asks of the backend
 //! depends on sizes alone, so that the backend may record it once and replay it.
 
+use serde::{Deserialize, Serialize};
+
 use super::acts::{BatchLimits, DeviceBatch, EncoderActs, MlmActs, OnDevice, RtdActs, Scratch};
 use super::encoder::StepContext;
 use super::mlm_head::Sampling;
@@ -60,7 +62,7 @@ impl<B: Backend> Measured<B> {
 }
 
 /// The losses of one forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
     /// gen_weight · gen_loss + disc_weight · disc_loss.
     pub loss: f64,
@@ -68,6 +70,15 @@ pub struct Losses {
     pub gen_loss: f64,
     /// Mean loss of the discriminator.
     pub disc_loss: f64,
+}
+
+impl Losses {
+    /// Adds `other` times `weight`.
+    pub fn add(&mut self, other: &Self, weight: f64) {
+        self.loss += other.loss * weight;
+        self.gen_loss += other.gen_loss * weight;
+        self.disc_loss += other.disc_loss * weight;
+    }
 }
 
 /// How a forward pass is run.
@@ -122,6 +133,13 @@ impl<B: Backend> TokenDetection<B> {
         self.staged = Some(Staged { slot, tokens, masked, sequences, max_seqlen, masking });
         self.next_slot = 1 - slot;
         Ok(())
+    }
+
+    /// The batch that was staged is not wanted after all.
+    pub fn unstage(&mut self) {
+        if let Some(staged) = self.staged.take() {
+            self.next_slot = staged.slot;
+        }
     }
 
     /// Runs both networks on a batch. `sampled` (M) takes the place of the generator's samples.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::StepOutput;
+use crate::backend::SCORE_BINS;
+use crate::model::Losses;
 
 /// Metrics of one step, of the mean over several, or of a whole text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,118 +29,118 @@ pub struct Metrics {
 }
 
 /// 0 of nothing.
-fn ratio(a: usize, b: usize) -> f64 {
+fn ratio(a: u64, b: u64) -> f64 {
     if b == 0 { 0.0 } else { a as f64 / b as f64 }
 }
 
 impl Metrics {
-    /// Of one forward pass.
-    pub fn of(step: &StepOutput) -> Self {
-        let calls = |x: &&f32| **x > 0.0;
-        let n = step.is_fake.len();
-        let fakes = step.is_fake.iter().filter(|&&fake| fake).count();
-        let called = step.disc_logits.iter().filter(calls).count();
-        let hits = step.disc_logits.iter().zip(&step.is_fake).filter(|&(&x, &fake)| fake && x > 0.0).count();
-        let right =
-            step.disc_logits.iter().zip(&step.is_fake).filter(|&(&x, &fake)| fake == (x > 0.0)).count();
+    /// From mean losses, and counts as [`Metrics::counts`](crate::backend::Metrics::counts) has them, over the same passes. Rates and
+    /// areas are exact to the bins of the scores.
+    pub fn new(losses: Losses, counts: &[u64]) -> Self {
+        let (hits, originals, fakes) = match counts {
+            [masked, hits, bins @ ..] if bins.len() == 2 * SCORE_BINS => {
+                ((*hits, *masked), &bins[..SCORE_BINS], &bins[SCORE_BINS..])
+            }
+            _ => ((0, 0), &[][..], &[][..]),
+        };
+        let sum = |bins: &[u64]| bins.iter().sum::<u64>();
+        let called = |bins: &[u64]| bins.iter().skip(SCORE_BINS / 2).sum::<u64>();
+        let (found, wrongly) = (called(fakes), called(originals));
+        let (all_fakes, all) = (sum(fakes), sum(fakes) + sum(originals));
         Self {
-            loss: step.loss,
-            gen_loss: step.gen_loss,
-            disc_loss: step.disc_loss,
-            gen_acc: ratio(step.gen_correct.iter().filter(|&&c| c).count(), step.gen_correct.len()),
-            disc_acc: ratio(right, n),
-            disc_auc: auc(&step.disc_logits, &step.is_fake),
-            disc_precision: ratio(hits, called),
-            disc_recall: ratio(hits, fakes),
-            fake_rate: ratio(fakes, n),
+            loss: losses.loss,
+            gen_loss: losses.gen_loss,
+            disc_loss: losses.disc_loss,
+            gen_acc: ratio(hits.0, hits.1),
+            disc_acc: ratio(found + sum(originals) - wrongly, all),
+            disc_auc: auc(originals, fakes),
+            disc_precision: ratio(found, found + wrongly),
+            disc_recall: ratio(found, all_fakes),
+            fake_rate: ratio(all_fakes, all),
         }
-    }
-
-    /// Adds `other` times `weight`.
-    pub fn add(&mut self, other: &Self, weight: f64) {
-        for (to, from) in self.fields_mut().into_iter().zip(other.clone().fields_mut()) {
-            *to += *from * weight;
-        }
-    }
-
-    fn fields_mut(&mut self) -> [&mut f64; 9] {
-        [
-            &mut self.loss,
-            &mut self.gen_loss,
-            &mut self.disc_loss,
-            &mut self.gen_acc,
-            &mut self.disc_acc,
-            &mut self.disc_auc,
-            &mut self.disc_precision,
-            &mut self.disc_recall,
-            &mut self.fake_rate,
-        ]
     }
 }
 
-/// Area under the ROC curve by ranks, ties counted half (Mann & Whitney 1947); ½ where one class is missing.
-pub fn auc(scores: &[f32], positive: &[bool]) -> f64 {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-    let positives = positive.iter().filter(|&&p| p).count() as f64;
-    let negatives = scores.len() as f64 - positives;
-    if positives == 0.0 || negatives == 0.0 {
+/// Area under the ROC curve from histograms of the scores: the chance that a positive scores above a negative, a tie counted half (Mann
+/// & Whitney 1947); ½ where one class is missing.
+pub fn auc(negatives: &[u64], positives: &[u64]) -> f64 {
+    let total = |bins: &[u64]| bins.iter().sum::<u64>() as f64;
+    let pairs = total(negatives) * total(positives);
+    if pairs == 0.0 {
         return 0.5;
     }
-    let (mut rank_sum, mut start) = (0.0, 0);
-    while start < order.len() {
-        let tied = order[start..].iter().take_while(|&&i| scores[i] == scores[order[start]]).count().max(1);
-        let rank = start as f64 + (tied as f64 + 1.0) / 2.0;
-        let hits = order[start..start + tied].iter().filter(|&&i| positive[i]).count();
-        rank_sum += rank * hits as f64;
-        start += tied;
+    let (mut won, mut below) = (0.0, 0.0);
+    for (&negative, &positive) in negatives.iter().zip(positives) {
+        won += positive as f64 * (below + negative as f64 / 2.0);
+        below += negative as f64;
     }
-    (rank_sum - positives * (positives + 1.0) / 2.0) / (positives * negatives)
+    won / pairs
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{COUNTS, score_bin};
 
     /// The definition: over all pairs of a positive and a negative.
     fn by_pairs(scores: &[f32], positive: &[bool]) -> f64 {
         let (mut won, mut pairs) = (0.0, 0.0);
-        for (i, &a) in scores.iter().enumerate().filter(|&(i, _)| positive[i]) {
-            for (j, &b) in scores.iter().enumerate().filter(|&(j, _)| !positive[j]) {
-                assert_ne!(i, j);
+        for (&a, _) in scores.iter().zip(positive).filter(|(_, p)| **p) {
+            for (&b, _) in scores.iter().zip(positive).filter(|(_, p)| !**p) {
                 pairs += 1.0;
-                won += if a > b {
-                    1.0
-                } else if a == b {
-                    0.5
-                } else {
-                    0.0
+                won += match a.partial_cmp(&b) {
+                    Some(std::cmp::Ordering::Greater) => 1.0,
+                    Some(std::cmp::Ordering::Equal) => 0.5,
+                    _ => 0.0,
                 };
             }
         }
         won / pairs
     }
 
+    fn counts(scores: &[f32], positive: &[bool]) -> Vec<u64> {
+        let mut counts = vec![0; COUNTS];
+        for (&score, &positive) in scores.iter().zip(positive) {
+            counts[2 + usize::from(positive) * SCORE_BINS + score_bin(score)] += 1;
+        }
+        counts
+    }
+
     #[test]
     fn auc_matches_its_definition() {
-        let scores: Vec<f32> = (0..200).map(|i| ((i * 7919) % 23) as f32).collect();
-        let positive: Vec<bool> = (0..200).map(|i| (i * 31) % 7 < 2).collect();
-        assert!((auc(&scores, &positive) - by_pairs(&scores, &positive)).abs() < 1e-12);
-        assert_eq!(auc(&[1.0, 2.0], &[false, true]), 1.0);
-        assert_eq!(auc(&[1.0, 2.0], &[true, false]), 0.0);
-        assert_eq!(auc(&[1.0, 2.0], &[false, false]), 0.5);
+        let positive: Vec<bool> = (0..2000).map(|i| (i * 31) % 7 < 2).collect();
+        // Scores with three bits of mantissa have bins of their own: exact. Others share an eighth of an octave.
+        let exact: Vec<f32> = (0..2000).map(|i| (((i * 7919) % 23) as f32 - 11.0) * 0.5).collect();
+        let area = |scores: &[f32]| Metrics::new(Losses::default(), &counts(scores, &positive)).disc_auc;
+        assert!((area(&exact) - by_pairs(&exact, &positive)).abs() < 1e-12);
+        let smooth: Vec<f32> = (0..2000)
+            .map(|i| ((i as f32) * 0.37).sin() * 3.0 - 2.0 + if positive[i] { 1.0 } else { 0.0 })
+            .collect();
+        assert!((area(&smooth) - by_pairs(&smooth, &positive)).abs() < 2e-3);
+        for (positive, area) in [([false, true], 1.0), ([true, false], 0.0), ([false, false], 0.5)] {
+            let metrics = Metrics::new(Losses::default(), &counts(&[1.0, 2.0], &positive));
+            assert_eq!(metrics.disc_auc, area);
+        }
     }
 
     #[test]
     fn metrics_by_hand() {
-        let step = StepOutput {
-            gen_correct: vec![true, false],
-            disc_logits: vec![1.0, -1.0, 2.0, -3.0],
-            is_fake: vec![true, true, false, false],
-            ..StepOutput::default()
-        };
-        let m = Metrics::of(&step);
-        assert_eq!((m.gen_acc, m.disc_acc, m.fake_rate), (0.5, 0.5, 0.5));
-        assert_eq!((m.disc_precision, m.disc_recall, m.disc_auc), (0.5, 0.5, 0.5));
+        let mut counts = counts(&[1.0, -1.0, 2.0, -3.0, 0.0], &[true, true, false, false, false]);
+        (counts[0], counts[1]) = (4, 1);
+        let m = Metrics::new(Losses { loss: 3.0, gen_loss: 1.0, disc_loss: 2.0 }, &counts);
+        assert_eq!((m.loss, m.gen_loss, m.disc_loss, m.gen_acc), (3.0, 1.0, 2.0, 0.25));
+        // A score of 0 calls nothing replaced.
+        assert_eq!((m.disc_acc, m.fake_rate), (0.6, 0.4));
+        assert_eq!((m.disc_precision, m.disc_recall), (0.5, 0.5));
+        assert_eq!(Metrics::new(Losses::default(), &[]).disc_auc, 0.5);
+    }
+
+    #[test]
+    fn bins_follow_the_order_of_numbers() {
+        let scores =
+            [f32::NEG_INFINITY, -1e30, -1.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 1.2, 7.0, f32::INFINITY];
+        let bins: Vec<usize> = scores.iter().map(|&s| score_bin(s)).collect();
+        assert!(bins.is_sorted(), "{bins:?}");
+        assert!(scores.iter().zip(&bins).all(|(&s, &b)| (s > 0.0) == (b >= SCORE_BINS / 2)));
     }
 }

@@ -25,9 +25,9 @@ use crate::config::RunConfig;
 use crate::data::Batch;
 use crate::data::loader::LoaderSpec;
 use crate::data::pack::Rows;
-use crate::model::{Phase, TokenDetection};
+use crate::model::{Losses, Phase, TokenDetection};
 use checkpoint::Position;
-use metrics::{Metrics, auc};
+use metrics::Metrics;
 use signals::Stop;
 use trainer::Trainer;
 
@@ -95,7 +95,7 @@ pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
     trainer.close(ending)
 }
 
-/// Held-out metrics over the first `limit` rows: means over batches, the AUC over all tokens together.
+/// Held-out metrics over the first `limit` rows: losses are means over batches, all else is over all tokens together.
 pub fn evaluate<B: Backend>(
     model: &mut TokenDetection<B>,
     rows: &Rows,
@@ -103,18 +103,16 @@ pub fn evaluate<B: Backend>(
     limit: usize,
 ) -> Result<Metrics> {
     let rows_used = rows.len().min(limit);
-    let (mut total, mut scores, mut fakes) = (Metrics::default(), Vec::new(), Vec::new());
+    let mut losses = Losses::default();
+    // Those of other passes are the caller's to take before.
+    model.take_counts()?;
     for (number, first) in (0..rows_used).step_by(spec.batch_size).enumerate() {
         let range = first..(first + spec.batch_size).min(rows_used);
         range.clone().try_for_each(|row| rows.check(row))?;
         let weight = range.len() as f64 / rows_used as f64;
         let batch = spec.evaluation_batch(rows, range);
         model.step_forward(&batch, Phase::Eval { step: number as u32 }, None)?;
-        let step = model.read_step()?;
-        total.add(&Metrics::of(&step), weight);
-        scores.extend(step.disc_logits);
-        fakes.extend(step.is_fake);
+        losses.add(&model.collect_losses(model.fetch_losses()?)?, weight);
     }
-    total.disc_auc = auc(&scores, &fakes);
-    Ok(total)
+    Ok(Metrics::new(losses, &model.take_counts()?))
 }

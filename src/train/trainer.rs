@@ -1,5 +1,6 @@
 //! The loop's state and its parts.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
@@ -10,11 +11,10 @@ use super::optim::{AdamW, AdamWOptions};
 use super::saver::Saver;
 use super::window::Window;
 use super::{Ending, Run, Summary, evaluate};
-use crate::backend::Backend;
+use crate::backend::{Backend, Pending};
 use crate::config::RunConfig;
-use crate::data::Batch;
 use crate::data::loader::{Loader, LoaderSpec};
-use crate::model::Phase;
+use crate::model::{Losses, Phase};
 use crate::{Error, Result};
 
 /// Returns to a checkpoint before a run gives up.
@@ -33,6 +33,27 @@ pub(super) struct Trainer<'a, B: Backend> {
     warmup: u64,
     started_at: Position,
     clock: Clock,
+    /// Steps that nobody has looked at yet, the oldest first.
+    launched: VecDeque<Launched<B>>,
+    /// The micro-batch that waits on the device.
+    staged: Option<InPlace>,
+    /// Why there is none.
+    failed: Option<Error>,
+}
+
+/// What a launched step will tell.
+struct Launched<B: Backend> {
+    /// Of each micro-batch.
+    losses: Vec<Pending<B::F>>,
+    norm: Pending<B::F>,
+    tokens: u64,
+}
+
+/// A staged micro-batch.
+struct InPlace {
+    /// Tokens, padding included: random numbers are counted by them.
+    rows: u64,
+    tokens: u64,
 }
 
 /// Times of this process, on a clock that never goes back.
@@ -88,6 +109,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             clock: Clock { start: now, line: now, steps: 0, saving: Duration::ZERO },
             state,
             run,
+            launched: VecDeque::new(),
+            staged: None,
+            failed: None,
         })
     }
 
@@ -95,6 +119,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub(super) fn go(&mut self) -> Result<Ending> {
         while self.state.position.step < self.steps {
             if self.run.stop.requested() {
+                self.settle_all()?;
                 return Ok(Ending::Interrupted);
             }
             self.step()?;
@@ -109,27 +134,91 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(Ending::Finished)
     }
 
+    /// Launches a step, and looks at one: on a device that computes beside the host at the one before, so that the device never waits,
+    /// unless something is due after this one.
     fn step(&mut self) -> Result<()> {
-        let lr = self.rate(self.state.position.step);
-        let micro_batches = self.run.loader.micro_batches;
-        let batches: Result<Vec<Batch>> = (0..micro_batches).map(|_| self.loader.next_batch()).collect();
-        let batches = batches.map_err(|e| self.saved_before(e))?;
-        let (metrics, tokens) = self.gradients(batches)?;
-        let norm = match metrics.loss.is_finite() {
-            true => self.optimizer.step(self.run.model, lr)?,
-            false => {
-                self.run.model.zero_grad()?;
-                f64::NAN
+        let step = self.state.position.step + self.launched.len() as u64;
+        let ahead = B::RECORDS && self.run.fault.is_none() && !self.is_due(step + 1);
+        let launched = self.launch(step, ahead)?;
+        self.launched.push_back(launched);
+        match ahead {
+            true if self.launched.len() < 2 => self.step(),
+            true => self.settle(),
+            false => self.settle_all(),
+        }
+    }
+
+    /// Forward, backward and update of step `step`, without waiting for what comes of it.
+    fn launch(&mut self, step: u64, ahead: bool) -> Result<Launched<B>> {
+        let (lr, count) = (self.rate(step), self.run.loader.micro_batches);
+        let (mut losses, mut rows, mut tokens) = (Vec::new(), 0, 0);
+        for micro in 0..count {
+            let staged = match self.staged.take() {
+                Some(staged) => staged,
+                None => match self.failed.take().map_or_else(|| self.stage(step), Err) {
+                    Ok(staged) => staged,
+                    Err(error) => {
+                        self.settle_all()?;
+                        return Err(self.saved_before(error));
+                    }
+                },
+            };
+            let model = &mut *self.run.model;
+            let phase = phase(step, rows, count);
+            let last = micro + 1 == count;
+            match last {
+                true => self.optimizer.step_staged(model, phase, lr)?,
+                false => model.step_staged(phase)?,
             }
-        };
+            losses.push(model.fetch_losses()?);
+            rows += staged.rows;
+            tokens += staged.tokens;
+            if B::RECORDS && self.run.fault.is_none() && (!last || ahead) {
+                match self.stage(step + u64::from(last)) {
+                    Ok(staged) => self.staged = Some(staged),
+                    // This step's update is under way: the error is told when it is done.
+                    Err(error) => self.failed = Some(error),
+                }
+            }
+        }
+        let norm = self.optimizer.fetch_norm(self.run.model.backend())?;
+        Ok(Launched { losses, norm, tokens })
+    }
+
+    /// Brings the next micro-batch, one of step `step`, to the device.
+    fn stage(&mut self, step: u64) -> Result<InPlace> {
+        let mut batch = self.loader.next_batch()?;
+        if let Some(fault) = self.run.fault {
+            fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
+        }
+        self.run.model.stage(&batch)?;
+        Ok(InPlace { rows: batch.tokens() as u64, tokens: batch.real_tokens() as u64 })
+    }
+
+    /// Waits for every step that was launched, and looks at it.
+    fn settle_all(&mut self) -> Result<()> {
+        while !self.launched.is_empty() {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the step launched first, and looks at it.
+    fn settle(&mut self) -> Result<()> {
+        let Some(launched) = self.launched.pop_front() else { return Ok(()) };
+        let (mut losses, count) = (Losses::default(), launched.losses.len());
+        for pending in launched.losses {
+            losses.add(&self.run.model.collect_losses(pending)?, 1.0 / count as f64);
+        }
+        let norm = self.optimizer.collect_norm(self.run.model.backend(), launched.norm)?;
         let state = &mut self.state;
         state.position.step += 1;
-        state.position.tokens += tokens;
-        state.window.tokens += tokens;
+        state.position.tokens += launched.tokens;
+        state.window.tokens += launched.tokens;
         self.clock.steps += 1;
         if norm.is_finite() {
-            let spike = state.losses.judge(metrics.loss);
-            state.window.add(&metrics, norm, spike);
+            let spike = state.losses.judge(losses.loss);
+            state.window.add(&losses, norm, spike);
             state.bad_in_row = 0;
         } else {
             state.skipped += 1;
@@ -137,28 +226,24 @@ impl<'a, B: Backend> Trainer<'a, B> {
             state.bad_in_row += 1;
             eprintln!(
                 "warning: step {} is skipped: its loss is {}, its gradient norm {norm} ({} in a row)",
-                state.position.step, metrics.loss, state.bad_in_row
+                state.position.step, losses.loss, state.bad_in_row
             );
         }
         Ok(())
     }
 
-    /// Forward and backward over one step's micro-batches: the metrics' mean, and the tokens.
-    fn gradients(&mut self, batches: Vec<Batch>) -> Result<(Metrics, u64)> {
-        let (mut metrics, mut tokens) = (Metrics::default(), 0);
-        let count = batches.len();
-        for mut batch in batches {
-            let step = self.state.position.step;
-            if let Some(fault) = self.run.fault {
-                fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
-            }
-            let phase = phase(step, tokens, count);
-            self.run.model.step_forward(&batch, phase, None)?;
-            metrics.add(&Metrics::of(&self.run.model.read_step()?), 1.0 / count as f64);
-            self.run.model.step_backward()?;
-            tokens += batch.tokens() as u64;
-        }
-        Ok((metrics, tokens))
+    /// Whether anything but the next step comes after `step` steps.
+    fn is_due(&self, step: u64) -> bool {
+        let config = self.run.config;
+        let every = |n: u64| n > 0 && step % n == 0;
+        step >= self.steps || every(config.log_every) || every(config.eval_every) || every(config.save_every)
+    }
+
+    /// What the device has counted since it was last asked belongs to the log's next line.
+    fn take_counts(&mut self) -> Result<()> {
+        let counts = self.run.model.take_counts()?;
+        self.state.window.add_counts(&counts);
+        Ok(())
     }
 
     /// Learning rate of the update after `step` steps.
@@ -172,6 +257,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if !step.is_multiple_of(self.run.config.log_every) && step != self.steps {
             return Ok(());
         }
+        self.take_counts()?;
         let window = std::mem::take(&mut self.state.window);
         let (metrics, grad_norm) = window.means();
         let Window { tokens, spike, skipped, .. } = window;
@@ -201,6 +287,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Held-out metrics, which go to the log too.
     fn evaluate(&mut self) -> Result<Option<Metrics>> {
+        self.take_counts()?;
         let Run { model, validation, loader, config, .. } = &mut self.run;
         let Some(rows) = validation else { return Ok(None) };
         let metrics = evaluate(model, rows, loader, config.eval_rows).map_err(|e| self.saved_before(e))?;
@@ -236,6 +323,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.log.flush()?;
         let log = self.run.config.output.join(METRICS);
         self.state.log_bytes = std::fs::metadata(&log).map_err(Error::io("read", &log))?.len();
+        self.take_counts()?;
         let snapshot = Snapshot::take(self.run.model, &self.optimizer, self.state.clone())?;
         let begun = self.saver.start(snapshot, self.moment());
         self.clock.saving += start.elapsed();
@@ -287,6 +375,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// After too many bad steps in a row: back to the last good checkpoint, with the data in another order.
     fn go_back(&mut self) -> Result<()> {
+        self.launched.clear();
+        self.staged = None;
+        self.run.model.unstage();
         let reason = self.diagnose()?;
         if let Err(error) = self.saver.wait() {
             self.unsaved(&error);
@@ -307,6 +398,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             return give_up("There is no checkpoint to go back to");
         };
         snapshot.restore(self.run.model, &mut self.optimizer)?;
+        self.run.model.take_counts()?;
         let (rollbacks, skipped) = (self.state.rollbacks + 1, self.state.skipped);
         self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, ..snapshot.state };
         let to = self.state.position.step;

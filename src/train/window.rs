@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Metrics;
+use crate::model::Losses;
 
 /// Losses that a loss is compared with.
 const RECENT: usize = 128;
@@ -14,10 +15,12 @@ const FEWEST: usize = 32;
 /// Standard deviations above the mean from which on a loss is a spike.
 const SPIKE: f64 = 6.0;
 
-/// Sums since the last line of the log, over steps whose loss and gradients were finite.
+/// Sums since the last line of the log, over steps whose loss and gradients were finite; the counts are of all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Window {
-    metrics: Metrics,
+    losses: Losses,
+    /// As [`Metrics::counts`](crate::backend::Metrics::counts); empty before the first.
+    counts: Vec<u64>,
     grad_norm: f64,
     /// Tokens read.
     pub tokens: u64,
@@ -31,18 +34,24 @@ pub struct Window {
 
 impl Window {
     /// One healthy step, and how far its loss stands out if it does.
-    pub fn add(&mut self, metrics: &Metrics, grad_norm: f64, spike: Option<f64>) {
-        self.metrics.add(metrics, 1.0);
+    pub fn add(&mut self, losses: &Losses, grad_norm: f64, spike: Option<f64>) {
+        self.losses.add(losses, 1.0);
         self.grad_norm += grad_norm;
         self.steps += 1;
         self.spike = [self.spike, spike].into_iter().flatten().reduce(f64::max);
     }
 
+    /// What the device has counted meanwhile.
+    pub fn add_counts(&mut self, counts: &[u64]) {
+        self.counts.resize(counts.len().max(self.counts.len()), 0);
+        self.counts.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count);
+    }
+
     /// Means of the metrics and of the gradient norm; not numbers if no step was healthy.
     pub fn means(&self) -> (Metrics, f64) {
-        let mut means = Metrics::default();
-        means.add(&self.metrics, 1.0 / self.steps as f64);
-        (means, self.grad_norm / self.steps as f64)
+        let mut means = Losses::default();
+        means.add(&self.losses, 1.0 / self.steps as f64);
+        (Metrics::new(means, &self.counts), self.grad_norm / self.steps as f64)
     }
 }
 
@@ -96,11 +105,12 @@ mod tests {
         for i in 0..50 {
             let loss = (f64::from(i) * 0.7).sin().exp() / 3.0;
             window.add(
-                &Metrics { loss, gen_loss: loss / 7.0, ..Metrics::default() },
+                &Losses { loss, gen_loss: loss / 7.0, disc_loss: loss * 3.0 },
                 loss * 1e-7,
                 Some(loss),
             );
             losses.judge(loss);
+            window.add_counts(&[i as u64, 1 << 40]);
         }
         let text = serde_json::to_string(&(&window, &losses)).unwrap();
         assert_eq!(serde_json::from_str::<(Window, RecentLosses)>(&text).unwrap(), (window, losses));

@@ -49,7 +49,8 @@ pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
                     *nll = highest + total.ln() - target_logit;
                     if op.gradient {
                         let scale = op.weight[i] * R::of(op.scale);
-                        let factor = scale / total;
+                        let counts = scale == R::ZERO || nll.to_f64().is_finite();
+                        let factor = if counts { scale / total } else { R::of(f64::NAN) };
                         logits.iter_mut().for_each(|x| *x *= factor);
                         logits[target] -= scale;
                     }

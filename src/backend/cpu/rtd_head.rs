@@ -25,6 +25,11 @@ fn sigmoid<R: Real>(x: R) -> R {
     R::of(1.0 / (1.0 + (-x.to_f64()).exp()))
 }
 
+/// The gradient of a loss, or no number if that is not finite and counts.
+fn spoiled<R: Real>(nll: R, weight: R, gradient: R) -> R {
+    if weight == R::ZERO || nll.to_f64().is_finite() { gradient } else { R::of(f64::NAN) }
+}
+
 pub(super) fn rtd_loss<R: Real>(op: RtdLoss<'_, Cpu<R>>) {
     for (n, (&fake, &weight)) in op.is_fake.iter().zip(op.weight).enumerate() {
         let scale = weight * R::of(op.scale);
@@ -33,13 +38,13 @@ pub(super) fn rtd_loss<R: Real>(op: RtdLoss<'_, Cpu<R>>) {
             1 => {
                 let x = op.logits[n];
                 op.nll[n] = softplus(x) - target * x;
-                op.dlogits[n] = scale * (sigmoid(x) - target);
+                op.dlogits[n] = spoiled(op.nll[n], weight, scale * (sigmoid(x) - target));
             }
             _ => {
                 // Softmax over two labels is the logistic function of their difference.
                 let x = op.logits[2 * n + 1] - op.logits[2 * n];
                 op.nll[n] = softplus(x) - target * x;
-                let gradient = scale * (sigmoid(x) - target);
+                let gradient = spoiled(op.nll[n], weight, scale * (sigmoid(x) - target));
                 (op.dlogits[2 * n], op.dlogits[2 * n + 1]) = (-gradient, gradient);
             }
         }
