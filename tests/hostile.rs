@@ -155,10 +155,3 @@ fn a_decoder_that_is_not_json_is_refused() {
     let error = refused("tokenizer", &changed("tokenizer", "\"decoder\": {", "\"decoder\": {\u{1}"));
     assert!(error.contains("not JSON"), "{error}");
 }
-
-#[test]
-fn more_updates_than_can_be_counted_are_refused() {
-    let error =
-        refused("state", &changed("state", "\"updates\":\"0\"", "\"updates\":\"18446744073709551615\""));
-    assert!(error.contains("whole"), "{error}");
-}

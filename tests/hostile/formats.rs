@@ -153,7 +153,10 @@ fn shard_seeds(dir: &Path) -> Vec<Vec<u8>> {
     });
     made.unwrap_or_else(|e| panic!("{e}"));
     let files = fs::read_dir(dir.join("shards")).into_iter().flatten().flatten();
-    files.filter(|file| file.path().is_file()).filter_map(|file| fs::read(file.path()).ok()).collect()
+    files
+        .filter(|file| file.path().extension().is_some_and(|e| e == "tokens"))
+        .filter_map(|file| fs::read(file.path()).ok())
+        .collect()
 }
 
 fn tokenizer(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
