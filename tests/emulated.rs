@@ -9,6 +9,7 @@ use elektron::train::optim::{AdamW, AdamWOptions};
 use half::bf16;
 
 use crate::golden::{CASES, SINGLE, check};
+use crate::place::{Place, assert_equal, metrics, signal, traces, wait_for_step};
 use crate::recorded::{check_evened_out, check_replays};
 use crate::steps::{HALF, check_gradients, check_twenty_steps, model, run, train};
 use crate::whole::batch;
@@ -103,4 +104,31 @@ fn a_step_is_one_replay() {
 #[test]
 fn evened_out_batches_train_as_the_cpus_own() {
     check_evened_out(|| gpu::<f32>(Order::Descending));
+}
+
+/// The program on rows that need padding, two micro-batches a step: as the CPU trains, and stopped and resumed to the same bytes.
+#[test]
+fn a_whole_run_stops_and_goes_on() {
+    let settings = "--merge none --grad-accumulation 2 --precision fp32 --steps 8 --save-every 5";
+    let settings: Vec<&str> = settings.split(' ').collect();
+    let place = Place::on("simt", &settings);
+    let (want, output) = (place.undisturbed(), place.path("stopped"));
+    let child = place.start(&output);
+    wait_for_step(&output, 3);
+    signal(&child, "TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(75));
+    place.finish(&output);
+    assert_equal(&traces(&output), &want);
+
+    let cpu = Place::on("cpu", &settings);
+    let output = cpu.path("cpu");
+    cpu.finish(&output);
+    for (got, want) in want.1.iter().zip(&metrics(&output)) {
+        let value = |line: &serde_json::Value, name: &str| line[name].as_f64().unwrap();
+        assert_eq!(value(got, "tokens"), value(want, "tokens"), "padding does not count");
+        for name in ["gen_loss", "disc_loss", "grad_norm"] {
+            assert!((value(got, name) / value(want, name) - 1.0).abs() < 1e-3, "{name}: {got} {want}");
+        }
+        assert!((value(got, "gen_acc") - value(want, "gen_acc")).abs() < 0.02, "{got} {want}");
+    }
 }

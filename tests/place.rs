@@ -21,6 +21,10 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(settings: &[&str]) -> Self {
+        Self::on("cpu", &[&["--merge", "concat"], settings].concat())
+    }
+
+    pub(crate) fn on(device: &str, settings: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap();
         fs::write(dir.path().join("page.txt"), text.lines().take(60).collect::<Vec<_>>().join("\n")).unwrap();
@@ -35,8 +39,8 @@ impl Place {
         all.extend(["--tokenizer".into(), file("vocab.txt")]);
         all.extend(["--generator".into(), model("generator")]);
         all.extend(["--discriminator".into(), model("discriminator_pre")]);
-        let fixed = "--seq-len 16 --batch-size 4 --merge concat --device cpu --threads 1 --log-every 3";
-        all.extend(fixed.split(' ').chain(settings.iter().copied()).map(str::to_owned));
+        let fixed = "--seq-len 16 --batch-size 4 --threads 1 --log-every 3 --device";
+        all.extend(fixed.split(' ').chain([device]).chain(settings.iter().copied()).map(str::to_owned));
         Self { dir, settings: all }
     }
 

@@ -35,8 +35,8 @@ pub(super) struct Trainer<'a, B: Backend> {
     clock: Clock,
     /// Steps that nobody has looked at yet, the oldest first.
     launched: VecDeque<Launched<B>>,
-    /// The micro-batch that waits on the device.
-    staged: Option<InPlace>,
+    /// Tokens of the micro-batch that waits on the device.
+    staged: Option<u64>,
     /// Why there is none.
     failed: Option<Error>,
 }
@@ -46,13 +46,6 @@ struct Launched<B: Backend> {
     /// Of each micro-batch.
     losses: Vec<Pending<B::F>>,
     norm: Pending<B::F>,
-    tokens: u64,
-}
-
-/// A staged micro-batch.
-struct InPlace {
-    /// Tokens, padding included: random numbers are counted by them.
-    rows: u64,
     tokens: u64,
 }
 
@@ -151,12 +144,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Forward, backward and update of step `step`, without waiting for what comes of it.
     fn launch(&mut self, step: u64, ahead: bool) -> Result<Launched<B>> {
         let (lr, count) = (self.rate(step), self.run.loader.micro_batches);
-        let (mut losses, mut rows, mut tokens) = (Vec::new(), 0, 0);
+        let (mut losses, mut tokens) = (Vec::new(), 0);
         for micro in 0..count {
-            let staged = match self.staged.take() {
-                Some(staged) => staged,
+            tokens += match self.staged.take() {
+                Some(tokens) => tokens,
                 None => match self.failed.take().map_or_else(|| self.stage(step), Err) {
-                    Ok(staged) => staged,
+                    Ok(tokens) => tokens,
                     Err(error) => {
                         self.settle_all()?;
                         return Err(self.saved_before(error));
@@ -164,15 +157,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 },
             };
             let model = &mut *self.run.model;
-            let phase = phase(step, rows, count);
+            let phase = phase(step, micro, &self.run.loader);
             let last = micro + 1 == count;
             match last {
                 true => self.optimizer.step_staged(model, phase, lr)?,
                 false => model.step_staged(phase)?,
             }
             losses.push(model.fetch_losses()?);
-            rows += staged.rows;
-            tokens += staged.tokens;
             if B::RECORDS && self.run.fault.is_none() && (!last || ahead) {
                 match self.stage(step + u64::from(last)) {
                     Ok(staged) => self.staged = Some(staged),
@@ -185,14 +176,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(Launched { losses, norm, tokens })
     }
 
-    /// Brings the next micro-batch, one of step `step`, to the device.
-    fn stage(&mut self, step: u64) -> Result<InPlace> {
+    /// Brings the next micro-batch, one of step `step`, to the device; its tokens.
+    fn stage(&mut self, step: u64) -> Result<u64> {
         let mut batch = self.loader.next_batch()?;
         if let Some(fault) = self.run.fault {
             fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
         }
         self.run.model.stage(&batch)?;
-        Ok(InPlace { rows: batch.tokens() as u64, tokens: batch.real_tokens() as u64 })
+        Ok(batch.real_tokens() as u64)
     }
 
     /// Waits for every step that was launched, and looks at it.
@@ -418,15 +409,13 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let spec = ordered(self.run.loader, &self.state);
         let step = self.state.position.step - 1;
         let count = spec.micro_batches;
-        let mut tokens = 0;
         let mut batches = Vec::new();
         for micro in 0..count {
             let mut batch = spec.checked_batch(&self.run.rows, step, micro)?;
             if let Some(fault) = self.run.fault {
                 fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
             }
-            let phase = phase(step, tokens, count);
-            tokens += batch.tokens() as u64;
+            let phase = phase(step, micro, &spec);
             batches.push((batch, phase));
         }
         diagnose(self.run.model, batches)
@@ -463,8 +452,10 @@ fn adamw_options(config: &RunConfig) -> AdamWOptions {
     }
 }
 
-fn phase(step: u64, row0: u64, micro_batches: usize) -> Phase {
-    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: micro_batches as u32 }
+/// Random numbers are counted as if every row were full, so that they do not depend on other micro-batches.
+fn phase(step: u64, micro: usize, spec: &LoaderSpec) -> Phase {
+    let row0 = micro * spec.batch_size * spec.mask.seq_len;
+    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: spec.micro_batches as u32 }
 }
 
 /// Order and masks of the data after `state.rollbacks` returns to a checkpoint.
