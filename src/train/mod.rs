@@ -1,8 +1,8 @@
 //! The training loop: loader → step → optimizer → log, evaluation, checkpoint.
 //!
-//! [`trainer`] is the loop, [`checkpoint`] what it keeps on disk and [`saver`] the thread that writes it. What can go
+//! `trainer` is the loop, [`checkpoint`] what it keeps on disk and [`saver`] the thread that writes it. What can go
 //! wrong on the way has a place of its own: [`signals`] that end the run, the [`lock`] on its directory, steps whose
-//! numbers are not finite ([`trainer`], [`diagnosis`]), losses that stand out ([`window`]).
+//! numbers are not finite (`trainer`, `diagnosis`), losses that stand out ([`window`]).
 
 pub mod card;
 pub mod checkpoint;
