@@ -513,3 +513,16 @@ fn progress_tells_the_time_left() {
     assert_eq!(p.bytes_per_second(), 150.0);
     assert_eq!(p.seconds_left(), 8.0, "500 bytes were passed by in no time");
 }
+
+#[test]
+fn a_run_goes_on_with_the_duplicates_it_began_with() {
+    use elektron::config::{RunConfig, Settings};
+    let config = |dedup| {
+        let (train, output) = (Some(vec!["a.txt".to_owned()]), Some("out".into()));
+        RunConfig::resolve(Settings { train, output, dedup, ..Settings::default() }).unwrap()
+    };
+    let minhash = config(Some(Dedup::Minhash));
+    minhash.continued_as(&minhash).unwrap();
+    let error = config(None).continued_as(&minhash).unwrap_err().to_string();
+    assert!(error.contains("dedup") && error.contains("minhash"), "{error}");
+}

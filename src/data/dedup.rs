@@ -152,8 +152,8 @@ impl Hashes {
     fn lower(&self, least: &mut [u32; HASHES], shingles: &[u32]) {
         vectorized(|| {
             for &x in shingles {
-                for i in 0..HASHES {
-                    least[i] = least[i].min((x ^ self.flip[i]).wrapping_mul(self.multiply[i]));
+                for ((least, flip), multiply) in least.iter_mut().zip(&self.flip).zip(&self.multiply) {
+                    *least = (*least).min((x ^ flip).wrapping_mul(*multiply));
                 }
             }
         });

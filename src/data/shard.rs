@@ -13,7 +13,7 @@
 
 use std::fs::File;
 use std::hash::Hasher;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -120,9 +120,15 @@ impl Header {
 
     /// The header of a file.
     pub(super) fn read(path: &Path) -> Result<Self> {
+        Self::read_from(&mut File::open(path).map_err(Error::io("read", path))?, path)
+    }
+
+    fn read_from(file: &mut File, path: &Path) -> Result<Self> {
         let mut bytes = [0; HEADER_BYTES];
-        let mut file = File::open(path).map_err(Error::io("read", path))?;
-        file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
+        file.read_exact(&mut bytes).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => damaged(path, "no header"),
+            _ => Error::io("read", path)(e),
+        })?;
         Self::from_bytes(&bytes).map_err(|what| damaged(path, what))
     }
 
@@ -206,9 +212,8 @@ impl Shard {
     /// cut short meanwhile is an error here.
     pub fn verify(path: &Path) -> Result<()> {
         let mut file = File::open(path).map_err(Error::io("read", path))?;
+        let header = Header::read_from(&mut file, path)?;
         let mut block = vec![0; 1 << 20];
-        file.read_exact(&mut block[..HEADER_BYTES]).map_err(Error::io("read", path))?;
-        let header = Header::from_bytes(&block).map_err(|what| damaged(path, what))?;
         let mut checksum = Checksum::new();
         loop {
             match file.read(&mut block).map_err(Error::io("read", path))? {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::time::SystemTime;
@@ -54,9 +55,10 @@ pub(super) fn shard_name(start: &Link, end: &Link) -> String {
     format!("{}-{}.tokens", hex(&start[..8]), hex(&end[..8]))
 }
 
-/// Names of shards by where they begin, by the paragraphs read at their end and whether the file ends there, and by the
-/// hash at their end.
-type Shards = HashMap<Link, BTreeMap<(u64, bool), HashMap<Link, String>>>;
+/// Names of the shards that begin at one place: by the paragraphs read at their end and whether the file ends there, and
+/// by the hash at their end.
+type Beginning = BTreeMap<(u64, bool), HashMap<Link, String>>;
+type Shards = HashMap<Link, Beginning>;
 
 fn list(dir: &Path) -> Result<Shards> {
     let mut shards = Shards::new();
@@ -113,7 +115,10 @@ impl<'a> Reader<'a> {
         let (now, stamp) = (SystemTime::now(), Stamp::of(path)?);
         let reading = reading(path, self.source.columns(), &start);
         (self.size, self.opened_at) = (stamp.size, self.source.bytes_read());
-        let known = self.index.shards(&reading, &stamp).and_then(|names| self.known(names, &start));
+        let known = match self.index.shards(&reading, &stamp) {
+            Some(names) => self.known(names, &start)?,
+            None => None,
+        };
         let settled = stamp.settled(now);
         let (end, reused, known_as) = match known {
             Some(found) => {
@@ -132,28 +137,31 @@ impl<'a> Reader<'a> {
     }
 
     /// The shards of a whole file, if they are whole and follow each other.
-    fn known(&self, names: &[String], start: &Link) -> Option<Vec<Found>> {
-        let (mut all, mut at) = (Vec::new(), *start);
+    fn known(&self, names: &[String], start: &Link) -> Result<Option<Vec<Found>>> {
+        let (mut all, mut at, mut whole) = (Vec::new(), *start, false);
         for name in names {
-            let found = self.open(name)?;
-            let header = *found.shard.header();
+            let Some(found) = self.open(name)? else { return Ok(None) };
+            let header = found.shard.header();
             if header.start != at {
-                return None;
+                return Ok(None);
             }
-            at = header.end;
+            (at, whole) = (header.end, header.last);
             all.push(found);
         }
-        all.last().is_some_and(|last| last.shard.header().last).then_some(all)
+        Ok(whole.then_some(all))
     }
 
     /// A shard that is whole; one that is damaged is removed.
-    fn open(&self, name: &str) -> Option<Found> {
+    fn open(&self, name: &str) -> Result<Option<Found>> {
         match self.index.open(self.dir, name) {
-            Ok((shard, stamp)) => Some(Found { shard, name: name.to_owned(), stamp }),
-            Err(_) => {
-                let _ = fs::remove_file(self.dir.join(name));
-                None
+            Ok((shard, stamp)) => Ok(Some(Found { shard, name: name.to_owned(), stamp })),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            Err(Error::File { path, .. }) => {
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                Ok(None)
             }
+            // The disk, or too many maps: no fault of the shard's.
+            Err(error) => Err(error),
         }
     }
 
@@ -231,7 +239,7 @@ impl<'a, 'b> Walk<'a, 'b> {
     }
 
     /// The shards that begin where this one began.
-    fn shards_here(&self) -> Option<&BTreeMap<(u64, bool), HashMap<Link, String>>> {
+    fn shards_here(&self) -> Option<&Beginning> {
         self.reader.shards.as_ref()?.get(&self.place.start)
     }
 
@@ -268,15 +276,14 @@ impl<'a, 'b> Walk<'a, 'b> {
     /// Takes the shard that ends here, if it holds the text that was read. An error, to go back, if none can any more.
     fn follow(&mut self, last: bool) -> Result<()> {
         let place = (self.place.read, last);
-        let ending_here = self.shards_here().and_then(|shards| shards.get(&place));
-        let found = ending_here.and_then(|ends| {
+        if let Some(ends) = self.shards_here().and_then(|shards| shards.get(&place)) {
             let link = self.link(last);
-            Some((link, self.reader.open(ends.get(&link)?)?))
-        });
-        if let Some((link, found)) = found {
-            self.reader.send(Message::Found(Box::new(found)))?;
-            self.begin_shard(link);
-            return Ok(());
+            let found = ends.get(&link).map(|name| self.reader.open(name)).transpose()?.flatten();
+            if let Some(found) = found {
+                self.reader.send(Message::Found(Box::new(found)))?;
+                self.begin_shard(link);
+                return Ok(());
+            }
         }
         let furthest = self.shards_here().and_then(|shards| shards.last_key_value());
         if last || furthest.is_none_or(|(&end, _)| end <= place) {
