@@ -3,6 +3,8 @@
 
 mod checkpoint;
 mod cli;
+mod corpus;
+mod corpus_runs;
 mod data;
 mod device;
 #[cfg(feature = "simt")]
@@ -10,6 +12,7 @@ mod emulated;
 mod golden;
 #[cfg(feature = "simt")]
 mod kernels;
+mod memory;
 mod nvrtc;
 mod ops;
 mod steps;

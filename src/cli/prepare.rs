@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// tokenizer.json, vocab.txt or a directory of either
@@ -47,7 +47,7 @@ struct TrainArguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// Entries, special tokens included

@@ -8,8 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
-use super::prepare::tokenize;
-use super::{check_positions, check_vocabulary, print, set_threads};
+use super::{check_positions, check_vocabulary, corpus, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
@@ -117,13 +116,8 @@ impl OnBackend for Training<'_> {
         check_memory(&backend, config, (&generator, &discriminator), place)?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
-        let rows = |paths: &[String]| -> Result<Rows> {
-            let source = TextSource::new(paths, &config.columns)?;
-            let dataset = tokenize(&source, &tokenizer, &config.shards, quiet)?;
-            Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
-        };
-        let validation = if config.validation.is_empty() { None } else { Some(rows(&config.validation)?) };
-        let rows = Arc::new(rows(&config.train)?);
+        let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        let rows = Arc::new(rows);
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
         if !quiet {

@@ -1,8 +1,8 @@
 //! Batches in the order of training, made ahead by a thread of their own.
 //!
-//! Sample number s (counted over the whole run) is row `order(epoch)[s mod rows]` with epoch = s / rows, and its mask
-//! depends on (seed, step, slot) alone: a run continues exactly from its step number, and k ranks together would see
-//! what one sees.
+//! Sample number s (counted over the whole run) is place `order(epoch)[s mod places]` of the epoch s / places, where an
+//! epoch has a place for each row, or for each visit to one in a mixture; its mask depends on (seed, step, slot)
+//! alone. So a run continues exactly from its step number, and k ranks together would see what one sees.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 
 use super::Batch;
 use super::mask::MaskSpec;
-use super::pack::Rows;
-use crate::rng::{Philox, Site};
+use super::order::shuffled;
+use super::pack::{Row, Rows};
+use crate::rng::Philox;
 use crate::{Error, Result};
 
 /// Batches made ahead.
@@ -40,23 +41,23 @@ impl LoaderSpec {
         let philox = Philox::new(self.seed);
         let items = slots.map(|slot| {
             let sample = first + slot as u64;
-            let (epoch, at) = (sample / rows.len() as u64, sample % rows.len() as u64);
-            (shuffled(philox, rows.len() as u64, epoch as u32, at) as usize, slot as u32)
+            let (epoch, at) = ((sample / rows.len() as u64) as u32, sample % rows.len() as u64);
+            let place = shuffled(philox, rows.len() as u64, epoch, at) as usize;
+            (rows.visit(epoch, place), slot as u32)
         });
-        self.assemble(rows, items, step as u32)
+        self.assemble(items, step as u32)
     }
 
-    /// Rows `range` in their own order, with the same masks in every evaluation of every run.
-    pub fn evaluation_batch(&self, rows: &Rows, range: std::ops::Range<usize>) -> Batch {
+    /// Rows by their numbers, with the same masks in every evaluation of every run.
+    pub fn evaluation_batch(&self, rows: &Rows, numbers: impl Iterator<Item = usize>) -> Batch {
         let spec = Self { seed: EVALUATION_SEED, ..*self };
-        spec.assemble(rows, range.map(|row| (row, row as u32)), 0)
+        spec.assemble(numbers.map(|row| (rows.row(row), row as u32)), 0)
     }
 
-    fn assemble(&self, rows: &Rows, items: impl Iterator<Item = (usize, u32)>, step: u32) -> Batch {
+    fn assemble(&self, items: impl Iterator<Item = (Row, u32)>, step: u32) -> Batch {
         let philox = Philox::new(self.seed);
         let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
         for (row, slot) in items {
-            let row = rows.row(row);
             let start = batch.ids.len();
             batch.masked_ids.extend_from_slice(&row.ids);
             for (position, shown) in self.mask.mask(philox, &row.ids, slot, step) {
@@ -72,25 +73,6 @@ impl LoaderSpec {
         batch.masked_weight = vec![1.0; batch.masked_index.len()];
         batch.rtd_weight = vec![1.0; batch.ids.len()];
         batch
-    }
-}
-
-/// Place `at` of epoch `epoch`'s order of `len` rows: a four-round Feistel network on the next power of four, walked
-/// until it falls below `len` (Black & Rogaway 2002). A bijection in constant memory.
-pub fn shuffled(philox: Philox, len: u64, epoch: u32, at: u64) -> u64 {
-    let half_bits = (64 - len.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
-    let mask = (1u64 << half_bits) - 1;
-    let mut x = at;
-    loop {
-        let (mut left, mut right) = (x >> half_bits, x & mask);
-        for round in 0..4 {
-            let word = u64::from(philox.block(right as u32, round, Site::SHUFFLE, epoch)[0]);
-            (left, right) = (right, left ^ (word & mask));
-        }
-        x = left << half_bits | right;
-        if x < len {
-            return x;
-        }
     }
 }
 

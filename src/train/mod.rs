@@ -169,7 +169,7 @@ impl Window {
     }
 }
 
-/// Held-out metrics over the first `limit` rows: means over batches, the AUC over all tokens together.
+/// Held-out metrics over `limit` rows spread over all: means over batches, the AUC over all tokens together.
 pub fn evaluate<B: Backend>(
     model: &mut TokenDetection<B>,
     rows: &Rows,
@@ -181,7 +181,7 @@ pub fn evaluate<B: Backend>(
     for (number, first) in (0..rows_used).step_by(spec.batch_size).enumerate() {
         let range = first..(first + spec.batch_size).min(rows_used);
         let weight = range.len() as f64 / rows_used as f64;
-        let batch = spec.evaluation_batch(rows, range);
+        let batch = spec.evaluation_batch(rows, range.map(|i| i * rows.len() / rows_used));
         model.step_forward(&batch, Phase::Eval { step: number as u32 }, None)?;
         let step = model.read_step()?;
         total.add(&Metrics::of(&step), weight);
