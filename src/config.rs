@@ -84,15 +84,20 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Text to train on: files, folders and globs of .txt, .csv, .jsonl, also .gz and .zst
+    /// Text to train on: files, folders and globs of .txt, .md, .csv, .tsv, .jsonl, .json (also .gz, .zst, .bz2, .xz),
+    /// .parquet and .arrow; folders that `datasets` saved; a .manifest of paths with weights
     #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
     train: Vec<String>,
-    /// Text columns of csv and jsonl files [default: text]
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files [default: text]
     #[arg(long, value_delimiter = ',', value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Held-out text
     #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
     validation: Vec<String>,
+    /// Share of the documents that is held out, chosen by their content; 0 for none [default: 0.005, 1 M tokens at the
+    /// most, of 400 documents or more; 0 with --validation]
+    #[arg(long, value_name = "P", help_heading = "Text")]
+    held_out: f64,
     /// tokenizer.json, vocab.txt, a directory of either, or a name on the hub; without it a vocabulary is trained on the text
     #[arg(long, value_name = "PATH", help_heading = "Text")]
     tokenizer: PathBuf,
@@ -281,6 +286,8 @@ pub struct RunConfig {
     pub train: Vec<String>,
     pub columns: Vec<String>,
     pub validation: Vec<String>,
+    /// `None` leaves it to the size of the text.
+    pub held_out: Option<f64>,
     pub tokenizer: Option<PathBuf>,
     pub vocab_size: usize,
     #[serde(default)]
@@ -336,6 +343,7 @@ impl RunConfig {
         let config = Self {
             train: s.train.ok_or_else(|| Error::config("what shall be trained on? Give --train PATH…"))?,
             columns: s.columns.unwrap_or_else(|| vec!["text".to_owned()]),
+            held_out: s.held_out.or(s.validation.is_some().then_some(0.0)),
             validation: s.validation.unwrap_or_default(),
             tokenizer: s.tokenizer,
             vocab_size: s.vocab_size.unwrap_or(preset.vocab_size()),
@@ -419,6 +427,16 @@ impl RunConfig {
                 return fail(format!("--{name} is {value}, expected 0 or more"));
             }
         }
+        if let Some(share) = self.held_out {
+            if !(0.0..1.0).contains(&share) {
+                return fail(format!("--held-out is {share}, expected a share from 0 to below 1"));
+            }
+            if share > 0.0 && !self.validation.is_empty() {
+                return fail(
+                    "--validation and --held-out are two answers to one question: give one".to_owned(),
+                );
+            }
+        }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return fail(format!("--temperature is {}, expected more than 0", self.temperature));
         }
@@ -440,10 +458,11 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 21] = [
+        const FIXED: [&str; 22] = [
             "train",
             "columns",
             "dedup",
+            "held-out",
             "merge",
             "seq-len",
             "preset",

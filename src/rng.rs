@@ -27,6 +27,8 @@ impl Site {
     pub const SHUFFLE: Site = Site(5);
     /// Lengths and cuts of two-segment examples.
     pub const SEGMENT: Site = Site(6);
+    /// Which rows of a corpus an epoch of a mixture visits; the step is the corpus's own epoch.
+    pub const MIXTURE: Site = Site(7);
     /// Hash functions that compare documents.
     pub const MINHASH: Site = Site(0x20);
     /// Which text a vocabulary is trained on.

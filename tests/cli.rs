@@ -10,18 +10,18 @@ use tempfile::TempDir;
 
 use crate::support::{golden, read_tensors, relative_l2, repository, widen};
 
-fn elektron(arguments: &[&str]) -> Output {
+pub(crate) fn elektron(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_elektron")).args(arguments).output().unwrap()
 }
 
-fn succeed(arguments: &[&str]) -> String {
+pub(crate) fn succeed(arguments: &[&str]) -> String {
     let out = elektron(arguments);
     assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
 /// The one error that a failing command prints, with exit code 1.
-fn fail(arguments: &[&str], words: &[&str]) {
+pub(crate) fn fail(arguments: &[&str], words: &[&str]) {
     let out = elektron(arguments);
     let text = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{arguments:?}: {text}");
@@ -32,19 +32,19 @@ fn fail(arguments: &[&str], words: &[&str]) {
     }
 }
 
-struct Scratch(TempDir);
+pub(crate) struct Scratch(TempDir);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
     /// The first lines of the book.
-    fn book(&self, lines: usize) -> String {
+    pub(crate) fn book(&self, lines: usize) -> String {
         let text = fs::read_to_string(repository("tests/data/sherlock-holmes.txt")).unwrap();
         let part: Vec<&str> = text.lines().take(lines).collect();
         let path = self.path("book.txt");
@@ -53,7 +53,7 @@ impl Scratch {
     }
 
     /// Trains the small networks of the golden checkpoints, whose vocabulary has 1,000 entries.
-    fn pretrain(&self, output: &str, extra: &[&str]) -> String {
+    pub(crate) fn pretrain(&self, output: &str, extra: &[&str]) -> String {
         let (book, output) = (self.book(150), self.path(output));
         let vocabulary = self.vocabulary(&book);
         let (g, d) = (checkpoint("generator"), checkpoint("discriminator_pre"));
@@ -75,16 +75,16 @@ impl Scratch {
     }
 }
 
-fn checkpoint(name: &str) -> String {
+pub(crate) fn checkpoint(name: &str) -> String {
     golden("checkpoints").join(name).to_str().unwrap().to_owned()
 }
 
-fn lines(run: &str) -> Vec<Value> {
+pub(crate) fn lines(run: &str) -> Vec<Value> {
     let text = fs::read_to_string(Path::new(run).join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn weights(run: &str) -> [Vec<u8>; 2] {
+pub(crate) fn weights(run: &str) -> [Vec<u8>; 2] {
     ["generator", "discriminator"]
         .map(|n| fs::read(Path::new(run).join(n).join("model.safetensors")).unwrap())
 }

@@ -4,8 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use elektron::data::loader::{LoaderSpec, shuffled};
+use elektron::data::loader::LoaderSpec;
 use elektron::data::mask::{MaskSpec, MaskStyle};
+use elektron::data::order::shuffled;
 use elektron::data::pack::{Merge, Rows};
 use elektron::data::prepare::{Spec, prepare};
 use elektron::data::shard::Dataset;
@@ -74,13 +75,15 @@ fn every_format_and_compression_gives_the_same_paragraphs() {
 fn folders_and_globs_are_read_in_order() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("sub")).unwrap();
-    for (name, text) in [("b.txt", "b"), ("a.txt", "a"), ("sub/c.txt", "c"), ("notes.md", "no")] {
+    for (name, text) in [("b.txt", "b"), ("a.txt", "a"), ("sub/c.txt", "c"), ("page.html", "no")] {
         fs::write(dir.path().join(name), text).unwrap();
     }
     let folder = read(dir.path().to_str().unwrap()).unwrap();
     assert_eq!(folder, paragraphs(&[("a", true), ("b", true), ("c", true)]));
     let glob = read(dir.path().join("[ab].*").to_str().unwrap()).unwrap();
     assert_eq!(glob, paragraphs(&[("a", true), ("b", true)]));
+    let all = read(dir.path().join("**/{c,a}.*").to_str().unwrap()).unwrap();
+    assert_eq!(all, paragraphs(&[("a", true), ("c", true)]));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 mod checkpoint;
 mod cli;
+mod corpus;
+mod corpus_runs;
 mod data;
 mod device;
 #[cfg(feature = "simt")]
@@ -15,6 +17,7 @@ mod hostile;
 mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
+mod memory;
 #[cfg(unix)]
 mod numbers;
 mod nvrtc;

@@ -1,7 +1,6 @@
 //! `elektron detect`: how likely is each token of a text to have been replaced?
 
-use std::fs;
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,6 +8,7 @@ use serde_json::json;
 
 use super::{check_vocabulary, print, set_threads};
 use crate::backend::Cpu;
+use crate::data::source::{TextSource, read_stream};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::Discriminator;
@@ -32,9 +32,12 @@ pub(super) struct Arguments {
     tokenizer: Option<PathBuf>,
     /// Text; without it and --input, standard input is read
     text: Vec<String>,
-    /// Text files, a line at a time
-    #[arg(long, num_args = 1.., value_name = "FILE")]
-    input: Vec<PathBuf>,
+    /// Files, folders and globs, as for `pretrain --train`, a line at a time; - for standard input
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    input: Vec<String>,
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
+    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
+    columns: Vec<String>,
     /// A JSON object a line, instead of words
     #[arg(long)]
     json: bool,
@@ -45,30 +48,71 @@ pub(super) struct Arguments {
 
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
-    let lines = lines(a)?;
+    let (streams, files): (Vec<&String>, Vec<&String>) = a.input.iter().partition(|path| *path == "-");
+    let source = if files.is_empty() { None } else { Some(TextSource::held_out(&files, &a.columns)?) };
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let checkpoint = Checkpoint::load(&locate(&a.discriminator, Part::Model, false)?)?;
     check_vocabulary(&tokenizer, &checkpoint.config, "discriminator")?;
-    let mut model = Discriminator::load(Cpu::<f32>::new(), checkpoint)
+    let model = Discriminator::load(Cpu::<f32>::new(), checkpoint)
         .map_err(|e| Error::file(&a.discriminator, e.to_string()))?;
-    let limit = model.config().max_position_embeddings;
-    let special = tokenizer.special();
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    for chunk in lines.chunks(LINES_AT_ONCE) {
-        let row = |line: &String| -> Result<Vec<u32>> {
-            let mut row = vec![special.cls];
-            row.extend(tokenizer.encode(line)?);
-            row.truncate(limit - 1);
-            row.push(special.sep);
-            Ok(row)
-        };
-        let rows = chunk.iter().map(row).collect::<Result<Vec<_>>>()?;
-        for (row, probabilities) in rows.iter().zip(model.probabilities(&rows)?) {
+    let mut judge = Judge { model, tokenizer, json: a.json, colours, rows: Vec::new(), any: false };
+    for text in &a.text {
+        text.lines().try_for_each(|line| judge.line(line))?;
+    }
+    if let Some(source) = source {
+        source.for_each(|p| judge.line(p.text))?;
+    }
+    if !streams.is_empty() || (a.text.is_empty() && a.input.is_empty()) {
+        read_stream("standard input", std::io::stdin().lock(), &mut |p| judge.line(p.text))?;
+    }
+    judge.show()?;
+    match judge.any {
+        true => Ok(()),
+        false => {
+            Err(Error::config("there is no text: give it as an argument, with --input, or on standard input"))
+        }
+    }
+}
+
+/// Shows lines as soon as there are enough of them, so that text may be of any length.
+struct Judge {
+    model: Discriminator<Cpu<f32>>,
+    tokenizer: Tokenizer,
+    json: bool,
+    colours: bool,
+    /// Token ids of lines that are still to be shown.
+    rows: Vec<Vec<u32>>,
+    /// Whether there was any line.
+    any: bool,
+}
+
+impl Judge {
+    fn line(&mut self, line: &str) -> Result<()> {
+        if line.trim().is_empty() {
+            return Ok(());
+        }
+        let special = self.tokenizer.special();
+        let mut row = vec![special.cls];
+        row.extend(self.tokenizer.encode(line)?);
+        row.truncate(self.model.config().max_position_embeddings - 1);
+        row.push(special.sep);
+        self.rows.push(row);
+        self.any = true;
+        if self.rows.len() == LINES_AT_ONCE { self.show() } else { Ok(()) }
+    }
+
+    fn show(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for (row, probabilities) in rows.iter().zip(self.model.probabilities(&rows)?) {
             let inner = 1..row.len() - 1;
-            let tokens: Vec<String> = row[inner.clone()].iter().map(|&id| tokenizer.token(id)).collect();
+            let tokens: Vec<String> = row[inner.clone()].iter().map(|&id| self.tokenizer.token(id)).collect();
             let probabilities = &probabilities[inner];
-            if a.json {
+            if self.json {
                 let shown: Vec<_> = tokens
                     .iter()
                     .zip(probabilities)
@@ -76,38 +120,15 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
                     .collect();
                 print(&json!({ "tokens": shown }).to_string())?;
             } else {
-                print(&show(&tokens, probabilities, colours))?;
+                print(&words(&tokens, probabilities, self.colours))?;
             }
         }
+        Ok(())
     }
-    Ok(())
-}
-
-fn lines(a: &Arguments) -> Result<Vec<String>> {
-    let mut lines: Vec<String> = a.text.clone();
-    for path in &a.input {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            Error::file(path, format!("byte {} is not UTF-8: convert the file", e.utf8_error().valid_up_to()))
-        })?;
-        lines.extend(text.lines().map(str::to_owned));
-    }
-    if a.text.is_empty() && a.input.is_empty() {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(Error::io("read", "standard input"))?;
-        lines.extend(text.lines().map(str::to_owned));
-    }
-    lines.retain(|line| !line.trim().is_empty());
-    if lines.is_empty() {
-        return Err(Error::config(
-            "there is no text: give it as an argument, with --input, or on standard input",
-        ));
-    }
-    Ok(lines)
 }
 
 /// Words with the probability in hundredths behind each token, the doubtful ones marked.
-fn show(tokens: &[String], probabilities: &[f32], colours: bool) -> String {
+fn words(tokens: &[String], probabilities: &[f32], colours: bool) -> String {
     let mut text = String::new();
     for (token, &p) in tokens.iter().zip(probabilities) {
         let (piece, space) = token.strip_prefix("##").map_or((token.as_str(), " "), |rest| (rest, ""));

@@ -1,5 +1,7 @@
 //! `elektron eval`: held-out metrics of a saved pair.
 
+use std::fs::File;
+use std::io::{copy, stdin};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -34,10 +36,10 @@ pub(super) struct Arguments {
     /// Tokenizer [default: the discriminator's]
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
-    /// Files, folders and globs
+    /// Files, folders and globs, as for --train; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// Whose details to follow
@@ -92,12 +94,26 @@ impl OnBackend for Evaluation<'_> {
     }
 }
 
+/// A path; for `-` that of a file with what standard input holds, since text is read more than once.
+fn spooled(path: &str, dir: &Path) -> Result<String> {
+    if path != "-" {
+        return Ok(path.to_owned());
+    }
+    let file = dir.join("standard-input.txt");
+    File::create(&file)
+        .and_then(|mut to| copy(&mut stdin().lock(), &mut to))
+        .map_err(Error::io("write", &file))?;
+    Ok(file.to_string_lossy().into_owned())
+}
+
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
     if a.batch_size == 0 || a.rows == 0 {
         return Err(Error::config("--batch-size and --rows must be 1 or more"));
     }
-    let source = TextSource::new(&a.input, &a.columns)?;
+    let scratch = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
+    let input = a.input.iter().map(|path| spooled(path, scratch.path())).collect::<Result<Vec<_>>>()?;
+    let source = TextSource::held_out(&input, &a.columns)?;
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
@@ -108,8 +124,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     }
     // Each directory is complete on its own, whatever was shared in training.
     let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };
-    let shards = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
-    let dataset = tokenize(&source, &tokenizer, shards.path(), &Spec::default(), true)?;
+    let dataset = tokenize(&source, &tokenizer, scratch.path(), &Spec::default(), true)?;
     let rows = Rows::new(dataset, tokenizer.special(), a.merge, a.seq_len, a.seed)?;
     let style = if a.flavour == Flavour::Txtai { MaskStyle::Txtai } else { MaskStyle::Electra };
     let mask = MaskSpec {

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod corpus;
 mod detect;
 mod device;
 mod doctor;

@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// tokenizer.json, vocab.txt, a directory of either, or the name of a model on the Hugging Face hub

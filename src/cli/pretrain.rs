@@ -8,15 +8,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
-use super::prepare::tokenize;
-use super::{Outcome, check_positions, check_vocabulary, print, set_threads};
+use super::{Outcome, check_positions, check_vocabulary, corpus, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
-use crate::data::dedup::Dedup;
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
-use crate::data::prepare::Spec;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
@@ -150,16 +147,8 @@ impl OnBackend for Training<'_> {
         // Before the text is read, so that --resume does whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
-        let rows = |paths: &[String], dedup| -> Result<Rows> {
-            let source = TextSource::new(paths, &config.columns)?;
-            let spec = Spec { dedup, ..Spec::default() };
-            let dataset = tokenize(&source, &tokenizer, &config.shards, &spec, quiet)?;
-            Rows::new(dataset, tokenizer.special(), config.merge, config.seq_len, config.seed)
-        };
-        // Held-out text is taken as it is, so that runs with and without duplicates are measured by the same.
-        let validation =
-            if config.validation.is_empty() { None } else { Some(rows(&config.validation, Dedup::None)?) };
-        let rows = Arc::new(rows(&config.train, config.dedup)?);
+        let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        let rows = Arc::new(rows);
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
         }

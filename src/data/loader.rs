@@ -1,17 +1,18 @@
 //! Batches in the order of training, made ahead by a thread of their own.
 //!
-//! Sample number s (counted over the whole run) is row `order(epoch)[s mod rows]` with epoch = s / rows, and its mask
-//! depends on (seed, step, slot) alone: a run continues exactly from its step number, and k ranks together would see
-//! what one sees.
+//! Sample number s (counted over the whole run) is place `order(epoch)[s mod places]` of the epoch s / places, where an
+//! epoch has a place for each row, or for each visit to one in a mixture; its mask depends on (seed, step, slot)
+//! alone. So a run continues exactly from its step number, and k ranks together would see what one sees.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use super::mask::MaskSpec;
-use super::pack::Rows;
+use super::order::shuffled;
+use super::pack::{Row, Rows};
 use super::{Batch, Masking};
-use crate::rng::{Philox, Site};
+use crate::rng::Philox;
 use crate::{Error, Result};
 
 /// Batches made ahead.
@@ -37,7 +38,9 @@ pub struct LoaderSpec {
 impl LoaderSpec {
     /// Micro-batch number `micro` of step `step` (both from 0).
     pub fn training_batch(&self, rows: &Rows, step: u64, micro: usize) -> Batch {
-        let mut batch = self.assemble(rows, self.training_rows(rows.len(), step, micro), step as u32);
+        let places = self.training_rows(rows.len(), step, micro);
+        let items = places.map(|(epoch, place, slot)| (rows.visit(epoch, place), slot));
+        let mut batch = self.assemble(items, step as u32);
         if self.on_device {
             self.even_out(&mut batch);
         }
@@ -46,33 +49,34 @@ impl LoaderSpec {
 
     /// The same, or an error if a shard it is read from was cut short meanwhile.
     pub fn checked_batch(&self, rows: &Rows, step: u64, micro: usize) -> Result<Batch> {
-        self.training_rows(rows.len(), step, micro).try_for_each(|(row, _)| rows.check(row))?;
+        let mut places = self.training_rows(rows.len(), step, micro);
+        places.try_for_each(|(epoch, place, _)| rows.check(epoch, place))?;
         Ok(self.training_batch(rows, step, micro))
     }
 
-    /// Row and slot of each sample of a micro-batch, out of `len` rows.
-    fn training_rows(&self, len: usize, step: u64, micro: usize) -> impl Iterator<Item = (usize, u32)> {
+    /// Epoch, place and slot of each sample of a micro-batch, out of `len` places.
+    fn training_rows(&self, len: usize, step: u64, micro: usize) -> impl Iterator<Item = (u32, usize, u32)> {
         let slots = micro * self.batch_size..(micro + 1) * self.batch_size;
         let first = step * (self.batch_size * self.micro_batches) as u64;
         let (philox, len) = (Philox::new(self.seed), len as u64);
         slots.map(move |slot| {
             let sample = first + slot as u64;
-            (shuffled(philox, len, (sample / len) as u32, sample % len) as usize, slot as u32)
+            let (epoch, at) = ((sample / len) as u32, sample % len);
+            (epoch, shuffled(philox, len, epoch, at) as usize, slot as u32)
         })
     }
 
-    /// Rows `range` in their own order, with the same masks in every evaluation of every run.
-    pub fn evaluation_batch(&self, rows: &Rows, range: std::ops::Range<usize>) -> Batch {
+    /// Rows by their numbers, with the same masks in every evaluation of every run.
+    pub fn evaluation_batch(&self, rows: &Rows, numbers: impl Iterator<Item = usize>) -> Batch {
         let spec = Self { seed: EVALUATION_SEED, on_device: false, ..*self };
-        spec.assemble(rows, range.map(|row| (row, row as u32)), 0)
+        spec.assemble(numbers.map(|row| (rows.row(row), row as u32)), 0)
     }
 
-    fn assemble(&self, rows: &Rows, items: impl Iterator<Item = (usize, u32)>, step: u32) -> Batch {
+    fn assemble(&self, items: impl Iterator<Item = (Row, u32)>, step: u32) -> Batch {
         let philox = Philox::new(self.seed);
         let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
         let most = self.mask.most(self.batch_size);
         for (row, slot) in items {
-            let row = rows.row(row);
             let start = batch.ids.len();
             if self.on_device {
                 let slot0 = batch.masking.map_or(slot, |masking| masking.slot0);
@@ -116,25 +120,6 @@ impl LoaderSpec {
         }
         batch.types.resize(total, 0);
         batch.rtd_weight.resize(total, 0.0);
-    }
-}
-
-/// Place `at` of epoch `epoch`'s order of `len` rows: a four-round Feistel network on the next power of four, walked
-/// until it falls below `len` (Black & Rogaway 2002). A bijection in constant memory.
-pub fn shuffled(philox: Philox, len: u64, epoch: u32, at: u64) -> u64 {
-    let half_bits = (64 - len.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
-    let mask = (1u64 << half_bits) - 1;
-    let mut x = at;
-    loop {
-        let (mut left, mut right) = (x >> half_bits, x & mask);
-        for round in 0..4 {
-            let word = u64::from(philox.block(right as u32, round, Site::SHUFFLE, epoch)[0]);
-            (left, right) = (right, left ^ (word & mask));
-        }
-        x = left << half_bits | right;
-        if x < len {
-            return x;
-        }
     }
 }
 

@@ -1,8 +1,14 @@
 //! Rows of at most T tokens, made from shards on demand: row r is a function of the corpus, the settings and r.
+//!
+//! Several corpora may be mixed by weights: an epoch visits a corpus of n rows in w · n places, a whole number of times
+//! or, for the fraction, the next rows of an order of its own, which each of its own epochs shuffles anew. So over 1 / f
+//! epochs a fraction f visits every row once, and nothing is stored.
 
 use serde::{Deserialize, Serialize};
 
+use super::order::permuted;
 use super::shard::Dataset;
+use super::split::Part;
 use super::tokenizer::SpecialTokens;
 use crate::rng::{Philox, Site, open_unit};
 use crate::{Error, Result};
@@ -48,14 +54,20 @@ enum Index {
     Segments(Vec<(u32, u32)>),
 }
 
-/// All rows of a corpus.
+/// All rows of a corpus, or of several that are mixed.
 pub struct Rows {
-    dataset: Dataset,
-    special: SpecialTokens,
-    seq_len: usize,
+    corpora: Vec<Corpus>,
     philox: Philox,
-    index: Index,
     len: usize,
+}
+
+/// One corpus of a mixture.
+struct Corpus {
+    packed: Packed,
+    /// Its first place in an epoch that is not shuffled.
+    first: usize,
+    /// Its places in an epoch.
+    visits: usize,
 }
 
 impl Rows {
@@ -67,39 +79,37 @@ impl Rows {
         seq_len: usize,
         seed: u64,
     ) -> Result<Self> {
-        if seq_len < 8 {
-            return Err(Error::config(format!(
-                "rows of {seq_len} tokens are too short: use --seq-len 8 or more"
-            )));
-        }
-        if dataset.paragraphs() >= u32::MAX as usize {
-            return Err(Error::config("this corpus has 2³² paragraphs or more: split it"));
-        }
-        let philox = Philox::new(seed);
-        let (index, len) = match merge {
-            Merge::Concat => (Index::Concat, (dataset.tokens() + 2 * dataset.paragraphs()) / seq_len),
-            Merge::None => (Index::None, dataset.paragraphs()),
-            Merge::Pack => {
-                let (paragraphs, starts) = pack(&dataset, seq_len);
-                let len = starts.len() - 1;
-                (Index::Pack(paragraphs, starts), len)
-            }
-            Merge::Segments => {
-                let rows = segments(&dataset, seq_len, philox);
-                let len = rows.len();
-                (Index::Segments(rows), len)
-            }
-        };
-        if len == 0 {
-            return Err(Error::config(format!(
-                "the text has {} tokens, which fill no row of {seq_len}: give more text or a smaller --seq-len",
-                dataset.tokens()
-            )));
-        }
-        Ok(Self { dataset, special, seq_len, philox, index, len })
+        Self::mixed(vec![(dataset.into(), 1.0)], special, merge, seq_len, seed)
     }
 
-    /// Rows.
+    /// Indexes corpora that are each seen as many times an epoch as its weight says.
+    pub fn mixed(
+        parts: Vec<(Part, f64)>,
+        special: SpecialTokens,
+        merge: Merge,
+        seq_len: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let tokens: usize = parts.iter().map(|(part, _)| part.tokens()).sum();
+        let philox = Philox::new(seed);
+        let (mut corpora, mut len) = (Vec::new(), 0);
+        for (part, weight) in parts {
+            let packed = Packed::new(part, special, merge, seq_len, philox)?;
+            if packed.len > 0 && weight > 0.0 {
+                let visits = ((packed.len as f64 * weight).round() as usize).max(1);
+                corpora.push(Corpus { packed, first: len, visits });
+                len += visits;
+            }
+        }
+        if len == 0 {
+            return Err(Error::config(format!(
+                "the text has {tokens} tokens, which fill no row of {seq_len}: give more text or a smaller --seq-len"
+            )));
+        }
+        Ok(Self { corpora, philox, len })
+    }
+
+    /// Places of an epoch: rows, each times its corpus's weight.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -109,33 +119,92 @@ impl Rows {
         self.len == 0
     }
 
-    /// T.
-    pub fn seq_len(&self) -> usize {
-        self.seq_len
+    /// Row number `row`: what stands in that place of the first epoch, unshuffled.
+    pub fn row(&self, row: usize) -> Row {
+        self.visit(0, row)
     }
 
-    /// The corpus.
-    pub fn dataset(&self) -> &Dataset {
-        &self.dataset
+    /// The row in place `place` of an epoch that is not shuffled.
+    pub fn visit(&self, epoch: u32, place: usize) -> Row {
+        let (packed, row) = self.locate(epoch, place);
+        packed.row(row)
     }
 
-    /// An error if the shards that row `row` is read from were cut short since they were opened.
-    pub fn check(&self, row: usize) -> Result<()> {
+    /// An error if the shards that this row is read from were cut short since they were opened.
+    pub fn check(&self, epoch: u32, place: usize) -> Result<()> {
+        let (packed, row) = self.locate(epoch, place);
+        packed.check(row)
+    }
+
+    /// The corpus of a place, and the row there.
+    fn locate(&self, epoch: u32, place: usize) -> (&Packed, usize) {
+        let number = self.corpora.partition_point(|corpus| corpus.first <= place) - 1;
+        let Corpus { packed, first, visits } = &self.corpora[number];
+        let (at, rows, visits) = ((place - first) as u64, packed.len as u64, *visits as u64);
+        let row = match visits % rows {
+            0 => at % rows,
+            _ => {
+                let visit = u64::from(epoch) * visits + at;
+                let own_epoch = (visit / rows) as u32;
+                permuted(self.philox, Site::MIXTURE, number as u32, rows, own_epoch, visit % rows)
+            }
+        };
+        (packed, row as usize)
+    }
+}
+
+/// One corpus cut into rows.
+struct Packed {
+    part: Part,
+    special: SpecialTokens,
+    seq_len: usize,
+    philox: Philox,
+    index: Index,
+    len: usize,
+}
+
+impl Packed {
+    fn new(part: Part, special: SpecialTokens, merge: Merge, seq_len: usize, philox: Philox) -> Result<Self> {
+        if seq_len < 8 {
+            return Err(Error::config(format!(
+                "rows of {seq_len} tokens are too short: use --seq-len 8 or more"
+            )));
+        }
+        if part.paragraphs() >= u32::MAX as usize {
+            return Err(Error::config("this corpus has 2³² paragraphs or more: split it"));
+        }
+        let (index, len) = match merge {
+            Merge::Concat => (Index::Concat, (part.tokens() + 2 * part.paragraphs()) / seq_len),
+            Merge::None => (Index::None, part.paragraphs()),
+            Merge::Pack => {
+                let (paragraphs, starts) = pack(&part, seq_len);
+                let len = starts.len() - 1;
+                (Index::Pack(paragraphs, starts), len)
+            }
+            Merge::Segments => {
+                let rows = segments(&part, seq_len, philox);
+                let len = rows.len();
+                (Index::Segments(rows), len)
+            }
+        };
+        Ok(Self { part, special, seq_len, philox, index, len })
+    }
+
+    fn check(&self, row: usize) -> Result<()> {
         match &self.index {
-            Index::Concat => self.dataset.check_framed(row * self.seq_len..(row + 1) * self.seq_len),
-            Index::None => self.dataset.check(row..row + 1),
+            Index::Concat => self.part.check_framed(row * self.seq_len..(row + 1) * self.seq_len),
+            Index::None => self.part.check(row..row + 1),
             Index::Pack(paragraphs, starts) => paragraphs[starts[row] as usize..starts[row + 1] as usize]
                 .iter()
-                .try_for_each(|&p| self.dataset.check(p as usize..p as usize + 1)),
+                .try_for_each(|&p| self.part.check(p as usize..p as usize + 1)),
             Index::Segments(rows) => {
                 let (first, count) = rows[row];
-                self.dataset.check(first as usize..(first + count) as usize)
+                self.part.check(first as usize..(first + count) as usize)
             }
         }
     }
 
-    /// Row number `row`.
-    pub fn row(&self, row: usize) -> Row {
+    fn row(&self, row: usize) -> Row {
         match &self.index {
             Index::Concat => self.chained(row * self.seq_len),
             Index::None => {
@@ -158,7 +227,7 @@ impl Rows {
     fn frame(&self, paragraph: usize, room: usize, ids: &mut Vec<u32>) {
         if room > 2 {
             ids.push(self.special.cls);
-            self.dataset.copy_paragraph(paragraph, 0, room - 2, ids);
+            self.part.copy_paragraph(paragraph, 0, room - 2, ids);
             ids.push(self.special.sep);
         }
     }
@@ -166,16 +235,16 @@ impl Rows {
     /// T tokens of the chained corpus from `at` on.
     fn chained(&self, at: usize) -> Row {
         let mut ids = Vec::with_capacity(self.seq_len);
-        let Some((mut paragraph, mut offset)) = self.dataset.framed_position(at) else {
+        let Some((mut paragraph, mut offset)) = self.part.framed_position(at) else {
             return Row::default();
         };
-        while ids.len() < self.seq_len && paragraph < self.dataset.paragraphs() {
+        while ids.len() < self.seq_len && paragraph < self.part.paragraphs() {
             if offset == 0 {
                 ids.push(self.special.cls);
                 offset = 1;
             }
             let room = self.seq_len - ids.len();
-            self.dataset.copy_paragraph(paragraph, offset - 1, room, &mut ids);
+            self.part.copy_paragraph(paragraph, offset - 1, room, &mut ids);
             if ids.len() < self.seq_len {
                 ids.push(self.special.sep);
             }
@@ -190,11 +259,11 @@ impl Rows {
         let first_target = if draw.unit(1) < ONE_SEGMENT { usize::MAX } else { (target - 3) / 2 };
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for (i, paragraph) in (first..first + count).enumerate() {
-            let len = self.dataset.paragraph_len(paragraph as usize);
+            let len = self.part.paragraph_len(paragraph as usize);
             let fits = a.is_empty() || a.len() + len < first_target;
             let may_overflow = b.is_empty() && a.len() < first_target && draw.unit(4 + i as u32) < 0.5;
             let to = if fits || may_overflow { &mut a } else { &mut b };
-            self.dataset.copy_paragraph(paragraph as usize, 0, usize::MAX, to);
+            self.part.copy_paragraph(paragraph as usize, 0, usize::MAX, to);
         }
         a.truncate(self.seq_len - 2);
         b.truncate(self.seq_len.saturating_sub(a.len() + 3));
@@ -240,10 +309,10 @@ impl Draws {
 }
 
 /// txtai's packing: in each window longest first, and a row is closed when the next paragraph would not fit.
-fn pack(dataset: &Dataset, seq_len: usize) -> (Vec<u32>, Vec<u32>) {
-    let framed = |p: u32| (dataset.paragraph_len(p as usize) + 2).min(seq_len);
+fn pack(part: &Part, seq_len: usize) -> (Vec<u32>, Vec<u32>) {
+    let framed = |p: u32| (part.paragraph_len(p as usize) + 2).min(seq_len);
     let (mut order, mut starts) = (Vec::new(), vec![0]);
-    let all: Vec<u32> = (0..dataset.paragraphs() as u32).collect();
+    let all: Vec<u32> = (0..part.paragraphs() as u32).collect();
     for window in all.chunks(PACK_WINDOW) {
         let mut sorted = window.to_vec();
         sorted.sort_by_key(|&p| std::cmp::Reverse(framed(p)));
@@ -262,22 +331,22 @@ fn pack(dataset: &Dataset, seq_len: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// Consecutive paragraphs of one document until the row's target length is reached.
-fn segments(dataset: &Dataset, seq_len: usize, philox: Philox) -> Vec<(u32, u32)> {
+fn segments(part: &Part, seq_len: usize, philox: Philox) -> Vec<(u32, u32)> {
     let mut rows: Vec<(u32, u32)> = Vec::new();
     let (mut first, mut length) = (0, 0);
-    for paragraph in 0..dataset.paragraphs() {
-        if dataset.opens_document(paragraph) && paragraph > first {
+    for paragraph in 0..part.paragraphs() {
+        if part.opens_document(paragraph) && paragraph > first {
             rows.push((first as u32, (paragraph - first) as u32));
             (first, length) = (paragraph, 0);
         }
-        length += dataset.paragraph_len(paragraph);
+        length += part.paragraph_len(paragraph);
         if length >= Draws::new(philox, rows.len()).target(seq_len) {
             rows.push((first as u32, (paragraph + 1 - first) as u32));
             (first, length) = (paragraph + 1, 0);
         }
     }
-    if dataset.paragraphs() > first {
-        rows.push((first as u32, (dataset.paragraphs() - first) as u32));
+    if part.paragraphs() > first {
+        rows.push((first as u32, (part.paragraphs() - first) as u32));
     }
     rows
 }

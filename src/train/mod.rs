@@ -95,7 +95,7 @@ pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
     trainer.close(ending)
 }
 
-/// Held-out metrics over the first `limit` rows: losses are means over batches, all else is over all tokens together.
+/// Held-out metrics over `limit` rows spread over all: losses are means over batches, all else is over all tokens together.
 pub fn evaluate<B: Backend>(
     model: &mut TokenDetection<B>,
     rows: &Rows,
@@ -108,9 +108,10 @@ pub fn evaluate<B: Backend>(
     model.take_counts()?;
     for (number, first) in (0..rows_used).step_by(spec.batch_size).enumerate() {
         let range = first..(first + spec.batch_size).min(rows_used);
-        range.clone().try_for_each(|row| rows.check(row))?;
         let weight = range.len() as f64 / rows_used as f64;
-        let batch = spec.evaluation_batch(rows, range);
+        let mut numbers = range.map(|i| i * rows.len() / rows_used);
+        numbers.clone().try_for_each(|row| rows.check(0, row))?;
+        let batch = spec.evaluation_batch(rows, numbers.by_ref());
         model.step_forward(&batch, Phase::Eval { step: number as u32 }, None)?;
         losses.add(&model.collect_losses(model.fetch_losses()?)?, weight);
     }

@@ -1,0 +1,64 @@
+//! The rows of a run: what is trained on, and what is held out.
+
+use std::sync::Arc;
+
+use super::prepare::tokenize;
+use crate::config::RunConfig;
+use crate::data::pack::Rows;
+use crate::data::prepare::Spec;
+use crate::data::shard::Dataset;
+use crate::data::source::TextSource;
+use crate::data::split::{Part, default_share, split};
+use crate::data::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Tokenizes the text of a run. Held out are the rows of --validation, else some of the text's own documents.
+pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Result<(Rows, Option<Rows>)> {
+    let pack = |parts| Rows::mixed(parts, tokenizer.special(), config.merge, config.seq_len, config.seed);
+    let validation = match config.validation.is_empty() {
+        true => None,
+        false => {
+            let source = TextSource::held_out(&config.validation, &config.columns)?;
+            // Taken as it is, so that runs with and without duplicates are measured by the same.
+            let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
+            Some(pack(vec![(dataset.into(), 1.0)])?)
+        }
+    };
+    let mut corpora: Vec<(Arc<Dataset>, f64)> = Vec::new();
+    let spec = Spec { dedup: config.dedup, ..Spec::default() };
+    for (source, weight) in TextSource::mixture(&config.train, &config.columns)? {
+        let dataset = tokenize(&source, tokenizer, &config.shards, &spec, quiet)?;
+        corpora.push((Arc::new(dataset), weight));
+    }
+    let whole =
+        || pack(corpora.iter().map(|(dataset, weight)| (Part::whole(dataset.clone()), *weight)).collect());
+    let documents = corpora.iter().map(|(dataset, _)| dataset.documents()).sum();
+    let tokens = corpora.iter().map(|(dataset, _)| dataset.tokens()).sum();
+    let share = config.held_out.unwrap_or_else(|| default_share(documents, tokens));
+    if share == 0.0 {
+        return Ok((whole()?, validation));
+    }
+    let (mut kept, mut held_out) = (Vec::new(), Vec::new());
+    for (dataset, weight) in &corpora {
+        let (ours, theirs) = split(dataset, share);
+        kept.push((ours, *weight));
+        // However often it would be trained on, what is held out is measured once.
+        held_out.push((theirs, 1.0));
+    }
+    let counted = |parts: &[(Part, f64)]| parts.iter().map(|(part, _)| part.tokens()).sum::<usize>();
+    let (ours, theirs) = (counted(&kept), counted(&held_out));
+    match (pack(kept), pack(held_out), config.held_out) {
+        (Ok(kept), Ok(held_out), _) => {
+            if !quiet {
+                eprintln!("{theirs} tokens are held out, {ours} are trained on");
+            }
+            Ok((kept, Some(held_out)))
+        }
+        // Nobody asked for it, so too little text for both is no error.
+        (_, _, None) => Ok((whole()?, validation)),
+        (Err(error), ..) => Err(error),
+        (_, Err(error), Some(share)) => Err(Error::config(format!(
+            "--held-out {share} leaves too little to measure: {error}, a larger share, or --validation"
+        ))),
+    }
+}

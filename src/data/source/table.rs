@@ -1,0 +1,66 @@
+//! Tables of text with a header: a record is a document.
+
+use std::io::Read;
+use std::path::Path;
+
+use super::Document;
+use super::decompress::Budget;
+use crate::{Error, Result};
+
+pub(super) fn read_csv(
+    path: &Path,
+    input: impl Read,
+    columns: &[String],
+    document: &mut Document<'_>,
+) -> Result<()> {
+    read(path, input, columns, document, "csv", &csv::ReaderBuilder::new())
+}
+
+/// As IANA describes it: nothing is quoted, so a quotation mark is only that.
+pub(super) fn read_tsv(
+    path: &Path,
+    input: impl Read,
+    columns: &[String],
+    document: &mut Document<'_>,
+) -> Result<()> {
+    read(path, input, columns, document, "tsv", csv::ReaderBuilder::new().delimiter(b'\t').quoting(false))
+}
+
+fn read(
+    path: &Path,
+    input: impl Read,
+    columns: &[String],
+    document: &mut Document<'_>,
+    name: &str,
+    builder: &csv::ReaderBuilder,
+) -> Result<()> {
+    // A quotation mark that is never closed makes all the rest of a file one record.
+    let (input, budget) = Budget::new(input);
+    let mut reader = builder.from_reader(input);
+    let line_of = |e: &csv::Error| e.position().map_or(1, csv::Position::line);
+    let broken = |e: csv::Error| {
+        let problem = format!("this is not valid {name} in UTF-8 ({e}): mend or remove the record");
+        Error::line(path, line_of(&e), problem)
+    };
+    let header = reader.headers().map_err(broken)?.clone();
+    let column = |name: &String| {
+        header.iter().position(|title| title == name).ok_or_else(|| {
+            let titles: Vec<&str> = header.iter().collect();
+            let problem =
+                format!("there is no column `{name}`; the header has {titles:?}: choose with --columns");
+            Error::line(path, 1, problem)
+        })
+    };
+    let columns = columns.iter().map(column).collect::<Result<Vec<_>>>()?;
+    let mut record = csv::StringRecord::new();
+    loop {
+        budget.renew();
+        if !reader.read_record(&mut record).map_err(broken)? {
+            return Ok(());
+        }
+        for &column in &columns {
+            document.text(record.get(column).unwrap_or_default())?;
+        }
+        document.close();
+    }
+}
