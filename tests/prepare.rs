@@ -1,22 +1,23 @@
-//! Preparing text: shards that are reused, made again and continued after a kill; duplicates; vocabularies.
+//! Preparing text: shards that are reused, made again and continued after a kill; duplicates.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use elektron::data::dedup::Dedup;
-use elektron::data::inspect::inspect;
 use elektron::data::prepare::{Progress, Spec, prepare};
 use elektron::data::shard::{Dataset, Shard};
 use elektron::data::source::TextSource;
-use elektron::data::tokenizer::{Tokenizer, TrainSpec};
+use elektron::data::tokenizer::Tokenizer;
 use elektron::rng::{Philox, Site};
 use tempfile::TempDir;
 
 use crate::support::repository;
+
+mod vocabulary;
 
 fn vocabulary() -> Tokenizer {
     Tokenizer::load(&repository("tests/data/wordpiece-8k.txt")).unwrap()
@@ -188,9 +189,9 @@ fn the_index_spares_reading() {
     };
     let first = prepare();
     assert!(first.0 > 0);
-    assert_eq!(prepare(), first, "a file this young may change without showing it: its text is compared");
+    // A file this young may change without showing it: it has to be read once more when it is older.
     std::thread::sleep(Duration::from_millis(2100));
-    assert_eq!(prepare().0, first.0, "now it is known");
+    assert_eq!(prepare().1, first.1);
     assert_eq!(prepare(), (0, first.1.clone(), first.2));
     place.write("b.txt", &documents(50..201));
     let (read, now, dropped) = prepare();
@@ -269,15 +270,23 @@ fn a_killed_preparation_is_continued_to_the_same_bytes() {
             .unwrap()
     };
     let there = || if stopped.is_dir() { shards(&stopped).len() } else { 0 };
-    for killed_at in [1, 3] {
+    let kill = |at: usize| {
         let (mut child, began) = (start(), Instant::now());
-        while there() < killed_at && child.try_wait().unwrap().is_none() {
-            assert!(began.elapsed().as_secs() < 60);
+        while there() < at && child.try_wait().unwrap().is_none() {
+            assert!(began.elapsed().as_secs() < 120);
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!((killed_at..want.len()).contains(&there()), "killed too late: {} shards", there());
+        // On a busy machine the kill may come when everything is done: then once more.
+        let in_the_middle = there() < want.len();
+        if !in_the_middle {
+            fs::remove_dir_all(&stopped).unwrap();
+        }
+        in_the_middle
+    };
+    for at in [1, 3] {
+        assert!((0..5).any(|_| kill(at)), "always killed too late");
     }
     let before = there();
     let out = start().wait_with_output().unwrap();
@@ -365,139 +374,14 @@ fn a_second_process_waits() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let (mut first, mut rest) = (String::new(), String::new());
+    said.read_line(&mut first).unwrap();
+    assert!(first.contains("waiting for another process"), "{first}");
     assert!(child.try_wait().unwrap().is_none());
     lock.unlock().unwrap();
-    let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
-    assert!(said.contains("waiting for another process") && said.contains("20 documents"), "{said}");
-}
-
-#[test]
-fn a_vocabulary_is_trained_on_a_sample_of_documents() {
-    let place = Place::new(Spec::default());
-    place.write("a.txt", &documents(0..600));
-    let source = TextSource::new(&[place.path("a.txt").to_str().unwrap()], &["text".to_owned()]).unwrap();
-    let size = fs::metadata(place.path("a.txt")).unwrap().len();
-    let train = |sample_bytes, threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let spec = TrainSpec { vocab_size: 2000, sample_bytes, ..TrainSpec::default() };
-        pool.install(|| Tokenizer::train(&source, &spec)).unwrap()
-    };
-    let all = train(u64::MAX, 2);
-    assert_eq!(train(size, 1).hash().unwrap(), all.hash().unwrap(), "all of it is no sample");
-    let part = train(size / 4, 2);
-    assert_ne!(part.hash().unwrap(), all.hash().unwrap());
-    assert_eq!(part.hash().unwrap(), train(size / 4, 3).hash().unwrap());
-    let (all, part) = (inspect(&source, &all).unwrap(), inspect(&source, &part).unwrap());
-    assert!(
-        part.fertility < 1.1 * all.fertility,
-        "a sample serves: {} and {}",
-        part.fertility,
-        all.fertility
-    );
-    assert!(part.unknown_rate < 1e-4, "{}", part.unknown_rate);
-    train(1, 1);
-}
-
-/// Against the library's own trainer, which numbers equally frequent pairs as a hash table has them.
-#[test]
-fn a_vocabulary_is_that_of_the_library() {
-    use tokenizers::models::TrainerWrapper;
-    use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
-    use tokenizers::normalizers::BertNormalizer;
-    use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-    let place = Place::new(Spec::default());
-    place.write("a.txt", &book());
-    let source = TextSource::new(&[place.path("a.txt").to_str().unwrap()], &["text".to_owned()]).unwrap();
-    let ours = Tokenizer::train(&source, &TrainSpec { vocab_size: 3000, ..TrainSpec::default() }).unwrap();
-    let mut theirs = tokenizers::Tokenizer::new(WordPiece::default());
-    theirs.with_normalizer(Some(BertNormalizer::new(true, true, None, true))).unwrap();
-    theirs.with_pre_tokenizer(Some(BertPreTokenizer));
-    let special =
-        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(|t| tokenizers::AddedToken::from(t, true));
-    let trainer = WordPieceTrainer::builder()
-        .vocab_size(3000)
-        .min_frequency(2)
-        .limit_alphabet(1000)
-        .show_progress(false)
-        .special_tokens(special.to_vec())
-        .build();
-    let text = book();
-    theirs.train(&mut TrainerWrapper::from(trainer), text.lines()).unwrap();
-    let (ours, theirs) = (ours.inner().get_vocab(true), theirs.get_vocab(true));
-    assert_eq!((ours.len(), theirs.len()), (3000, 3000));
-    let common = ours.keys().filter(|token| theirs.contains_key(*token)).count();
-    assert!(common > 2950, "{common} of 3000 pieces in common");
-}
-
-#[test]
-fn vocabularies_take_any_script_and_keep_what_they_are_told() {
-    let place = Place::new(Spec::default());
-    let greek = "Μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος οὐλομένην ἣ μυρί᾽ Ἀχαιοῖς ἄλγε᾽ ἔθηκε";
-    let chinese: String = (0..2000).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
-    place.write(
-        "a.txt",
-        &format!("{}\n{}\nÉté ÉTÉ été\n", format!("{greek}\n").repeat(20), format!("{chinese}\n").repeat(2)),
-    );
-    let source = TextSource::new(&[place.path("a.txt").to_str().unwrap()], &["text".to_owned()]).unwrap();
-    let train = |spec: TrainSpec| {
-        let tokenizer = Tokenizer::train(&source, &spec).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        tokenizer.save(dir.path(), 128).unwrap();
-        let again = Tokenizer::load(dir.path()).unwrap();
-        fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
-        let from_vocab = Tokenizer::load(dir.path()).unwrap();
-        for other in [&again, &from_vocab] {
-            assert_eq!(other.hash().unwrap(), tokenizer.hash().unwrap(), "saved and loaded: {spec:?}");
-        }
-        tokenizer
-    };
-    let text = |t: &Tokenizer, text: &str| -> Vec<String> {
-        t.encode(text).unwrap().iter().map(|&id| t.token(id)).collect()
-    };
-    let base = TrainSpec { vocab_size: 6000, min_frequency: 1, alphabet: 4000, ..TrainSpec::default() };
-    let plain = train(base.clone());
-    assert_eq!(text(&plain, "ÉTÉ 一丁"), ["ete", "一", "丁"]);
-    let accents = train(TrainSpec { strip_accents: Some(false), ..base.clone() });
-    assert_eq!(text(&accents, "ÉTÉ"), ["été"]);
-    let cased = train(TrainSpec { lowercase: false, ..base.clone() });
-    assert_eq!(text(&cased, "ÉTÉ Été"), ["ÉTÉ", "Été"]);
-    let whole = train(TrainSpec { split_chinese: false, ..base.clone() });
-    assert_ne!(text(&whole, "一丁"), ["一", "丁"]);
-    // Of two thousand equally rare characters always the same ones are kept, and never more than fit.
-    let few = || train(TrainSpec { alphabet: 500, vocab_size: 800, ..base.clone() });
-    let (one, two) = (few(), few());
-    assert_eq!(one.hash().unwrap(), two.hash().unwrap());
-    assert!(one.vocab_size() <= 800);
-    let found = inspect(&source, &one).unwrap();
-    assert!(found.unknown_rate > 0.1, "rare characters are unknown: {}", found.unknown_rate);
-}
-
-#[test]
-fn inspect_counts_by_definition() {
-    let place = Place::new(Spec::default());
-    place.write("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nun\n##know\n##able\n.\nnever\n");
-    place.write("a.txt", "The unknowable.\nThe zzz the unable\n");
-    let tokenizer = Tokenizer::load(&place.path("vocab.txt")).unwrap();
-    let source = TextSource::new(&[place.path("a.txt").to_str().unwrap()], &["text".to_owned()]).unwrap();
-    let found = inspect(&source, &tokenizer).unwrap();
-    assert_eq!((found.vocab_size, found.words, found.tokens, found.unused), (11, 6, 10, 1));
-    assert_eq!(found.text_bytes, 33);
-    assert!((found.fertility - 9.0 / 6.0).abs() < 1e-12, "{}", found.fertility);
-    assert!((found.whole_rate - 3.0 / 6.0).abs() < 1e-12, "{}", found.whole_rate);
-    assert!((found.unknown_rate - 0.1).abs() < 1e-12);
-    let split: Vec<&str> = found.split_most.iter().map(|split| split.word.as_str()).collect();
-    assert_eq!(split, ["unknowable", "unable"]);
-    assert_eq!(found.split_most[0].pieces, ["un", "##know", "##able"]);
-    assert_eq!(found.longest_pieces[0], "##able");
-    let out = Command::new(env!("CARGO_BIN_EXE_elektron"))
-        .args(["tokenizer", "inspect", "--json", "--tokenizer"])
-        .arg(place.path("vocab.txt"))
-        .args(["--input".as_ref(), place.path("a.txt").as_os_str()])
-        .output()
-        .unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!(json, serde_json::to_value(&found).unwrap());
+    said.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success() && rest.contains("20 documents"), "{rest}");
 }
 
 #[test]

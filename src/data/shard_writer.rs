@@ -75,8 +75,7 @@ impl ShardWriter {
             end: place.end,
             ..self.header
         };
-        let written = self.write_rest(header).map_err(Error::io("write", path));
-        written?;
+        self.write_rest(header).map_err(Error::io("write", path))?;
         let file = self.out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
         file.commit_as(path)
     }

@@ -1,4 +1,4 @@
-//! Tokenizers: loaded from `tokenizer.json`, `vocab.txt` or a directory, or trained on the text ([`super::vocabulary`]);
+//! Tokenizers: loaded from `tokenizer.json`, `vocab.txt` or a directory, or trained on the text (`vocabulary.rs`);
 //! saved so that `transformers` loads the same. The work is the `tokenizers` crate's.
 
 use std::fs;

@@ -216,3 +216,21 @@ impl<'a> IndexWriter<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_trusted_when_they_are_old() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stamp = Stamp::of(file.path()).unwrap();
+        let latest = UNIX_EPOCH + Duration::from_nanos(stamp.modified.max(stamp.changed));
+        assert!(!stamp.settled(latest) && !stamp.settled(latest + SETTLED));
+        assert!(stamp.settled(latest + SETTLED + Duration::from_nanos(1)));
+        assert!(!stamp.settled(latest - Duration::from_secs(9)), "a time in the future says nothing");
+        // Who sets an old time changes the time of the change.
+        file.as_file().set_modified(UNIX_EPOCH).unwrap();
+        assert_ne!(Stamp::of(file.path()).unwrap(), stamp);
+    }
+}

@@ -8,7 +8,7 @@
 //!
 //! Every source file becomes shards of about [`Spec::shard_bytes`] of text. A shard appears whole or not at all, so what
 //! a kill costs is one shard's work. The next run reads the text again up to where shards end and checks by their hashes
-//! that it is the same text ([`reader`]); files that have not changed since are not even read ([`index`]). Where shards
+//! that it is the same text (`reader.rs`); files that have not changed since are not even read (`index.rs`). Where shards
 //! end is decided by the text alone, so a continued preparation writes the same bytes as one that was never stopped.
 
 mod index;
