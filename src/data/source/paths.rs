@@ -63,7 +63,7 @@ pub(super) fn manifest(path: &str) -> Result<Option<Vec<Entry>>> {
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(broken)? {
         let line = record.position().map_or(0, csv::Position::line);
-        let Line { path, weight } = record.deserialize(None).map_err(|e| broken(e))?;
+        let Line { path, weight } = record.deserialize(None).map_err(broken)?;
         if !(weight.is_finite() && weight >= 0.0) {
             return Err(Error::line(manifest, line, format!("the weight is {weight}, expected 0 or more")));
         }

@@ -89,10 +89,11 @@ fn fields(bytes: &mut &[u8], depth: usize, found: &mut dyn FnMut(&[i64], i64)) -
         };
         match byte & 15 {
             12 if depth < MAX_DEPTH => {
-                fields(bytes, depth + 1, &mut |path, value| match path {
-                    [inner] => found(&[number, *inner], value),
+                fields(bytes, depth + 1, &mut |path, value| {
                     // Nothing deeper is of interest.
-                    _ => {}
+                    if let [inner] = path {
+                        found(&[number, *inner], value);
+                    }
                 })?;
             }
             5 | 6 => found(&[number], zigzag(bytes)?),
