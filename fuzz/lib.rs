@@ -1,5 +1,7 @@
 //! What the targets have in common: the table of formats that the test suite uses too.
 
+// Bounds and seeds are the suite's.
+#[allow(dead_code)]
 #[path = "../tests/hostile/formats.rs"]
 mod formats;
 

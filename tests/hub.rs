@@ -346,8 +346,7 @@ fn a_wrong_length_is_refused() {
         "GET" => Reply { cut: Some(100), ..reply },
         _ => reply,
     });
-    let cut_config = |world: &World| world.get(Part::Model).unwrap_err().to_string();
-    contains(&cut_config(&cut), &["config.json", "cut after"]);
+    contains(&cut.refused(), &["config.json", "cut after"]);
 }
 
 #[test]
@@ -361,6 +360,18 @@ fn damaged_bytes_are_refused() {
     contains(&world.refused(), &["model.safetensors", "damaged", "SHA-256"]);
     let left: Vec<_> = fs::read_dir(world.model_dir().join("blobs")).unwrap().collect();
     assert_eq!(left.len(), 1, "config.json alone: {left:?}");
+}
+
+#[test]
+fn what_lies_there_half_fetched_is_not_trusted() {
+    let (world, content) = (World::generator(honest), generator()[1].1.clone());
+    let partial = world.blob(&content).with_extension("incomplete");
+    fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    fs::write(&partial, [7; 1000]).unwrap();
+    contains(&world.refused(), &["damaged"]);
+    fs::write(&partial, vec![7; content.len() + 1]).unwrap();
+    Checkpoint::load(&world.get(Part::Model).unwrap()).unwrap();
+    assert_eq!(world.ranges(), [Some("bytes=1000-".to_owned()), None]);
 }
 
 #[test]

@@ -248,18 +248,21 @@ impl<'a> Download<'a> {
             return Ok(());
         }
         let response = self.request("GET", &self.url(file), have)?;
+        match response.status().as_u16() {
+            200 | 206 => {}
+            416 => {
+                out.set_len(0).map_err(failed)?;
+                return Err(Failure::Passing("the server has less than was fetched before".to_owned()));
+            }
+            status => return Err(Failure::Passing(format!("HTTP {status} for its content"))),
+        }
         let continued = response.status() == 206
             && header(response.headers(), "content-range")
                 .is_some_and(|range| range.starts_with(&format!("bytes {have}-")));
         if !continued && have > 0 {
-            // A server that knows no ranges, or another content: from the start.
+            // A server that knows no ranges: from the start.
             out.set_len(0).map_err(failed)?;
             have = 0;
-        }
-        match response.status().as_u16() {
-            200 | 206 => {}
-            416 => return Err(Failure::Passing("the server has less than was fetched before".to_owned())),
-            status => return Err(Failure::Passing(format!("HTTP {status} for its content"))),
         }
         let announced = response.body().content_length().map(|length| have + length);
         if let (Some(announced), Some(bytes)) = (announced, facts.bytes)
