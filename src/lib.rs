@@ -26,7 +26,9 @@ pub mod data;
 pub mod error;
 pub mod fsutil;
 pub mod model;
+pub mod report;
 pub mod rng;
+pub mod suggest;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -12,6 +12,8 @@ mod golden;
 mod kernels;
 mod nvrtc;
 mod ops;
+mod outputs;
+mod report;
 mod steps;
 mod support;
 mod whole;

@@ -12,6 +12,9 @@ use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron prepare --input corpus/ --tokenizer vocab/ --output shards/
+  elektron pretrain --train corpus/ --tokenizer vocab/ --shards shards/ --output out/run")]
 pub(super) struct Arguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
@@ -43,6 +46,8 @@ enum TokenizerCommand {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron tokenizer train --input corpus/ --vocab-size 30522 --output vocab/")]
 struct TrainArguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
+use super::summary::finish;
 use super::{check_positions, check_vocabulary, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
@@ -21,9 +22,9 @@ use crate::fsutil::{create_dir, write_atomic};
 use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan, step_tally};
-use crate::train::card::write_cards;
+use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
-use crate::train::log::{duration, holds_run};
+use crate::train::log::{Progress, holds_run};
 use crate::train::{Run, Summary, train};
 use crate::{Error, Result};
 
@@ -32,7 +33,8 @@ use crate::{Error, Result};
   elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
   elektron pretrain --config run.toml --learning-rate 3e-4
   elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
-  elektron pretrain --resume out/run")]
+  elektron pretrain --resume out/run
+  elektron pretrain --config run.toml --json | jq 'select(.event == \"eval\")'")]
 pub(super) struct Arguments {
     /// TOML file of settings: the flags below without their dashes; flags win
     #[arg(long, value_name = "FILE", help_heading = "Run")]
@@ -43,10 +45,10 @@ pub(super) struct Arguments {
     /// Show what would be done: settings, parameters, memory
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
-    /// --dry-run for machines
+    /// For programs: progress and summary, or what --dry-run shows, as JSON on standard output, an object a line
     #[arg(long, help_heading = "Run")]
     json: bool,
-    /// No progress
+    /// No progress; with --json the summary alone
     #[arg(long, help_heading = "Run")]
     quiet: bool,
     /// Compile the GPU kernels anew, and keep nothing
@@ -93,11 +95,15 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
     let pair = (generator, discriminator);
-    let quiet = arguments.quiet;
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet };
-    let summary = with_backend(choice, training)?;
-    write_cards(&config, &summary)?;
-    finish(&config, &summary)
+    let progress = match (arguments.quiet, arguments.json) {
+        (true, _) => Progress::Quiet,
+        (false, true) => Progress::Json,
+        (false, false) => Progress::Text,
+    };
+    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress };
+    let (summary, facts) = with_backend(choice, training)?;
+    write_cards(&config, &summary, &facts)?;
+    finish(&config, &summary, arguments.json)
 }
 
 /// A run whose models are ready.
@@ -107,13 +113,14 @@ struct Training<'a> {
     pair: (Checkpoint, Checkpoint),
     tokenizer: Tokenizer,
     resume: bool,
-    quiet: bool,
+    progress: Progress,
 }
 
 impl OnBackend for Training<'_> {
-    type Output = Summary;
-    fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, quiet } = self;
+    type Output = (Summary, Facts);
+    fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Self::Output> {
+        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress } = self;
+        let quiet = progress == Progress::Quiet;
         check_memory(&backend, config, (&generator, &discriminator), place)?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
@@ -130,9 +137,10 @@ impl OnBackend for Training<'_> {
             announce(config, model.parameter_count(), &rows, place);
         }
         let loader = loader_spec(config, &tokenizer);
-        let summary = train(Run { config, model: &mut model, rows, validation, loader, resume, quiet })?;
+        let facts = Facts::new(config, &rows, model.parameter_count(), &place.name)?;
+        let summary = train(Run { config, model: &mut model, rows, validation, loader, resume, progress })?;
         model.save_pretrained(&config.output)?;
-        Ok(summary)
+        Ok((summary, facts))
     }
 }
 
@@ -310,30 +318,6 @@ fn announce(config: &RunConfig, parameters: usize, rows: &Rows, place: &Place) {
         config.total_steps(rows.len()),
         place.name
     );
-}
-
-fn finish(config: &RunConfig, summary: &Summary) -> Result<()> {
-    let out = config.output.display();
-    let done = summary.position.tokens - summary.started_at.tokens;
-    let rate = done as f64 / summary.seconds.max(1e-9);
-    let mut text = format!(
-        "trained {} steps ({} tokens, {rate:.0} tok/s) in {}\n",
-        summary.position.step,
-        summary.position.tokens,
-        duration(summary.seconds)
-    );
-    if let Some(m) = &summary.held_out {
-        text += &format!(
-            "held out: generator loss {:.4}, accuracy {:.3}; discriminator loss {:.4}, accuracy {:.3}, AUC {:.3}\n",
-            m.gen_loss, m.gen_acc, m.disc_loss, m.disc_acc, m.disc_auc
-        );
-    }
-    text += &format!("the models lie in {out}/generator and {out}/discriminator\n");
-    text += "next, see which words of a text look replaced:\n";
-    text += &format!(
-        "  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\""
-    );
-    print(&text)
 }
 
 struct DryRun<'a> {

@@ -6,9 +6,10 @@ pub mod log;
 pub mod metrics;
 pub mod optim;
 pub mod schedule;
+pub mod tensorboard;
+pub mod timing;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::Result;
 use crate::backend::Backend;
@@ -17,9 +18,10 @@ use crate::data::loader::{Loader, LoaderSpec};
 use crate::data::pack::Rows;
 use crate::model::{Phase, TokenDetection};
 use checkpoint::{Checkpoints, Position};
-use log::{Line, Log};
+use log::{Line, Log, Progress};
 use metrics::{Metrics, auc};
 use optim::{AdamW, AdamWOptions};
+use timing::{Part, Plan, Timing};
 
 /// What a run is made of.
 pub struct Run<'a, B: Backend> {
@@ -35,19 +37,27 @@ pub struct Run<'a, B: Backend> {
     pub loader: LoaderSpec,
     /// Whether to go on from the newest checkpoint.
     pub resume: bool,
-    /// No progress lines.
-    pub quiet: bool,
+    /// What is shown meanwhile.
+    pub progress: Progress,
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Summary {
     /// Where it is.
     pub position: Position,
     /// Where it was when this process took it up.
     pub started_at: Position,
-    /// Seconds of this process's training.
+    /// Steps the run is to make.
+    pub steps: u64,
+    /// Seconds of this process's training, everything included.
     pub seconds: f64,
+    /// Of these, for steps alone.
+    pub stepping_seconds: f64,
+    /// For held-out evaluation.
+    pub evaluating_seconds: f64,
+    /// Waiting for checkpoints.
+    pub saving_seconds: f64,
     /// Held-out metrics at the end.
     pub held_out: Option<Metrics>,
 }
@@ -63,7 +73,7 @@ struct Window {
 
 /// Trains to the last step, and saves a checkpoint there.
 pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
-    let Run { config, model, rows, validation, loader: spec, resume, quiet } = run;
+    let Run { config, model, rows, validation, loader: spec, resume, progress } = run;
     let steps = config.total_steps(rows.len());
     let warmup = config.warmup(steps);
     let options = AdamWOptions {
@@ -81,9 +91,10 @@ pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
         position = checkpoints.restore(model, &mut optimizer, warn)?.unwrap_or_default();
     }
     let started_at = position;
-    let mut log = Log::open(&config.output, position.step, quiet)?;
+    let mut log = Log::open(config, position.step, progress)?;
     let mut loader = Loader::new(rows, spec, position.step);
-    let (start, mut window, mut window_start) = (Instant::now(), Window::default(), Instant::now());
+    let mut window = Window::default();
+    let mut timing = Timing::new(plan(config, steps, validation.as_ref()), position.step);
     let mut saved = resume && position.step > 0;
     while position.step < steps {
         let lr = config.schedule.rate(config.learning_rate, position.step, warmup, steps);
@@ -92,33 +103,58 @@ pub fn train<B: Backend>(run: Run<'_, B>) -> Result<Summary> {
         window.steps += 1;
         position = Position { step: position.step + 1, tokens: position.tokens + tokens };
         saved = false;
+        timing.mark(Part::Step);
         let last = position.step == steps;
         if position.step % config.log_every == 0 || last {
-            let line = window.line(position, steps, lr, window_start, (started_at, start));
-            log.train(&line)?;
-            (window, window_start) = (Window::default(), Instant::now());
+            log.train(&window.line(position, steps, lr, &mut timing))?;
+            window = Window::default();
         }
         let evaluates = config.eval_every > 0 && position.step % config.eval_every == 0 && !last;
         if let Some(rows) = validation.as_ref().filter(|_| evaluates) {
             log.eval(position.step, &evaluate(model, rows, &spec, config.eval_rows)?)?;
+            timing.mark(Part::Evaluation);
         }
         if position.step % config.save_every == 0 {
             checkpoints.save(model, &optimizer, position)?;
+            timing.mark(Part::Saving);
             saved = true;
         }
     }
     if !saved {
         checkpoints.save(model, &optimizer, position)?;
+        timing.mark(Part::Saving);
     }
-    let seconds = start.elapsed().as_secs_f64();
     let held_out = match &validation {
         Some(rows) => Some(evaluate(model, rows, &spec, config.eval_rows)?),
         None => None,
     };
     if let Some(metrics) = &held_out {
         log.eval(position.step, metrics)?;
+        timing.mark(Part::Evaluation);
     }
-    Ok(Summary { position, started_at, seconds, held_out })
+    let [seconds, stepping_seconds, evaluating_seconds, saving_seconds] = timing.seconds();
+    Ok(Summary {
+        position,
+        started_at,
+        steps,
+        seconds,
+        stepping_seconds,
+        evaluating_seconds,
+        saving_seconds,
+        held_out,
+    })
+}
+
+/// How often steps, evaluations and checkpoints come.
+fn plan(config: &RunConfig, steps: u64, validation: Option<&Rows>) -> Plan {
+    let eval_rows = validation.map_or(0, |rows| rows.len().min(config.eval_rows));
+    Plan {
+        steps,
+        eval_every: config.eval_every,
+        evaluates: validation.is_some(),
+        eval_batches_per_step: eval_rows.div_ceil(config.batch_size) as f64 / config.grad_accumulation as f64,
+        save_every: config.save_every,
+    }
 }
 
 /// Forward and backward over one step's micro-batches; returns its tokens.
@@ -144,18 +180,10 @@ fn step<B: Backend>(
 }
 
 impl Window {
-    fn line(
-        &self,
-        position: Position,
-        steps: u64,
-        lr: f64,
-        since: Instant,
-        (started_at, start): (Position, Instant),
-    ) -> Line {
+    fn line(&self, position: Position, steps: u64, lr: f64, timing: &mut Timing) -> Line {
         let n = self.steps.max(1) as f64;
         let mut metrics = Metrics::default();
         metrics.add(&self.metrics, 1.0 / n);
-        let done = (position.step - started_at.step).max(1) as f64;
         Line {
             step: position.step,
             steps,
@@ -163,8 +191,8 @@ impl Window {
             metrics,
             lr,
             grad_norm: self.grad_norm / n,
-            tok_per_s: self.tokens as f64 / since.elapsed().as_secs_f64().max(1e-9),
-            eta_s: start.elapsed().as_secs_f64() / done * (steps - position.step) as f64,
+            tok_per_s: self.tokens as f64 / timing.take_line().max(1e-9),
+            eta_s: timing.eta_s(),
         }
     }
 }
