@@ -250,7 +250,7 @@ impl Run {
 
 /// y at x between the last of `before` points and the next; the first line starts at the origin. Beyond the last: none.
 fn interpolate(before: usize, point: impl Fn(usize) -> (f64, f64), n: usize, x: f64) -> Option<f64> {
-    let to = if before < n { point(before) } else { return None };
+    let to = (before < n).then(|| point(before)).filter(|to| to.0.is_finite())?;
     let from = if before > 0 { point(before - 1) } else { (0.0, 0.0) };
     let share = if to.0 > from.0 { (x - from.0) / (to.0 - from.0) } else { 1.0 };
     Some(from.1 + share * (to.1 - from.1)).filter(|y| y.is_finite())
