@@ -13,6 +13,7 @@ use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
+use crate::suggest::{closest, possible_value};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 
@@ -55,6 +56,16 @@ pub enum Precision {
     Tf32,
     /// Double (CPU).
     Fp64,
+}
+
+/// A form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// `metrics.jsonl`, which `elektron report` and `elektron runs` read.
+    Jsonl,
+    /// TensorBoard's event files.
+    Tensorboard,
 }
 
 impl Precision {
@@ -212,6 +223,15 @@ settings! {
     /// Steps between lines of the log [default: 10]
     #[arg(long, value_name = "N", help_heading = "Run")]
     log_every: u64,
+    /// Forms of the log [default: jsonl,tensorboard]
+    #[arg(long, value_delimiter = ',', value_name = "FORM", help_heading = "Run")]
+    log_to: Vec<LogFormat>,
+    /// Language of the text, for the model card: en, de …
+    #[arg(long, value_name = "CODE", help_heading = "Card")]
+    language: String,
+    /// Licence of the models, for the model card: apache-2.0, cc-by-4.0 … [default: unknown]
+    #[arg(long, value_name = "ID", help_heading = "Card")]
+    license: String,
     /// Where to compute [default: auto]
     #[arg(long, help_heading = "Run")]
     device: Device,
@@ -230,12 +250,26 @@ impl Settings {
         let table: toml::Table = toml::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
         let mut object = Map::new();
         for (key, value) in table {
-            if !KEYS.contains(&key.replace('-', "_").as_str()) {
-                let hint = closest(&key).map_or(String::new(), |k| format!("; did you mean `{k}`?"));
+            let name = key.replace('-', "_");
+            if !KEYS.contains(&name.as_str()) {
+                let near = closest(&name, KEYS.iter().copied()).map(|k| k.replace('_', "-"));
+                let hint = near.map_or(String::new(), |k| format!("; did you mean `{k}`?"));
                 return Err(Error::file(path, format!("`{key}` is no setting{hint}")));
             }
             let value = serde_json::to_value(value).map_err(|e| Error::file(path, e.to_string()))?;
-            object.insert(key.replace('_', "-"), value);
+            let key = key.replace('_', "-");
+            // By itself first, so that the error can name the key.
+            let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+            serde_json::from_value::<Self>(alone).map_err(|e| {
+                Error::file(
+                    path,
+                    format!(
+                        "`{key}`: {e}{}",
+                        possible_value(&Self::augment_args(clap::Command::new("")), &key, &value)
+                    ),
+                )
+            })?;
+            object.insert(key, value);
         }
         serde_json::from_value(Value::Object(object)).map_err(|e| Error::file(path, e.to_string()))
     }
@@ -258,24 +292,9 @@ impl Settings {
     }
 }
 
-/// The known key most like `key`, if one is near.
-fn closest(key: &str) -> Option<String> {
-    let key = key.replace('-', "_");
-    let distance = |other: &str| {
-        let mut row: Vec<usize> = (0..=other.len()).collect();
-        for (i, a) in key.bytes().enumerate() {
-            let mut diagonal = row[0];
-            row[0] = i + 1;
-            for (j, b) in other.bytes().enumerate() {
-                let above = row[j + 1];
-                row[j + 1] = (diagonal + usize::from(a != b)).min(above + 1).min(row[j] + 1);
-                diagonal = above;
-            }
-        }
-        row[other.len()]
-    };
-    let best = KEYS.iter().min_by_key(|other| distance(other))?;
-    (distance(best) <= 3).then(|| best.replace('_', "-"))
+/// Where nothing is said, both: an event file costs little, and is there when somebody wants to look.
+fn all_formats() -> Vec<LogFormat> {
+    vec![LogFormat::Jsonl, LogFormat::Tensorboard]
 }
 
 /// A run with every setting decided.
@@ -326,6 +345,12 @@ pub struct RunConfig {
     pub eval_every: u64,
     pub eval_rows: usize,
     pub log_every: u64,
+    #[serde(default = "all_formats")]
+    pub log_to: Vec<LogFormat>,
+    #[serde(default)]
+    pub language: Option<String>,
+    #[serde(default)]
+    pub license: Option<String>,
     pub device: Device,
     pub precision: Option<Precision>,
     pub threads: Option<usize>,
@@ -386,6 +411,9 @@ impl RunConfig {
             eval_every: s.eval_every.unwrap_or(0),
             eval_rows: s.eval_rows.unwrap_or(200),
             log_every: s.log_every.unwrap_or(10),
+            log_to: s.log_to.unwrap_or_else(all_formats),
+            language: s.language,
+            license: s.license,
             device: s.device.unwrap_or_default(),
             precision: s.precision,
             threads: s.threads,

@@ -27,7 +27,9 @@ pub mod error;
 pub mod fsutil;
 pub mod hub;
 pub mod model;
+pub mod report;
 pub mod rng;
+pub mod suggest;
 pub mod train;
 
 pub use error::{Error, Result};

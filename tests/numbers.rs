@@ -19,6 +19,7 @@ use elektron::data::tokenizer::Tokenizer;
 use elektron::model::hf::Checkpoint;
 use elektron::model::{Options, TokenDetection};
 use elektron::train::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
+use elektron::train::log::Progress;
 use elektron::train::optim::{AdamW, AdamWOptions};
 use elektron::train::saver::Saver;
 use elektron::train::signals::Stop;
@@ -87,7 +88,7 @@ impl Bench {
             validation: None,
             loader,
             resume: true,
-            quiet: true,
+            progress: Progress::Quiet,
             stop,
             fault: Some(fault),
         })?;

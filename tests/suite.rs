@@ -22,10 +22,12 @@ mod memory;
 mod numbers;
 mod nvrtc;
 mod ops;
+mod outputs;
 #[cfg(unix)]
 mod place;
 mod prepare;
 mod recorded;
+mod report;
 mod steps;
 mod support;
 mod whole;

@@ -13,7 +13,9 @@ use crate::backend::selftest::{SelfTest, self_test};
 use crate::{Error, Result};
 
 #[derive(Args)]
-#[command(after_help = "Compiling needs libnvrtc and no GPU:
+#[command(after_help = "Compiling needs libnvrtc and no GPU.
+Examples:
+  elektron doctor
   python3 -m pip install nvidia-cuda-nvrtc
   elektron doctor --arch sm_80,sm_90a --kernels")]
 pub(super) struct Arguments {

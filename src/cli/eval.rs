@@ -26,54 +26,57 @@ use crate::train::metrics::Metrics;
 use crate::{Error, Result};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron eval --generator out/run/generator --discriminator out/run/discriminator --input held-out.txt
+  elektron eval --generator google/generator --discriminator google/discriminator --input held-out.txt --merge segments --json")]
 pub(super) struct Arguments {
     /// Directory of the generator, or its name on the Hugging Face hub
-    #[arg(long, value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
     generator: PathBuf,
     /// Directory of the discriminator, or its name on the Hugging Face hub
-    #[arg(long, value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
     discriminator: PathBuf,
     /// Tokenizer [default: the discriminator's]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = "Models")]
     tokenizer: Option<PathBuf>,
     /// Files, folders and globs, as for --train; - for standard input
-    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH", help_heading = "Text")]
     input: Vec<String>,
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files
-    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
+    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Whose details to follow
-    #[arg(long, value_enum, default_value = "electra")]
+    #[arg(long, value_enum, default_value = "electra", help_heading = "Objective")]
     flavour: Flavour,
     /// How paragraphs become rows
-    #[arg(long, value_enum, default_value = "concat")]
+    #[arg(long, value_enum, default_value = "concat", help_heading = "Text")]
     merge: Merge,
     /// Longest row
-    #[arg(long, default_value_t = 128, value_name = "T")]
+    #[arg(long, default_value_t = 128, value_name = "T", help_heading = "Text")]
     seq_len: usize,
     /// Rows at once
-    #[arg(long, default_value_t = 16, value_name = "B")]
+    #[arg(long, default_value_t = 16, value_name = "B", help_heading = "Run")]
     batch_size: usize,
     /// Rows in all
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N", help_heading = "Text")]
     rows: usize,
     /// Share of tokens that are masked
-    #[arg(long, default_value_t = 0.15, value_name = "P")]
+    #[arg(long, default_value_t = 0.15, value_name = "P", help_heading = "Objective")]
     mask_prob: f64,
     /// Of masks and samples
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Objective")]
     seed: u64,
     /// For machines
-    #[arg(long)]
+    #[arg(long, help_heading = "Run")]
     json: bool,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Run")]
     device: Device,
     /// What to compute with [default: bf16 on a GPU, fp32 on the CPU]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Run")]
     precision: Option<Precision>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
 }
 

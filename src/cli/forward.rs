@@ -20,54 +20,55 @@ use crate::{Error, Result};
 #[command(
     after_help = "The batch holds input_ids and labels (B, T, I64; labels are -100 where nothing is masked), and \
 optionally attention_mask, token_type_ids (B, T) and sampled_ids (M).
-Dropout is off. Example:
+Dropout is off.
+Examples:
   elektron forward --generator g --discriminator d --batch in.safetensors --output out.safetensors --gradients"
 )]
 pub(super) struct Arguments {
     /// Directory of an ElectraForMaskedLM, or its name on the Hugging Face hub
-    #[arg(long, value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
     generator: PathBuf,
     /// Directory or name of an ElectraForPreTraining or ElectraForTokenClassification
-    #[arg(long, value_name = "DIR|NAME")]
+    #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
     discriminator: PathBuf,
     /// Safetensors file to read
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
     batch: PathBuf,
     /// Safetensors file to write
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
     output: PathBuf,
     /// Whose details to follow
-    #[arg(long, value_enum, default_value = "electra")]
+    #[arg(long, value_enum, default_value = "electra", help_heading = "Objective")]
     flavour: Flavour,
     /// What the two share [default: all in the electra flavour, word in txtai's]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Models")]
     share: Option<Share>,
     /// Weight of the discriminator's loss
-    #[arg(long, default_value_t = 50.0, value_name = "X")]
+    #[arg(long, default_value_t = 50.0, value_name = "X", help_heading = "Objective")]
     weight: f64,
     /// Weight of the generator's loss
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", help_heading = "Objective")]
     gen_weight: f64,
     /// Divides the generator's logits before sampling
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", help_heading = "Objective")]
     temperature: f64,
     /// Never sample the original token
-    #[arg(long)]
+    #[arg(long, help_heading = "Objective")]
     disallow_correct: bool,
     /// Also write the gradient of every parameter
-    #[arg(long)]
+    #[arg(long, help_heading = "Files")]
     gradients: bool,
     /// Of the samples, where the batch has none
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Objective")]
     seed: u64,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Run")]
     device: Device,
     /// In which precision
-    #[arg(long, value_enum, default_value = "fp32")]
+    #[arg(long, value_enum, default_value = "fp32", help_heading = "Run")]
     precision: Precision,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
 }
 

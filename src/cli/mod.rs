@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod completions;
 mod corpus;
 mod detect;
 mod device;
@@ -8,6 +9,9 @@ mod eval;
 mod forward;
 mod prepare;
 mod pretrain;
+mod report;
+mod runs;
+mod summary;
 mod tokenizer;
 
 use std::path::Path;
@@ -21,6 +25,11 @@ use crate::{Error, Result};
 /// Pre-trains ELECTRA: text in, a generator and a discriminator that `transformers` loads out
 #[derive(Parser)]
 #[command(name = "elektron", version = env!("ELEKTRON_VERSION"), about, propagate_version = true, subcommand_required = true)]
+#[command(after_help = "Examples:
+  elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
+  elektron report out/first
+  elektron detect --discriminator out/first/discriminator \"The chef ate the meal.\"
+  elektron pretrain --help")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,6 +51,14 @@ enum Command {
     Detect(detect::Arguments),
     /// Look for a GPU and its libraries, compile the kernels, test them
     Doctor(doctor::Arguments),
+    /// Draw runs: a page with their curves, what they were set to, and whether that is normal
+    Report(report::Arguments),
+    /// List the runs under a folder and how they stand
+    Runs(runs::Arguments),
+    /// Print what a shell needs to complete commands and flags
+    Completions(completions::Arguments),
+    /// Write manual pages
+    Man(completions::ManArguments),
 }
 
 /// How a command ended, when nothing went wrong.
@@ -64,6 +81,10 @@ impl Cli {
             Command::Eval(arguments) => eval::run(&arguments),
             Command::Detect(arguments) => detect::run(&arguments),
             Command::Doctor(arguments) => doctor::run(&arguments),
+            Command::Report(arguments) => report::run(&arguments),
+            Command::Runs(arguments) => runs::run(&arguments),
+            Command::Completions(arguments) => completions::run(&arguments),
+            Command::Man(arguments) => completions::run_man(&arguments),
         }?;
         Ok(Outcome::Done)
     }

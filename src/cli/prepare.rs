@@ -16,6 +16,9 @@ use crate::train::log::duration;
 use crate::{Error, Result};
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron prepare --input corpus/ --tokenizer vocab/ --output shards/
+  elektron pretrain --train corpus/ --tokenizer vocab/ --shards shards/ --output out/run")]
 pub(super) struct Arguments {
     /// Files, folders and globs
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]

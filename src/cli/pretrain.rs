@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
+use super::summary::finish;
 use super::{Outcome, check_positions, check_vocabulary, corpus, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, RunConfig, Settings};
@@ -21,10 +22,10 @@ use crate::hub::{Part, locate};
 use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, Options, ParamTable, TokenDetection, memory_plan, step_tally};
-use crate::train::card::write_cards;
+use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
-use crate::train::log::{duration, holds_run};
+use crate::train::log::{Progress, holds_run};
 use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
@@ -37,9 +38,12 @@ use crate::{Error, Result};
   elektron pretrain --train corpus/ --output out/more --generator google/electra-small-generator \\
       --discriminator google/electra-small-discriminator
   elektron pretrain --resume out/run
+  elektron pretrain --config run.toml --json | jq 'select(.event == \"eval\")'
+
 Signals:
   SIGINT (Ctrl-C), SIGTERM and SIGUSR1 finish the step, save a checkpoint and exit with code 75; a second SIGINT leaves at
   once. With --resume a run goes on from its newest whole checkpoint, to the same bytes as if it had never stopped.
+
 Exit codes:
   0 finished, 1 error, 2 wrong usage, 75 stopped by a signal and saved: start it again with --resume")]
 pub(super) struct Arguments {
@@ -52,10 +56,10 @@ pub(super) struct Arguments {
     /// Show what would be done: settings, parameters, memory
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
-    /// --dry-run for machines
+    /// For programs: progress and summary, or what --dry-run shows, as JSON on standard output, an object a line
     #[arg(long, help_heading = "Run")]
     json: bool,
-    /// No progress
+    /// No progress; with --json the summary alone
     #[arg(long, help_heading = "Run")]
     quiet: bool,
     /// Compile the GPU kernels anew, and keep nothing
@@ -98,10 +102,15 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let (pair, quiet) = ((generator, discriminator), arguments.quiet);
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, quiet, stop };
+    let pair = (generator, discriminator);
+    let progress = match (arguments.quiet, arguments.json) {
+        (true, _) => Progress::Quiet,
+        (false, true) => Progress::Json,
+        (false, false) => Progress::Text,
+    };
+    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress, stop };
     let summary = with_backend(choice, training)?;
-    finish(&config, &summary)
+    finish(&config, &summary, arguments.json)
 }
 
 /// Makes the output directory this process's own, if the run may be there.
@@ -132,15 +141,16 @@ struct Training<'a> {
     pair: (Checkpoint, Checkpoint),
     tokenizer: Tokenizer,
     resume: bool,
-    quiet: bool,
+    progress: Progress,
     stop: Stop,
 }
 
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, quiet, stop } =
+        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress, stop } =
             self;
+        let quiet = progress == Progress::Quiet;
         check_memory(&backend, config, (&generator, &discriminator), place)?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
@@ -153,20 +163,26 @@ impl OnBackend for Training<'_> {
             announce(config, model.parameter_count(), &rows, place);
         }
         let loader = LoaderSpec { on_device: B::RECORDS, ..loader_spec(config, &tokenizer) };
+        let facts = Facts::new(config, &rows, model.parameter_count(), &place.name)?;
         stop.begin_training();
         let run =
-            Run { config, model: &mut model, rows, validation, loader, resume, quiet, stop, fault: None };
+            Run { config, model: &mut model, rows, validation, loader, resume, progress, stop, fault: None };
         let summary = train(run)?;
         if summary.ending == Ending::Finished {
-            export(&model, config, &summary)?;
+            export(&model, config, &summary, &facts)?;
         }
         Ok(summary)
     }
 }
 
 /// Writes both models and their cards.
-fn export<B: Backend>(model: &TokenDetection<B>, config: &RunConfig, summary: &Summary) -> Result<()> {
-    model.save_pretrained(&config.output).and_then(|()| write_cards(config, summary)).map_err(|e| {
+fn export<B: Backend>(
+    model: &TokenDetection<B>,
+    config: &RunConfig,
+    summary: &Summary,
+    facts: &Facts,
+) -> Result<()> {
+    model.save_pretrained(&config.output).and_then(|()| write_cards(config, summary, facts)).map_err(|e| {
         Error::run(format!(
             "{e}; training is finished and saved: `elektron pretrain --resume {}` writes the models again",
             config.output.display()
@@ -354,48 +370,6 @@ fn announce(config: &RunConfig, parameters: usize, rows: &Rows, place: &Place) {
         config.total_steps(rows.len()),
         place.name
     );
-}
-
-fn finish(config: &RunConfig, summary: &Summary) -> Result<Outcome> {
-    let out = config.output.display();
-    let done = summary.position.tokens.saturating_sub(summary.started_at.tokens);
-    let rate = done as f64 / summary.seconds.max(1e-9);
-    if summary.ending == Ending::Interrupted {
-        print(&format!(
-            "stopped by a signal at step {}, which is saved; to go on:\n  elektron pretrain --resume {out}",
-            summary.position.step
-        ))?;
-        return Ok(Outcome::Interrupted);
-    }
-    let step = summary.position.step;
-    let mut text = match done {
-        0 => format!("this run has made its {step} steps; to train further, resume it with more --steps\n"),
-        _ => format!(
-            "trained {step} steps ({} tokens, {rate:.0} tok/s) in {}, of which {:.2} s for checkpoints\n",
-            summary.position.tokens,
-            duration(summary.seconds),
-            summary.saving_seconds
-        ),
-    };
-    if summary.skipped > 0 {
-        text += &format!(
-            "{} steps were skipped, because their loss or a gradient was not finite; {} returns to a checkpoint\n",
-            summary.skipped, summary.rollbacks
-        );
-    }
-    if let Some(m) = &summary.held_out {
-        text += &format!(
-            "held out: generator loss {:.4}, accuracy {:.3}; discriminator loss {:.4}, accuracy {:.3}, AUC {:.3}\n",
-            m.gen_loss, m.gen_acc, m.disc_loss, m.disc_acc, m.disc_auc
-        );
-    }
-    text += &format!("the models lie in {out}/generator and {out}/discriminator\n");
-    text += "next, see which words of a text look replaced:\n";
-    text += &format!(
-        "  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\""
-    );
-    print(&text)?;
-    Ok(Outcome::Done)
 }
 
 struct DryRun<'a> {

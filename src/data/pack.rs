@@ -119,6 +119,16 @@ impl Rows {
         self.len == 0
     }
 
+    /// Tokens of the text, without special tokens, each corpus once.
+    pub fn tokens(&self) -> usize {
+        self.corpora.iter().map(|corpus| corpus.packed.part.tokens()).sum()
+    }
+
+    /// Documents of the text, each corpus once, those that are held out included.
+    pub fn documents(&self) -> usize {
+        self.corpora.iter().map(|corpus| corpus.packed.part.documents()).sum()
+    }
+
     /// Row number `row`: what stands in that place of the first epoch, unshuffled.
     pub fn row(&self, row: usize) -> Row {
         self.visit(0, row)

@@ -81,6 +81,11 @@ impl Part {
         self.framed - 2 * self.paragraphs
     }
 
+    /// Documents of the whole corpus.
+    pub fn documents(&self) -> usize {
+        self.dataset.documents()
+    }
+
     /// The paragraph's number in the corpus.
     fn original(&self, paragraph: usize) -> usize {
         let run = self.runs[self.runs.partition_point(|run| run.at.0 <= paragraph) - 1];

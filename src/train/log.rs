@@ -1,4 +1,4 @@
-//! The log of a run: `metrics.jsonl`, and a progress line for who watches.
+//! The log of a run: `metrics.jsonl` and TensorBoard's event files on disk, and progress for who watches.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::metrics::Metrics;
+use super::tensorboard::Events;
+use crate::config::{LogFormat, RunConfig};
 use crate::fsutil::write_atomic;
 use crate::{Error, Result};
 
@@ -32,39 +34,65 @@ pub struct Line {
     pub spike: Option<f64>,
     /// Steps since the line before that changed nothing, because the loss or a gradient was not finite.
     pub skipped: u64,
-    /// Tokens a second since the line before.
+    /// Tokens a second of training since the line before.
     pub tok_per_s: f64,
     /// Seconds to go.
     pub eta_s: f64,
 }
 
-/// Writes both.
+/// What is shown while a run goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing.
+    Quiet,
+    /// A line for people, on standard error.
+    #[default]
+    Text,
+    /// A JSON object a line for programs, on standard output.
+    Json,
+}
+
+/// Writes all of it.
 pub struct Log {
     path: PathBuf,
-    file: File,
+    jsonl: Option<File>,
     /// Lines that could not be written yet.
     pending: Vec<u8>,
-    quiet: bool,
+    events: Option<Events>,
+    progress: Progress,
     terminal: bool,
 }
 
 impl Log {
-    /// Opens `dir/metrics.jsonl`, without the lines of steps after `step` that a continued run will make again.
-    pub fn open(dir: &Path, step: u64, quiet: bool) -> Result<Self> {
+    /// Opens the log in the run's directory. Lines of steps after `step`, which a continued run will make again, are
+    /// dropped.
+    pub fn open(config: &RunConfig, step: u64, progress: Progress) -> Result<Self> {
+        let dir = &config.output;
+        let wants = |format| config.log_to.contains(&format);
         let path = dir.join(METRICS);
         if path.exists() {
             let kept = lines_up_to(&path, step)?;
             write_atomic(&path, |out| kept.iter().try_for_each(|line| writeln!(out, "{line}")))?;
         }
-        let file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
-        Ok(Self { path, file, pending: Vec::new(), quiet, terminal: std::io::stderr().is_terminal() })
+        let open = |path| OpenOptions::new().create(true).append(true).open(path);
+        let jsonl =
+            wants(LogFormat::Jsonl).then(|| open(&path).map_err(Error::io("write", &path))).transpose()?;
+        let events = wants(LogFormat::Tensorboard).then(|| Events::create(dir, step)).transpose()?;
+        Ok(Self {
+            path,
+            jsonl,
+            pending: Vec::new(),
+            events,
+            progress,
+            terminal: std::io::stderr().is_terminal(),
+        })
     }
 
     /// One line of training metrics.
     pub fn train(&mut self, line: &Line) -> Result<()> {
         let mut object = Map::new();
         object.insert("step".into(), json!(line.step));
+        object.insert("steps".into(), json!(line.steps));
         object.insert("tokens".into(), json!(line.tokens));
         if let Ok(Value::Object(metrics)) = serde_json::to_value(line.metrics) {
             object.extend(metrics);
@@ -78,27 +106,35 @@ impl Log {
         if line.skipped > 0 {
             object.insert("skipped".into(), json!(line.skipped));
         }
-        self.write(&Value::Object(object))?;
-        if self.quiet {
-            return Ok(());
+        self.scalars("train", line.step, &object)?;
+        self.write(&Value::Object(object.clone()))?;
+        match self.progress {
+            Progress::Quiet => {}
+            Progress::Json => {
+                object.insert("eta_s".into(), json!(line.eta_s.round()));
+                say(&tagged("train", object));
+            }
+            Progress::Text => {
+                let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
+                // Progress that nobody can read is no reason to stop training.
+                let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(line));
+            }
         }
-        let text = progress(line);
-        let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
-        let clear = if self.terminal { "\x1b[2K" } else { "" };
-        // Progress that nobody can read is no reason to stop training.
-        let _ = write!(std::io::stderr(), "{clear}{text}{end}");
         Ok(())
     }
 
     /// One line of held-out metrics.
     pub fn eval(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
         self.write(&json!({ "step": step, "eval": metrics }))?;
-        if !self.quiet {
-            let clear = if self.terminal { "\x1b[2K" } else { "" };
-            eprintln!(
-                "{clear}held out at step {step}: generator {:.4} (accuracy {:.3}), discriminator {:.4} (accuracy {:.3}, AUC {:.3})",
-                metrics.gen_loss, metrics.gen_acc, metrics.disc_loss, metrics.disc_acc, metrics.disc_auc
-            );
+        let Ok(Value::Object(mut object)) = serde_json::to_value(metrics) else { return Ok(()) };
+        self.scalars("eval", step, &object)?;
+        match self.progress {
+            Progress::Quiet => {}
+            Progress::Json => {
+                object.insert("step".into(), json!(step));
+                say(&tagged("eval", object));
+            }
+            Progress::Text => eprintln!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
         }
         Ok(())
     }
@@ -109,6 +145,9 @@ impl Log {
     }
 
     fn write(&mut self, line: &Value) -> Result<()> {
+        if self.jsonl.is_none() {
+            return Ok(());
+        }
         let waited = !self.pending.is_empty();
         self.pending.extend_from_slice(format!("{line}\n").as_bytes());
         match self.flush() {
@@ -125,12 +164,53 @@ impl Log {
 
     /// Writes the lines that had to wait.
     pub fn flush(&mut self) -> Result<()> {
+        let Some(file) = &mut self.jsonl else { return Ok(()) };
         while !self.pending.is_empty() {
-            let written = self.file.write(&self.pending).map_err(Error::io("write", &self.path))?;
+            let written = file.write(&self.pending).map_err(Error::io("write", &self.path))?;
             self.pending.drain(..written);
         }
         Ok(())
     }
+
+    /// Erases the line of progress that stands on a terminal.
+    fn clear(&self) -> &'static str {
+        if self.terminal { "\x1b[2K" } else { "" }
+    }
+
+    fn scalars(&mut self, group: &str, step: u64, values: &Map<String, Value>) -> Result<()> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let shown = values.iter().filter(|(key, _)| !["step", "steps"].contains(&key.as_str()));
+        let named: Vec<(String, f64)> =
+            shown.filter_map(|(key, value)| Some((format!("{group}/{key}"), value.as_f64()?))).collect();
+        events.scalars(step, named.iter().map(|(tag, value)| (tag.as_str(), *value)))
+    }
+}
+
+/// An object that says first what it is.
+pub fn tagged(event: &str, object: Map<String, Value>) -> Value {
+    let mut all = Map::new();
+    all.insert("event".into(), json!(event));
+    all.extend(object);
+    Value::Object(all)
+}
+
+/// A line for a program, at once; that nobody reads it is no reason to stop training.
+fn say(line: &Value) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Held-out metrics on one line.
+pub fn in_words(m: &Metrics) -> String {
+    format!(
+        "generator {:.4} (accuracy {:.3}), discriminator {:.4} (accuracy {:.3}, always \"original\" {:.3}, AUC {:.3})",
+        m.gen_loss,
+        m.gen_acc,
+        m.disc_loss,
+        m.disc_acc,
+        1.0 - m.fake_rate,
+        m.disc_auc
+    )
 }
 
 fn progress(line: &Line) -> String {
@@ -153,13 +233,14 @@ fn progress(line: &Line) -> String {
     )
 }
 
-/// `2 h 05 min`, `3 min 10 s`, `8 s`.
+/// `3 d 04 h`, `2 h 05 min`, `3 min 10 s`, `8 s`.
 pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s} s"),
         60..3600 => format!("{} min {:02} s", s / 60, s % 60),
-        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+        3600..86400 => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+        _ => format!("{} d {:02} h", s / 86400, s % 86400 / 3600),
     }
 }
 

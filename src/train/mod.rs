@@ -14,6 +14,8 @@ pub mod optim;
 pub mod saver;
 pub mod schedule;
 pub mod signals;
+pub mod tensorboard;
+pub mod timing;
 mod trainer;
 pub mod window;
 
@@ -27,6 +29,7 @@ use crate::data::loader::LoaderSpec;
 use crate::data::pack::Rows;
 use crate::model::{Losses, Phase, TokenDetection};
 use checkpoint::Position;
+use log::Progress;
 use metrics::Metrics;
 use signals::Stop;
 use trainer::Trainer;
@@ -45,8 +48,8 @@ pub struct Run<'a, B: Backend> {
     pub loader: LoaderSpec,
     /// Whether to go on from the newest checkpoint.
     pub resume: bool,
-    /// No progress lines.
-    pub quiet: bool,
+    /// What is shown meanwhile.
+    pub progress: Progress,
     /// Asks it to stop.
     pub stop: Stop,
     /// Breaks it on purpose.
@@ -58,16 +61,17 @@ pub struct Run<'a, B: Backend> {
 pub type Fault<'a, B> = dyn Fn(u64, u64, &mut TokenDetection<B>, &mut Batch) -> Result<()> + 'a;
 
 /// Why training ended, when nothing went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
     /// All steps are made.
+    #[default]
     Finished,
     /// It was asked to stop, and can be resumed.
     Interrupted,
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Summary {
     /// Why.
     pub ending: Ending,
@@ -75,9 +79,15 @@ pub struct Summary {
     pub position: Position,
     /// Where it was when this process took it up.
     pub started_at: Position,
-    /// Seconds of this process's training.
+    /// Steps the run is to make.
+    pub steps: u64,
+    /// Seconds of this process's training, everything included.
     pub seconds: f64,
-    /// Of these, seconds that training stood still for checkpoints.
+    /// Of these, for steps alone.
+    pub stepping_seconds: f64,
+    /// For held-out evaluation.
+    pub evaluating_seconds: f64,
+    /// Standing still for checkpoints.
     pub saving_seconds: f64,
     /// Steps that changed nothing, because the loss or a gradient was not finite.
     pub skipped: u64,

@@ -35,7 +35,10 @@ impl Saver {
         self.wait()?;
         let (step, checkpoints, log) =
             (snapshot.state.position.step, self.checkpoints.clone(), self.log.clone());
-        let write = move || sync_file(&log).and_then(|()| checkpoints.write(&snapshot, moment));
+        let write = move || {
+            if log.exists() { sync_file(&log) } else { Ok(()) }
+                .and_then(|()| checkpoints.write(&snapshot, moment))
+        };
         self.under_way = Some((step, std::thread::spawn(write)));
         Ok(())
     }

@@ -1,19 +1,20 @@
 //! The loop's state and its parts.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
 use super::diagnosis::diagnose;
-use super::log::{Line, Log, METRICS};
+use super::log::{Line, Log, METRICS, Progress};
 use super::metrics::Metrics;
 use super::optim::{AdamW, AdamWOptions};
 use super::saver::Saver;
+use super::timing::{Part, Plan, Timing};
 use super::window::Window;
 use super::{Ending, Run, Summary, evaluate};
 use crate::backend::{Backend, Pending};
 use crate::config::RunConfig;
 use crate::data::loader::{Loader, LoaderSpec};
+use crate::data::pack::Rows;
 use crate::model::{Losses, Phase};
 use crate::{Error, Result};
 
@@ -32,7 +33,7 @@ pub(super) struct Trainer<'a, B: Backend> {
     steps: u64,
     warmup: u64,
     started_at: Position,
-    clock: Clock,
+    timing: Timing,
     /// Steps that nobody has looked at yet, the oldest first.
     launched: VecDeque<Launched<B>>,
     /// Tokens of the micro-batch that waits on the device.
@@ -47,22 +48,6 @@ struct Launched<B: Backend> {
     losses: Vec<Pending<B::F>>,
     norm: Pending<B::F>,
     tokens: u64,
-}
-
-/// Times of this process, on a clock that never goes back.
-struct Clock {
-    start: Instant,
-    line: Instant,
-    /// Steps made since the start.
-    steps: u64,
-    /// Spent waiting for checkpoints.
-    saving: Duration,
-}
-
-impl Clock {
-    fn eta_s(&self, steps_left: u64) -> f64 {
-        self.start.elapsed().as_secs_f64() / self.steps.max(1) as f64 * steps_left as f64
-    }
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
@@ -82,14 +67,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
                     state = snapshot.state;
                     saved = Some(state.position.step);
                 }
-                None if run.quiet => {}
+                None if run.progress == Progress::Quiet => {}
                 None => eprintln!("there is no checkpoint yet: the run starts from its beginning"),
             }
         }
-        let log = open_log(config, &state, run.quiet)?;
+        let log = open_log(config, &state, run.progress)?;
         let loader = Loader::new(run.rows.clone(), ordered(run.loader, &state), state.position.step);
         let saver = Saver::new(checkpoints.clone(), config.output.join(METRICS), saved);
-        let now = Instant::now();
+        let timing = Timing::new(plan(config, steps, run.validation.as_ref()), state.position.step);
         Ok(Self {
             optimizer,
             checkpoints,
@@ -99,7 +84,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             steps,
             warmup: config.warmup(steps),
             started_at: state.position,
-            clock: Clock { start: now, line: now, steps: 0, saving: Duration::ZERO },
+            timing,
             state,
             run,
             launched: VecDeque::new(),
@@ -206,7 +191,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         state.position.step += 1;
         state.position.tokens += launched.tokens;
         state.window.tokens += launched.tokens;
-        self.clock.steps += 1;
+        self.timing.mark(Part::Step);
         if norm.is_finite() {
             let spike = state.losses.judge(losses.loss);
             state.window.add(&losses, norm, spike);
@@ -261,10 +246,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             grad_norm,
             spike,
             skipped,
-            tok_per_s: tokens as f64 / self.clock.line.elapsed().as_secs_f64().max(1e-9),
-            eta_s: self.clock.eta_s(self.steps - step),
+            tok_per_s: tokens as f64 / self.timing.take_line().max(1e-9),
+            eta_s: self.timing.eta_s(),
         };
-        self.clock.line = Instant::now();
         self.log.train(&line)
     }
 
@@ -283,6 +267,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let Some(rows) = validation else { return Ok(None) };
         let metrics = evaluate(model, rows, loader, config.eval_rows).map_err(|e| self.saved_before(e))?;
         self.log.eval(self.state.position.step, &metrics)?;
+        self.timing.mark(Part::Evaluation);
         Ok(Some(metrics))
     }
 
@@ -306,18 +291,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Copies the state, and has it written beside the training.
     fn begin_save(&mut self) -> Result<()> {
-        let start = Instant::now();
         // Before the copy, so that there is one at a time.
         if let Err(error) = self.saver.wait() {
             self.unsaved(&error);
         }
         self.log.flush()?;
         let log = self.run.config.output.join(METRICS);
-        self.state.log_bytes = std::fs::metadata(&log).map_err(Error::io("read", &log))?.len();
+        self.state.log_bytes = std::fs::metadata(&log).map_or(0, |log| log.len());
         self.take_counts()?;
         let snapshot = Snapshot::take(self.run.model, &self.optimizer, self.state.clone())?;
         let begun = self.saver.start(snapshot, self.moment());
-        self.clock.saving += start.elapsed();
+        self.timing.mark(Part::Saving);
         begun
     }
 
@@ -394,11 +378,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, ..snapshot.state };
         let to = self.state.position.step;
         self.checkpoints.forget_after(to)?;
+        self.timing.go_back(to);
         eprintln!(
             "warning: {bad} bad steps in a row up to step {from}: {reason}. The run goes back to step {to} and takes the \
              data in another order ({rollbacks} of at most {MOST_ROLLBACKS} times)"
         );
-        self.log = open_log(self.run.config, &self.state, self.run.quiet)?;
+        self.log = open_log(self.run.config, &self.state, self.run.progress)?;
         self.log.rollback(from, to, &reason)?;
         self.loader = Loader::new(self.run.rows.clone(), ordered(self.run.loader, &self.state), to);
         Ok(())
@@ -423,22 +408,37 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Evaluates a finished run, and tells how it went.
     pub(super) fn close(mut self, ending: Ending) -> Result<Summary> {
-        let seconds = self.clock.start.elapsed().as_secs_f64();
         let held_out = match ending {
             Ending::Finished => self.evaluate()?,
             Ending::Interrupted => None,
         };
         self.log.flush()?;
+        let [seconds, stepping_seconds, evaluating_seconds, saving_seconds] = self.timing.seconds();
         Ok(Summary {
             ending,
             position: self.state.position,
             started_at: self.started_at,
+            steps: self.steps,
             seconds,
-            saving_seconds: self.clock.saving.as_secs_f64(),
+            stepping_seconds,
+            evaluating_seconds,
+            saving_seconds,
             skipped: self.state.skipped,
             rollbacks: self.state.rollbacks,
             held_out,
         })
+    }
+}
+
+/// How often steps, evaluations and checkpoints come.
+fn plan(config: &RunConfig, steps: u64, validation: Option<&Rows>) -> Plan {
+    let eval_rows = validation.map_or(0, |rows| rows.len().min(config.eval_rows));
+    Plan {
+        steps,
+        eval_every: config.eval_every,
+        evaluates: validation.is_some(),
+        eval_batches_per_step: eval_rows.div_ceil(config.batch_size) as f64 / config.grad_accumulation as f64,
+        save_every: config.save_every,
     }
 }
 
@@ -466,32 +466,15 @@ fn ordered(spec: LoaderSpec, state: &TrainerState) -> LoaderSpec {
 }
 
 /// The log as it was when `state` was saved.
-fn open_log(config: &RunConfig, state: &TrainerState, quiet: bool) -> Result<Log> {
+fn open_log(config: &RunConfig, state: &TrainerState, progress: Progress) -> Result<Log> {
     let path = config.output.join(METRICS);
     if std::fs::metadata(&path).is_ok_and(|file| file.len() > state.log_bytes) {
         let file = std::fs::OpenOptions::new().write(true).open(&path);
         file.and_then(|file| file.set_len(state.log_bytes)).map_err(Error::io("write", &path))?;
     }
-    Log::open(&config.output, state.position.step, quiet)
+    Log::open(config, state.position.step, progress)
 }
 
 fn passed_over(error: &Error) {
     eprintln!("warning: {error}; it is set aside as .damaged, and the one before is taken");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// It counts the steps of this process on a clock that does not go back, whatever was undone or resumed.
-    #[test]
-    fn the_time_left_is_never_negative() {
-        let now = Instant::now();
-        let clock = |steps| Clock { start: now, line: now, steps, saving: Duration::ZERO };
-        for (steps, left) in [(0, 0), (0, 10), (7, 10), (7, 0)] {
-            let eta = clock(steps).eta_s(left);
-            assert!(eta >= 0.0 && eta.is_finite(), "{eta}");
-        }
-        assert_eq!(clock(3).eta_s(0), 0.0);
-    }
 }

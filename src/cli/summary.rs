@@ -1,0 +1,101 @@
+//! What a finished run says last.
+
+use serde_json::{Map, Value, json};
+
+use super::{Outcome, print};
+use crate::Result;
+use crate::config::RunConfig;
+use crate::report::thousands;
+use crate::train::log::{duration, tagged};
+use crate::train::{Ending, Summary};
+
+/// A table and the next command for people, one object for programs.
+pub(super) fn finish(config: &RunConfig, summary: &Summary, machine: bool) -> Result<Outcome> {
+    let interrupted = summary.ending == Ending::Interrupted;
+    let text = match (machine, interrupted) {
+        (true, _) => tagged("summary", for_programs(config, summary)).to_string(),
+        (false, true) => format!(
+            "stopped by a signal at step {}, which is saved; to go on:\n  elektron pretrain --resume {}",
+            summary.position.step,
+            config.output.display()
+        ),
+        (false, false) => for_people(config, summary),
+    };
+    print(&text)?;
+    Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Tokens a second of this process's steps, without pauses.
+fn rate(summary: &Summary) -> f64 {
+    let tokens = summary.position.tokens.saturating_sub(summary.started_at.tokens);
+    tokens as f64 / summary.stepping_seconds.max(1e-9)
+}
+
+fn for_programs(config: &RunConfig, summary: &Summary) -> Map<String, Value> {
+    let value = json!({
+        "state": if summary.ending == Ending::Interrupted { "stopped" } else { "finished" },
+        "step": summary.position.step,
+        "steps": summary.steps,
+        "tokens": summary.position.tokens,
+        "started_at_step": summary.started_at.step,
+        "seconds": summary.seconds,
+        "stepping_seconds": summary.stepping_seconds,
+        "evaluating_seconds": summary.evaluating_seconds,
+        "saving_seconds": summary.saving_seconds,
+        "skipped": summary.skipped,
+        "rollbacks": summary.rollbacks,
+        "tok_per_s": rate(summary).round(),
+        "eval": summary.held_out,
+        "output": config.output,
+        "generator": config.output.join("generator"),
+        "discriminator": config.output.join("discriminator"),
+    });
+    value.as_object().cloned().unwrap_or_default()
+}
+
+fn for_people(config: &RunConfig, summary: &Summary) -> String {
+    let out = config.output.display();
+    let mut rows = vec![
+        ("steps", thousands(summary.position.step)),
+        (
+            "tokens",
+            format!("{}, {} a second", thousands(summary.position.tokens), thousands(rate(summary) as u64)),
+        ),
+        (
+            "time",
+            format!(
+                "{}, of which {} for evaluation, {} for checkpoints",
+                duration(summary.seconds),
+                duration(summary.evaluating_seconds),
+                duration(summary.saving_seconds)
+            ),
+        ),
+    ];
+    if summary.skipped > 0 {
+        let skipped = format!(
+            "{}, as their loss or a gradient was not finite; {} returns to a checkpoint",
+            summary.skipped, summary.rollbacks
+        );
+        rows.push(("steps skipped", skipped));
+    }
+    if let Some(m) = &summary.held_out {
+        rows.push(("held-out generator", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
+        rows.push(("held-out discriminator", format!("loss {:.4}, AUC {:.3}", m.disc_loss, m.disc_auc)));
+        let baseline = format!("{:.3}, always \"original\" {:.3}", m.disc_acc, 1.0 - m.fake_rate);
+        rows.push(("its accuracy", baseline));
+    }
+    rows.push(("models", format!("{out}/generator, {out}/discriminator")));
+    let mut text = String::from("finished\n");
+    if summary.position == summary.started_at {
+        text = String::from("this run has made its steps; to train further, resume it with more --steps\n");
+    }
+    for (name, value) in rows {
+        text += &format!("  {name:<24}{value}\n");
+    }
+    text += "next, look at the curves, and at which words of a text look replaced:\n";
+    text += &format!("  elektron report {out}\n");
+    text += &format!(
+        "  elektron detect --discriminator {out}/discriminator \"To Sherlock Holmes she is always the banana.\""
+    );
+    text
+}
