@@ -146,13 +146,13 @@ fn damaged_columnar_files_are_refused() {
         for length in (0..bytes.len()).step_by(bytes.len() / 20) {
             check(&bytes[..length]);
         }
-        for (i, at) in (number % 7..bytes.len()).step_by(7).enumerate() {
+        for (i, at) in (number % 17..bytes.len()).step_by(17).enumerate() {
             let mut other = bytes.clone();
             other[at] = [0xff, 0x7f, 0x80, 0x00, other[at] ^ 1][i % 5];
             check(&other);
         }
     }
-    assert!(refused > 500 && read_anyway > 100, "{refused} refused, {read_anyway} read");
+    assert!(refused > 150 && read_anyway > 25, "{refused} refused, {read_anyway} read");
 }
 
 #[test]
