@@ -89,7 +89,7 @@ fn tokenizing(source: &TextSource, tokenizer: &Tokenizer) -> (f64, f64, Dataset)
         drop(encoded);
         let dir = tempfile::tempdir().expect("a directory");
         let start = Instant::now();
-        dataset = Some(prepare(source, &tokenizer, dir.path(), &Spec::default(), |_| {}).expect("shards"));
+        dataset = Some(prepare(source, tokenizer, dir.path(), &Spec::default(), |_| {}).expect("shards"));
         whole.push(megabytes / start.elapsed().as_secs_f64());
     }
     (median(alone), median(whole), dataset.expect("shards"))

@@ -87,7 +87,8 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     rows.push(("models", format!("{out}/generator, {out}/discriminator")));
     let mut text = String::from("finished\n");
     if summary.position == summary.started_at {
-        text = String::from("this run has made its steps; to train further, resume it with more --steps\n");
+        let step = thousands(summary.position.step);
+        text = format!("this run has made its {step} steps; to train further, resume it with more --steps\n");
     }
     for (name, value) in rows {
         text += &format!("  {name:<24}{value}\n");

@@ -50,6 +50,9 @@ struct Text {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron tokenizer train --input corpus/ --vocab-size 30522 --output vocab/
+  elektron tokenizer train --input 'text/**/*.txt.zst' --cased --sample-bytes 268435456 --output vocab/")]
 struct TrainArguments {
     #[command(flatten)]
     text: Text,
@@ -83,6 +86,9 @@ struct TrainArguments {
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:
+  elektron tokenizer inspect --tokenizer vocab/ --input held-out.txt
+  elektron tokenizer inspect --tokenizer vocab/ --input held-out.txt --json")]
 struct InspectArguments {
     #[command(flatten)]
     text: Text,

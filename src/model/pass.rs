@@ -81,6 +81,9 @@ impl Losses {
     }
 }
 
+/// What a step does to the parameters once their gradients are there.
+pub(crate) type Finish<'a, B> = &'a mut dyn FnMut(&B, &mut Params<B>) -> Result<()>;
+
 /// How a forward pass is run.
 #[derive(Clone, Copy)]
 struct Pass {
@@ -186,11 +189,7 @@ impl<B: Backend> TokenDetection<B> {
     }
 
     /// The same, and then `update` on the parameters.
-    pub(crate) fn step_staged_then(
-        &mut self,
-        phase: Phase,
-        update: Option<&mut dyn FnMut(&B, &mut Params<B>) -> Result<()>>,
-    ) -> Result<()> {
+    pub(crate) fn step_staged_then(&mut self, phase: Phase, update: Option<Finish<'_, B>>) -> Result<()> {
         let (staged, pass) = self.begin(phase)?;
         let Staged { slot, tokens, masked, sequences, max_seqlen, .. } = staged;
         let options = [usize::from(update.is_some()), usize::from(staged.masking.is_some())];

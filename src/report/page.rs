@@ -85,10 +85,10 @@ fn figure(panel: &Panel, look: &Look) -> String {
 fn legend(runs: &[Run]) -> String {
     let mut out = String::from("<div class=\"legend\">\n");
     for (i, run) in runs.iter().enumerate().take(COLOURED) {
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<label><input type=\"checkbox\" id=\"run{i}\" checked><svg width=\"22\" height=\"10\" aria-hidden=\"true\">\
-             <line x1=\"1\" x2=\"21\" y1=\"5\" y2=\"5\" stroke-width=\"3\" class=\"l-{}\"/></svg>{}</label>\n",
+             <line x1=\"1\" x2=\"21\" y1=\"5\" y2=\"5\" stroke-width=\"3\" class=\"l-{}\"/></svg>{}</label>",
             Ink::of_run(i).class(),
             escape(&run.name)
         );

@@ -164,6 +164,7 @@ impl Log {
 
     /// Writes the lines that had to wait.
     pub fn flush(&mut self) -> Result<()> {
+        self.events.as_mut().map_or(Ok(()), Events::flush)?;
         let Some(file) = &mut self.jsonl else { return Ok(()) };
         while !self.pending.is_empty() {
             let written = file.write(&self.pending).map_err(Error::io("write", &self.path))?;

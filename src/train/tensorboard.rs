@@ -25,6 +25,8 @@ const PREFIX: &str = "events.out.tfevents.";
 pub struct Events {
     path: PathBuf,
     file: File,
+    /// Bytes that found no room on the disk yet.
+    pending: Vec<u8>,
 }
 
 impl Events {
@@ -36,7 +38,7 @@ impl Events {
         let second = newest.unwrap_or(0).max(now() as u64);
         let path = dir.join(format!("{PREFIX}{second:010}.{:05}.elektron", before.len()));
         let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        let mut events = Self { path, file };
+        let mut events = Self { path, file, pending: Vec::new() };
         events.write(&[event(0), bytes(3, b"brain.Event:2")].concat())?;
         if !before.is_empty() {
             events.write(&[event(step + 1), bytes(7, &[0x08, 0x01])].concat())?;
@@ -57,7 +59,21 @@ impl Events {
     }
 
     fn write(&mut self, message: &[u8]) -> Result<()> {
-        self.file.write_all(&record(message)).map_err(Error::io("write", &self.path))
+        self.pending.extend(record(message));
+        match self.flush() {
+            // As with the other log: it waits, and the run goes on.
+            Err(e) if e.is_no_space() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Writes what had to wait.
+    pub fn flush(&mut self) -> Result<()> {
+        while !self.pending.is_empty() {
+            let written = self.file.write(&self.pending).map_err(Error::io("write", &self.path))?;
+            self.pending.drain(..written);
+        }
+        Ok(())
     }
 }
 

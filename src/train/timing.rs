@@ -135,8 +135,8 @@ impl Timing {
 
 /// Times that something is done every so many steps, from a step to the end, and once there.
 fn occasions(step: u64, steps: u64, every: u64) -> u64 {
-    let within = if every == 0 { 0 } else { (steps.saturating_sub(1) / every).saturating_sub(step / every) };
-    within + 1
+    let by = |step: u64| step.checked_div(every).unwrap_or(0);
+    by(steps.saturating_sub(1)).saturating_sub(by(step)) + 1
 }
 
 #[cfg(test)]

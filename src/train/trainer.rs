@@ -211,7 +211,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Whether anything but the next step comes after `step` steps.
     fn is_due(&self, step: u64) -> bool {
         let config = self.run.config;
-        let every = |n: u64| n > 0 && step % n == 0;
+        let every = |n: u64| n > 0 && step.is_multiple_of(n);
         step >= self.steps || every(config.log_every) || every(config.eval_every) || every(config.save_every)
     }
 

@@ -80,6 +80,9 @@ enum Act {
     Fill(Region, u8),
 }
 
+/// Bytes and where they go.
+type Copies = Vec<(Vec<u8>, Region)>;
+
 /// What the host asked of a device, for tests of what a step may not ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -104,7 +107,7 @@ pub struct Simt {
     recording: RefCell<Option<Vec<Act>>>,
     recordings: RefCell<BTreeMap<u64, Vec<Act>>>,
     /// What was staged in each slot and has not begun.
-    staged: RefCell<[Option<Vec<(Vec<u8>, Region)>>; 2]>,
+    staged: RefCell<[Option<Copies>; 2]>,
     /// The slot that has begun.
     begun: Cell<Option<usize>>,
     /// Copies on their way, by number.
