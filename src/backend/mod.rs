@@ -184,6 +184,10 @@ pub trait Backend: Sized {
         let _ = (key, whole);
         Ok(())
     }
+    /// Bytes of a device's own memory that are in use.
+    fn memory_used(&self) -> Option<u64> {
+        None
+    }
     /// Working copy of the master weights.
     fn cast(&self, from: Self::Slice<'_, Self::F>, to: Self::SliceMut<'_, Self::X>) -> Result<()>;
 

@@ -30,6 +30,8 @@ pub struct Line {
     pub lr: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
+    /// Bytes of GPU memory in use.
+    pub gpu_memory: Option<u64>,
     /// Standard deviations by which a loss stood out, if one did.
     pub spike: Option<f64>,
     /// Steps since the line before that changed nothing, because the loss or a gradient was not finite.
@@ -100,6 +102,9 @@ impl Log {
         object.insert("lr".into(), json!(line.lr));
         object.insert("grad_norm".into(), json!(line.grad_norm));
         object.insert("tok_per_s".into(), json!(line.tok_per_s.round()));
+        if let Some(bytes) = line.gpu_memory {
+            object.insert("gpu_memory_mib".into(), json!(bytes >> 20));
+        }
         if let Some(z) = line.spike {
             object.insert("spike".into(), json!(z));
         }

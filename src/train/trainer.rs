@@ -244,6 +244,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             metrics,
             lr: self.rate(step - 1),
             grad_norm,
+            gpu_memory: self.run.model.backend().memory_used(),
             spike,
             skipped,
             tok_per_s: tokens as f64 / self.timing.take_line().max(1e-9),

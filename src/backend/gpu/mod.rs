@@ -324,6 +324,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
         }
     }
 
+    fn memory_used(&self) -> Option<u64> {
+        self.driver.memory_used()
+    }
+
     fn set_clock(&self, clock: Clock) -> Result<()> {
         self.clock_at(clock).map(|_| ())
     }

@@ -1,8 +1,8 @@
-//! Text sources, streamed: files, folders, globs, manifests and `datasets` folders of the formats in [`ENDINGS`].
+//! Text sources, streamed: files, folders, globs, manifests and `datasets` folders of the formats that `ENDINGS` lists.
 //!
 //! A source is a sequence of paragraphs in documents. In a text file a paragraph is a line and a blank line ends the
 //! document; a record of the other formats is a document whose chosen columns are read the same way. Memory is bounded
-//! by the longest record. A further format is one more arm of [`Format`] and a file beside this one.
+//! by the longest record. A further format is one more arm of `Format` and a file beside this one.
 //!
 //! ```text
 //! paths → files → decompress → text │ table │ json ─┐

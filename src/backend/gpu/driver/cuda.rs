@@ -1,6 +1,6 @@
 //! An NVIDIA GPU: `cudarc`'s driver bindings, kernels from [`nvrtc`], products from cuBLASLt.
 //!
-//! Everything is computed on one stream, so what is launched later sees what was launched before; [`beside`](super::beside) it go copies and
+//! Everything is computed on one stream, so what is launched later sees what was launched before; beside it go copies and
 //! recorded steps.
 
 use std::cell::RefCell;
@@ -440,6 +440,10 @@ impl Driver for Cuda {
             Some(library) if library.multiply(self, gemm)? => Ok(()),
             _ => own_gemm(self, gemm),
         }
+    }
+
+    fn memory_used(&self) -> Option<u64> {
+        self.memory().ok().map(|(free, total)| total.saturating_sub(free) as u64)
     }
 
     fn description(&self) -> String {

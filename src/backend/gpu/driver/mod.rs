@@ -250,6 +250,10 @@ pub trait Driver: Sized + 'static {
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
     /// Multiplies after everything launched before.
     fn gemm(&self, gemm: &Gemm) -> Result<()>;
+    /// Bytes of its memory that are in use, by whomever; `None` where nobody counts.
+    fn memory_used(&self) -> Option<u64> {
+        None
+    }
     /// The device in words.
     fn description(&self) -> String;
 }
