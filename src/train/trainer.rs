@@ -18,6 +18,8 @@ use crate::data::pack::Rows;
 use crate::model::{Losses, Phase};
 use crate::{Error, Result};
 
+/// Micro-batches of a step whose losses may be on their way: two steps' together are fewer than a device keeps.
+const MOST_PENDING: usize = 16;
 /// Returns to a checkpoint before a run gives up.
 const MOST_ROLLBACKS: u64 = 2;
 
@@ -44,8 +46,10 @@ pub(super) struct Trainer<'a, B: Backend> {
 
 /// What a launched step will tell.
 struct Launched<B: Backend> {
-    /// Of each micro-batch.
-    losses: Vec<Pending<B::F>>,
+    /// Sum over the micro-batches that were looked at already.
+    losses: Losses,
+    /// Of the others.
+    pending: VecDeque<Pending<B::F>>,
     norm: Pending<B::F>,
     tokens: u64,
 }
@@ -129,7 +133,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Forward, backward and update of step `step`, without waiting for what comes of it.
     fn launch(&mut self, step: u64, ahead: bool) -> Result<Launched<B>> {
         let (lr, count) = (self.rate(step), self.run.loader.micro_batches);
-        let (mut losses, mut tokens) = (Vec::new(), 0);
+        let (mut losses, mut pending, mut tokens) = (Losses::default(), VecDeque::new(), 0);
         for micro in 0..count {
             tokens += match self.staged.take() {
                 Some(tokens) => tokens,
@@ -148,7 +152,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 true => self.optimizer.step_staged(model, phase, lr)?,
                 false => model.step_staged(phase)?,
             }
-            losses.push(model.fetch_losses()?);
+            pending.push_back(model.fetch_losses()?);
+            if pending.len() > MOST_PENDING
+                && let Some(oldest) = pending.pop_front()
+            {
+                losses.add(&model.collect_losses(oldest)?, 1.0);
+            }
             if B::RECORDS && self.run.fault.is_none() && (!last || ahead) {
                 match self.stage(step + u64::from(last)) {
                     Ok(staged) => self.staged = Some(staged),
@@ -158,7 +167,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
         }
         let norm = self.optimizer.fetch_norm(self.run.model.backend())?;
-        Ok(Launched { losses, norm, tokens })
+        Ok(Launched { losses, pending, norm, tokens })
     }
 
     /// Brings the next micro-batch, one of step `step`, to the device; its tokens.
@@ -182,10 +191,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Waits for the step launched first, and looks at it.
     fn settle(&mut self) -> Result<()> {
         let Some(launched) = self.launched.pop_front() else { return Ok(()) };
-        let (mut losses, count) = (Losses::default(), launched.losses.len());
-        for pending in launched.losses {
-            losses.add(&self.run.model.collect_losses(pending)?, 1.0 / count as f64);
+        let (mut sum, mut losses) = (launched.losses, Losses::default());
+        for pending in launched.pending {
+            sum.add(&self.run.model.collect_losses(pending)?, 1.0);
         }
+        losses.add(&sum, 1.0 / self.run.loader.micro_batches as f64);
         let norm = self.optimizer.collect_norm(self.run.model.backend(), launched.norm)?;
         let state = &mut self.state;
         state.position.step += 1;

@@ -1,0 +1,247 @@
+//! A run's settings once all are decided.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Device, Head, LogFormat, Precision, Settings};
+use crate::data::dedup::Dedup;
+use crate::data::mask::MaskStyle;
+use crate::data::pack::Merge;
+use crate::model::config::Preset;
+use crate::model::{Flavour, Share};
+use crate::train::schedule::Schedule;
+use crate::{Error, Result};
+
+/// Where nothing is said, both: an event file costs little, and is there when somebody wants to look.
+fn all_formats() -> Vec<LogFormat> {
+    vec![LogFormat::Jsonl, LogFormat::Tensorboard]
+}
+
+/// A run with every setting decided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)] // as in `Settings`
+pub struct RunConfig {
+    pub train: Vec<String>,
+    pub columns: Vec<String>,
+    pub validation: Vec<String>,
+    /// `None` leaves it to the size of the text.
+    pub held_out: Option<f64>,
+    pub tokenizer: Option<PathBuf>,
+    pub vocab_size: usize,
+    #[serde(default)]
+    pub dedup: Dedup,
+    pub merge: Merge,
+    pub seq_len: usize,
+    pub shards: PathBuf,
+    pub preset: Preset,
+    pub generator: Option<String>,
+    pub discriminator: Option<String>,
+    pub head: Head,
+    pub share: Share,
+    pub flavour: Flavour,
+    pub weight: f64,
+    pub gen_weight: f64,
+    pub mask_prob: f64,
+    pub mask_style: MaskStyle,
+    pub temperature: f64,
+    pub disallow_correct: bool,
+    pub batch_size: usize,
+    pub grad_accumulation: usize,
+    pub steps: Option<u64>,
+    pub epochs: f64,
+    pub learning_rate: f64,
+    pub warmup_steps: Option<u64>,
+    pub schedule: Schedule,
+    pub weight_decay: f64,
+    pub adam_epsilon: f64,
+    pub bias_correction: bool,
+    pub clip: f64,
+    pub seed: u64,
+    pub output: PathBuf,
+    pub save_every: u64,
+    pub keep: usize,
+    pub max_bad_steps: u64,
+    pub eval_every: u64,
+    pub eval_rows: usize,
+    pub log_every: u64,
+    #[serde(default = "all_formats")]
+    pub log_to: Vec<LogFormat>,
+    #[serde(default)]
+    pub language: Option<String>,
+    #[serde(default)]
+    pub license: Option<String>,
+    pub device: Device,
+    pub precision: Option<Precision>,
+    pub threads: Option<usize>,
+}
+
+impl RunConfig {
+    /// Fills in the defaults of flavour and preset, and refuses what cannot be.
+    pub fn resolve(s: Settings) -> Result<Self> {
+        let flavour = s.flavour.unwrap_or_default();
+        let preset = s.preset.unwrap_or_default();
+        let txtai = flavour == Flavour::Txtai;
+        let big = matches!(preset, Preset::Base | Preset::Large);
+        let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
+        let output = s.output.ok_or_else(|| Error::config("where shall the run go? Give --output DIR"))?;
+        let config = Self {
+            train: s.train.ok_or_else(|| Error::config("what shall be trained on? Give --train PATH…"))?,
+            columns: s.columns.unwrap_or_else(|| vec!["text".to_owned()]),
+            held_out: s.held_out.or(s.validation.is_some().then_some(0.0)),
+            validation: s.validation.unwrap_or_default(),
+            tokenizer: s.tokenizer,
+            vocab_size: s.vocab_size.unwrap_or(preset.vocab_size()),
+            dedup: s.dedup.unwrap_or_default(),
+            merge: s.merge.unwrap_or(if txtai { Merge::Concat } else { Merge::Segments }),
+            seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
+            shards: s.shards.unwrap_or_else(|| output.join("shards")),
+            preset,
+            generator: s.generator,
+            discriminator: s.discriminator,
+            head: s.head.unwrap_or_default(),
+            share: s.share.unwrap_or(if txtai { Share::Word } else { Share::All }),
+            flavour,
+            weight: s.weight.unwrap_or(50.0),
+            gen_weight: s.gen_weight.unwrap_or(1.0),
+            mask_prob: s.mask_prob.unwrap_or(if preset == Preset::Large { 0.25 } else { 0.15 }),
+            mask_style: if txtai { MaskStyle::Txtai } else { MaskStyle::Electra },
+            temperature: s.temperature.unwrap_or(1.0),
+            disallow_correct: s.disallow_correct.unwrap_or(false),
+            batch_size: s.batch_size.unwrap_or(match (txtai, preset) {
+                (true, _) => 8,
+                (_, Preset::Tiny) => 16,
+                _ => 32,
+            }),
+            grad_accumulation: s.grad_accumulation.unwrap_or(1),
+            steps: s.steps,
+            epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
+            learning_rate: s.learning_rate.unwrap_or(by_flavour(5e-5, if big { 2e-4 } else { 5e-4 })),
+            warmup_steps: s.warmup_steps.or(txtai.then_some(0)),
+            schedule: s.schedule.unwrap_or(if txtai { Schedule::Linear } else { Schedule::Electra }),
+            weight_decay: s.weight_decay.unwrap_or(by_flavour(0.0, 0.01)),
+            adam_epsilon: s.adam_epsilon.unwrap_or(by_flavour(1e-8, 1e-6)),
+            bias_correction: s.bias_correction.unwrap_or(txtai),
+            clip: s.clip.unwrap_or(1.0),
+            seed: s.seed.unwrap_or(1),
+            output,
+            save_every: s.save_every.unwrap_or(1000),
+            keep: s.keep.unwrap_or(2),
+            max_bad_steps: s.max_bad_steps.unwrap_or(5),
+            eval_every: s.eval_every.unwrap_or(0),
+            eval_rows: s.eval_rows.unwrap_or(200),
+            log_every: s.log_every.unwrap_or(10),
+            log_to: s.log_to.unwrap_or_else(all_formats),
+            language: s.language,
+            license: s.license,
+            device: s.device.unwrap_or_default(),
+            precision: s.precision,
+            threads: s.threads,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let fail = |problem: String| Err(Error::config(problem));
+        for (name, value) in [
+            ("batch-size", self.batch_size),
+            ("grad-accumulation", self.grad_accumulation),
+            ("keep", self.keep),
+            ("eval-rows", self.eval_rows),
+            ("save-every", self.save_every as usize),
+            ("max-bad-steps", self.max_bad_steps as usize),
+            ("log-every", self.log_every as usize),
+            ("threads", self.threads.unwrap_or(1)),
+            ("steps", self.steps.unwrap_or(1) as usize),
+        ] {
+            if value == 0 {
+                return fail(format!("--{name} must be 1 or more"));
+            }
+        }
+        if !(self.mask_prob > 0.0 && self.mask_prob < 1.0) {
+            return fail(format!("--mask-prob is {}, expected a number between 0 and 1", self.mask_prob));
+        }
+        for (name, value) in [
+            ("weight", self.weight),
+            ("gen-weight", self.gen_weight),
+            ("learning-rate", self.learning_rate),
+            ("weight-decay", self.weight_decay),
+            ("adam-epsilon", self.adam_epsilon),
+            ("clip", self.clip),
+            ("epochs", self.epochs),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return fail(format!("--{name} is {value}, expected 0 or more"));
+            }
+        }
+        if let Some(share) = self.held_out {
+            if !(0.0..1.0).contains(&share) {
+                return fail(format!("--held-out is {share}, expected a share from 0 to below 1"));
+            }
+            if share > 0.0 && !self.validation.is_empty() {
+                return fail(
+                    "--validation and --held-out are two answers to one question: give one".to_owned(),
+                );
+            }
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return fail(format!("--temperature is {}, expected more than 0", self.temperature));
+        }
+        Ok(())
+    }
+
+    /// Optimizer steps over `rows` rows.
+    pub fn total_steps(&self, rows: usize) -> u64 {
+        let per_step = (self.batch_size * self.grad_accumulation) as f64;
+        self.steps.unwrap_or(((self.epochs * rows as f64) / per_step).floor().max(1.0) as u64)
+    }
+
+    /// Warm-up of a run of `steps` steps.
+    pub fn warmup(&self, steps: u64) -> u64 {
+        self.warmup_steps.unwrap_or((steps / 10).min(10_000))
+    }
+
+    /// Settings that a continued run must have as before: they decide its data and its parameters.
+    pub fn continued_as(&self, before: &Self) -> Result<()> {
+        let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
+        let (now, then) = (value(self)?, value(before)?);
+        const FIXED: [&str; 22] = [
+            "train",
+            "columns",
+            "dedup",
+            "held-out",
+            "merge",
+            "seq-len",
+            "preset",
+            "generator",
+            "discriminator",
+            "head",
+            "share",
+            "flavour",
+            "weight",
+            "gen-weight",
+            "mask-prob",
+            "mask-style",
+            "temperature",
+            "disallow-correct",
+            "batch-size",
+            "grad-accumulation",
+            "bias-correction",
+            "seed",
+        ];
+        for name in FIXED {
+            if now.get(name) != then.get(name) {
+                let show = |v: &Value| v.get(name).map_or("nothing".to_owned(), Value::to_string);
+                return Err(Error::config(format!(
+                    "`{name}` is {}, but the run began with {}: keep it, or start a new run in another directory",
+                    show(&now),
+                    show(&then)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
