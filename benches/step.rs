@@ -135,12 +135,18 @@ fn run<B: Backend>(
     let options = AdamWOptions { bias_correction: true, clip: None, ..AdamWOptions::default() };
     let mut optimizer = AdamW::new(&mut model, options).expect("an optimizer");
     let mut times = Vec::new();
+    // As in training: a device computes a step while the host stages the next batch and looks at the step before.
+    let mut before = None;
+    model.stage(&batch).expect("a batch in its place");
     for step in 0..warm_up + steps {
         let start = Instant::now();
         let phase = Phase::Train { step: step as u32, row0: 0, micro_batches: 1 };
-        model.step_forward(&batch, phase, None).expect("a forward pass");
-        model.step_backward().expect("a backward pass");
-        optimizer.step(&mut model, 5e-4).expect("an update");
+        optimizer.step_staged(&mut model, phase, 5e-4).expect("a step");
+        let norm = optimizer.fetch_norm(model.backend()).expect("its gradient norm, on its way");
+        model.stage(&batch).expect("a batch in its place");
+        if let Some(norm) = before.replace(norm) {
+            optimizer.collect_norm(model.backend(), norm).expect("the norm of the step before");
+        }
         if step >= warm_up {
             times.push(start.elapsed().as_secs_f64());
         }

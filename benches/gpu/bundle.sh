@@ -26,6 +26,8 @@ cp "$tests" "$out/suite"
 cp "$(newest step)" "$out/bench-step"
 cp "$(newest ops)" "$out/bench-ops"
 strip "$out/elektron" "$out/suite" "$out/bench-step" "$out/bench-ops"
+# A third of the size; run.sh unpacks them.
+gzip "$out/elektron" "$out/suite" "$out/bench-step" "$out/bench-ops"
 cp -r tests/golden tests/data "$out/tests/"
 cp benches/peers/torch_baseline.py "$out/peers/"
 cp benches/gpu/run.sh benches/gpu/compare_runs.py "$out/"

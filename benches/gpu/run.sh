@@ -5,6 +5,9 @@
 # The order is by worth: what is wrong shows first, the peers' long comparison comes last.
 set -uo pipefail
 cd "$(dirname "$0")"
+for program in elektron suite bench-step bench-ops; do
+    [ -x "$program" ] || { gunzip -c "$program.gz" > "$program" && chmod +x "$program"; } || exit 1
+done
 results="$(mkdir -p "${1:-results}" && cd "${1:-results}" && pwd)"
 export ELEKTRON_ROOT="$PWD" ELEKTRON_REQUIRE_GPU=1 ELEKTRON_REPEATS="${ELEKTRON_REPEATS:-1000}" ELEKTRON_CACHE="$results/kernels"
 # The libraries that PyTorch brought, where the system's loader knows none.
