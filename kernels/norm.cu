@@ -75,12 +75,13 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
             load8(x[j], h + at, count, aligned && count);
         }
         normalize_bwd(d, x, gamma, float2{mean[row], rstd[row]}, width, sums);
+        const Dropout now = at_clock_again(dropout);
 #pragma unroll
         for (u32 j = 0; j < CHUNKS; j++) {
             const u32 col = chunk_column(j), count = columns_left(col, width);
             if (count == 0) continue;
             if (dresidual) store8(dresidual + start + col, d[j], count, aligned);
-            drop8(d[j], dropout, row, col);
+            drop8(d[j], now, row, col);
             store8(dx + start + col, d[j], count, aligned);
 #pragma unroll
             for (u32 i = 0; i < EIGHT; i++) sums[2][j][i] += d[j][i];
@@ -99,7 +100,7 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
                                                const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma,        \
                                                float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,       \
                                                u32 width) {                                                               \
-        add_norm_bwd<CHUNKS>(h, at_clock(dropout), gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
+        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
                              rows, width);                                                                                 \
     }
 NORM(1)

@@ -26,6 +26,9 @@ DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a)
 /// Bits that are set.
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
 
+/// A word of global memory that the compiler shall not keep in a register.
+DEVICE u32 load_again(const u32* at) { return *at; }
+
 /// What another block wrote to global memory: not from this multiprocessor's own cache.
 DEVICE float load_fresh(const float* at) { return *at; }
 
@@ -73,6 +76,12 @@ DEVICE float exp2_approx(float x) {
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__popc(x)); }
+
+DEVICE u32 load_again(const u32* at) {
+    u32 out;
+    asm volatile("ld.global.ca.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
+    return out;
+}
 
 DEVICE float load_fresh(const float* at) {
     float out;
