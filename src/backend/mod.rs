@@ -104,7 +104,7 @@ impl<T> Pending<T> {
 }
 
 /// What a recorded step depends on besides the contents of buffers: sizes and options.
-pub type StepKey = [usize; 8];
+pub type StepKey = [usize; 10];
 
 /// A place where the model can be trained.
 pub trait Backend: Sized {

@@ -364,15 +364,9 @@ impl Dataset {
 
     /// An error if a shard that holds some of these tokens of the framed stream was cut short.
     pub(super) fn check_framed(&self, tokens: std::ops::Range<usize>) -> Result<()> {
-        let mut start = 0;
-        for shard in &self.shards {
-            let end = start + shard.tokens() + 2 * shard.paragraphs();
-            if end > tokens.start && start < tokens.end {
-                shard.check()?;
-            }
-            start = end;
-        }
-        Ok(())
+        let first = self.framed.partition_point(|&start| start <= tokens.start).saturating_sub(1);
+        let last = self.framed.partition_point(|&start| start < tokens.end).min(self.shards.len());
+        self.shards[first.min(last)..last].iter().try_for_each(Shard::check)
     }
 
     /// Tokens of a paragraph.

@@ -192,17 +192,12 @@ impl<B: Backend> TokenDetection<B> {
     pub(crate) fn step_staged_then(&mut self, phase: Phase, update: Option<Finish<'_, B>>) -> Result<()> {
         let (staged, pass) = self.begin(phase)?;
         let Staged { slot, tokens, masked, sequences, max_seqlen, .. } = staged;
-        let options = [usize::from(update.is_some()), usize::from(staged.masking.is_some())];
-        let key = [
-            slot,
-            tokens,
-            masked,
-            sequences,
-            max_seqlen,
-            pass.micro_batches as usize,
-            options[0],
-            options[1],
-        ];
+        // The generator of the masks is part of the recorded launches, and another one after a return to a checkpoint.
+        let [low, high] =
+            staged.masking.map_or([0; 2], |masking| masking.rng.key()).map(|half| half as usize);
+        let (masks, updates) = (usize::from(staged.masking.is_some()), usize::from(update.is_some()));
+        let micro_batches = pass.micro_batches as usize;
+        let key = [slot, tokens, masked, sequences, max_seqlen, micro_batches, masks, updates, low, high];
         if !self.backend.replay(key)? {
             let done = self.forward_ops(staged, pass).and_then(|()| self.backward_ops(staged, pass.context));
             let done = done.and_then(|()| match update {
