@@ -84,6 +84,9 @@ fn signals_save_and_a_second_one_leaves_at_once() {
     let output = place.path("impatient");
     let mut child = place.start(&output);
     wait_for("training", || output.join("metrics.jsonl").exists());
+    // A signal between the opening of the log and the first step would be answered before that step.
+    let before = ticks(&child);
+    wait_for("half a second of work on the step", || ticks(&child) >= before + 50);
     signal(&child, "INT");
     std::thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "the first lets the step end");

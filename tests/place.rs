@@ -129,6 +129,14 @@ pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// Processor time that a child has used, in hundredths of a second.
+pub(crate) fn ticks(child: &Child) -> u64 {
+    let line = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // Its own and the system's for it: the 14th and 15th field; the second, in parentheses, may hold spaces.
+    let fields = line.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.filter_map(|n| n.parse::<u64>().ok()).sum()
+}
+
 pub(crate) fn wait_for_step(output: &Path, step: u64) {
     wait_for("steps", || {
         let log = fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default();
