@@ -91,6 +91,7 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
 
 #define ATTENTION_FWD(HSP)                                                                                                   \
     KERNEL(ATTENTION_THREADS) attention_fwd_##HSP(const X* qkv, X* out, float* lse, Attention a, Dropout dropout) {          \
+        take_turn();                                                                                                         \
         attention_fwd<HSP>(qkv, out, lse, a, at_clock(dropout));                                                              \
     }
 ATTENTION_FWD(16)

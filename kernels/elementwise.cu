@@ -21,6 +21,7 @@ DEVICE Place place(u32 rows, u32 width) {
 
 /// out (N, C) = dropout(inp); its own backward pass.
 KERNEL(ELEMENTWISE_THREADS) dropout(const X* inp, X* out, Dropout rule, u32 rows, u32 width) {
+    take_turn();
     const Place p = place(rows, width);
     if (p.count == 0) return;
     const u64 at = static_cast<u64>(p.row) * width + p.col;
@@ -32,6 +33,7 @@ KERNEL(ELEMENTWISE_THREADS) dropout(const X* inp, X* out, Dropout rule, u32 rows
 
 /// out (M, C) = rows `index` (M) of inp (N, C), zeros for an index of N or more.
 KERNEL(ELEMENTWISE_THREADS) gather_rows_fwd(const u32* index, const X* inp, X* out, u32 rows, u32 width, u32 n) {
+    take_turn();
     const Place p = place(rows, width);
     if (p.count == 0) return;
     float x[EIGHT] = {};
@@ -42,6 +44,7 @@ KERNEL(ELEMENTWISE_THREADS) gather_rows_fwd(const u32* index, const X* inp, X* o
 
 /// Rows `index` of dinp (N, C) = dout (M, C), an index of N or more is passed over; the others were set to zero before.
 KERNEL(ELEMENTWISE_THREADS) gather_rows_bwd(const u32* index, const X* dout, X* dinp, u32 rows, u32 width, u32 n) {
+    take_turn();
     const Place p = place(rows, width);
     if (p.count == 0 || index[p.row] >= n) return;
     float x[EIGHT];
@@ -51,6 +54,7 @@ KERNEL(ELEMENTWISE_THREADS) gather_rows_bwd(const u32* index, const X* dout, X* 
 
 /// Working copy of fp32 values.
 KERNEL(ELEMENTWISE_THREADS) cast(const float* from, X* to, u64 n) {
+    take_turn();
     const u64 at = (static_cast<u64>(blockIdx.x) * ELEMENTWISE_THREADS + threadIdx.x) * EIGHT;
     if (at >= n) return;
     const u32 count = n - at < EIGHT ? static_cast<u32>(n - at) : EIGHT;
@@ -65,6 +69,7 @@ struct Note {
 };
 
 KERNEL(WARP) note(Note from, u32* to, u32 words) {
+    take_turn();
     if (threadIdx.x < words) to[threadIdx.x] = from.w[threadIdx.x];
 }
 

@@ -1,10 +1,10 @@
 // The embedding block: out = dropout(LN(word[id] (+ delta[id]) + type[t] + position[p])), and its gradients.
 //
-// Forward: a warp a token, the row in registers. Backward, four passes: (1) a warp a token: gradient of the sum in place of
-// dout, partial dγ and dβ; (2) `first_use`: for each table row the first token that uses it (integer atomicMin: order does not
-// matter); (3) `scatter_rows`: a block a token, which leaves unless it is the first user of its row: then it finds all later
-// users by ballots over the ids, its eight warps each a contiguous share of the tokens, and adds them in order; (4) tables of a few rows
-// (token types), used by all tokens, are summed by blocks over spans of tokens instead, and the spans in order.
+// Forward: a warp a token, the row in registers. Backward, two kernels: (1) `embed_bwd`, a warp a token: gradient of the sum in place of
+// dout, partial dγ and dβ, and for each table row the first token that uses it (integer atomicMin: order does not matter); (2) `scatter`,
+// all tables: a block a token, which leaves unless it is the first user of its row: then it finds all later users by
+// ballots over the ids, its eight warps each a contiguous share of the tokens, and adds them in order; tables of a few rows (token types),
+// used by all tokens, are summed by blocks over spans of tokens instead, and the spans in order.
 // Bytes a token: forward 6E read, 2E written; backward about 10E + 4E for each table. Bound: memory, and the latency of the most frequent id.
 // Determinism: each table row has one writer, adding in token order within shares whose borders depend on N alone.
 #include "common/layernorm.cuh"
@@ -73,9 +73,14 @@ DEVICE void embed_fwd(const Tables& tables, float eps, const Dropout& dropout, X
     }
 }
 
+/// For each row of a table the first token that uses it, all ones before; mirrors `FirstUseArgs` of the launcher.
+struct FirstUse {
+    u32 *word, *position, *token_type;
+};
+
 template <u32 CHUNKS>
-DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, float* dgamma,
-                      float* dbeta, float* partials, u32* counter, u32 rows, u32 width) {
+DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, const FirstUse& first,
+                      float* dgamma, float* dbeta, float* partials, u32* counters, u32 rows, u32 width) {
     const bool aligned = rows_are_aligned(width);
     float sums[2][CHUNKS][EIGHT] = {};  // dγ, dβ
     const u32 warps = gridDim.x * (EMBED_THREADS / WARP);
@@ -95,21 +100,35 @@ DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float*
             const u32 col = chunk_column(j), count = columns_left(col, width);
             if (count) store8(dout + start + col, d[j], count, aligned);
         }
+        if (lane_id() == 0) {
+            atomicMin(first.word + tables.ids[row], row);
+            atomicMin(first.position + tables.positions[row], row);
+            if (first.token_type) atomicMin(first.token_type + tables.types[row], row);
+        }
     }
     float* const totals[2] = {dgamma, dbeta};
-    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counter);
+    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counters);
 }
 
-/// first[id] = the first token that has it; `first` was set to all ones before.
-KERNEL(SCATTER_THREADS) first_use(const u32* ids, u32* first, u32 n) {
-    const u32 token = blockIdx.x * SCATTER_THREADS + threadIdx.x;
-    if (token < n) atomicMin(first + ids[token], token);
-}
+/// One table of `scatter`: table[ids[n]] += rows[n]. Mirrors `ScatterArgs` of the launcher.
+struct Scatter {
+    const u32* ids;
+    /// For each of its rows the first token that uses it; null: a table of a few rows.
+    const u32* first;
+    float* table;
+    u32 entries;
+    /// The id that is left out (all ones: none).
+    u32 skip;
+};
+struct Scatters {
+    Scatter of[3];
+};
 
-/// table[ids[n]] += rows[n] for all n but those whose id is `skip` (all ones: none).
-KERNEL(SCATTER_THREADS) scatter_rows(const u32* ids, const u32* first, const X* rows, float* table, u32 n, u32 width, u32 skip) {
+/// A block a token: the first user of a row adds all its users.
+DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
+    const u32* ids = s.ids;
     const u32 id = ids[blockIdx.x];
-    if (first[id] != blockIdx.x || id == skip) return;
+    if (s.first[id] != blockIdx.x || id == s.skip) return;
     // Shares are multiples of a warp, so that a ballot never crosses their borders.
     const u32 share = ceil_div(ceil_div(n - blockIdx.x, SCATTER_WARPS), WARP) * WARP;
     const u32 begin = blockIdx.x + warp_id() * share, end = min_u32(begin + share, n);
@@ -137,36 +156,53 @@ KERNEL(SCATTER_THREADS) scatter_rows(const u32* ids, const u32* first, const X* 
         if (c < width) {
             float total = 0.0f;
             for (u32 w = 0; w < SCATTER_WARPS; w++) total += scratch[w * CHUNK + threadIdx.x];
-            table[static_cast<u64>(id) * width + c] += total;
+            s.table[static_cast<u64>(id) * width + c] += total;
         }
         __syncthreads();  // all have read before scratch is written again
     }
 }
 
-/// table[blockIdx.x] += the rows of all tokens with that id; partials (gridDim.y, gridDim.x, width): the sums over spans of tokens.
-KERNEL(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* table, float* partials, u32* counter, u32 n, u32 width, u32 span) {
-    const u32 begin = blockIdx.y * span, end = min_u32(begin + span, n);
+/// A block a row of the table and a span of tokens; partials (spans, entries, width).
+DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
+    const u32 entry = blockIdx.x % s.entries, index = blockIdx.x / s.entries, count = ceil_div(n, span);
+    if (index >= count) return;
+    const u32 begin = index * span, end = min_u32(begin + span, n);
+    const u64 stride = static_cast<u64>(s.entries) * width;
+    float* own = partials + static_cast<u64>(entry) * width;
     for (u32 c = threadIdx.x; c < width; c += SCATTER_THREADS) {
         float sum = 0.0f;
         for (u32 token = begin; token < end; token++) {
-            if (ids[token] == blockIdx.x) sum += to_float(rows[static_cast<u64>(token) * width + c]);
+            if (s.ids[token] == entry) sum += to_float(rows[static_cast<u64>(token) * width + c]);
         }
-        partials[(static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x) * width + c] = sum;
+        own[index * stride + c] = sum;
     }
-    if (!last_block(counter + blockIdx.x, gridDim.y, reinterpret_cast<u32*>(shared_memory()))) return;
-    const u64 at = static_cast<u64>(blockIdx.x) * width;
-    add_column_sums(table + at, partials + at, gridDim.y, width, gridDim.x * width);
+    float* table = s.table + static_cast<u64>(entry) * width;
+    add_over_blocks(own, width, stride, index, count, counters + entry * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
+                    [&](u32 c, float total) { table[c] += total; });
+}
+
+/// grid (blocks, tables): all tables at once.
+KERNEL(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
+    take_turn();
+    const Scatter s = blockIdx.y == 0 ? all.of[0] : blockIdx.y == 1 ? all.of[1] : all.of[2];
+    if (!s.first) {
+        scatter_few(s, rows, partials, counters, n, width, span);
+    } else if (blockIdx.x < n) {
+        scatter_rows(s, rows, n, width);
+    }
 }
 
 #define EMBED(CHUNKS)                                                                                                          \
     KERNEL(EMBED_THREADS) embed_fwd_##CHUNKS(Tables tables, float eps, Dropout dropout, X* out, float* mean, float* rstd,       \
                                              u32 rows, u32 width) {                                                            \
+        take_turn();                                                                                                           \
         embed_fwd<CHUNKS>(tables, eps, at_clock(dropout), out, mean, rstd, rows, width);                                        \
     }                                                                                                                          \
     KERNEL(EMBED_THREADS) embed_bwd_##CHUNKS(Tables tables, Dropout dropout, const float* mean, const float* rstd, X* dout,     \
-                                             float* dgamma, float* dbeta, float* partials, u32* counter, u32 rows,             \
-                                             u32 width) {                                                                      \
-        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, dgamma, dbeta, partials, counter, rows, width);          \
+                                             FirstUse first, float* dgamma, float* dbeta, float* partials, u32* counters,      \
+                                             u32 rows, u32 width) {                                                            \
+        take_turn();                                                                                                           \
+        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, first, dgamma, dbeta, partials, counters, rows, width);  \
     }
 EMBED(1)
 EMBED(2)
@@ -174,4 +210,4 @@ EMBED(3)
 EMBED(4)
 
 ENTRIES(embed, ENTRY(embed_fwd_1), ENTRY(embed_fwd_2), ENTRY(embed_fwd_3), ENTRY(embed_fwd_4), ENTRY(embed_bwd_1),
-        ENTRY(embed_bwd_2), ENTRY(embed_bwd_3), ENTRY(embed_bwd_4), ENTRY(first_use), ENTRY(scatter_rows), ENTRY(scatter_few))
+        ENTRY(embed_bwd_2), ENTRY(embed_bwd_3), ENTRY(embed_bwd_4), ENTRY(scatter))

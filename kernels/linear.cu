@@ -4,39 +4,13 @@
 // activation the product's own epilogue adds the bias.
 // Backward: dout *= act'(pre) in place and db from it in the same pass: a block 256 columns of a span of rows; reads 4 and writes
 // 2 bytes an element. Without an activation it only reads dout. Bound: memory.
-// GELU is the exact form x Φ(x) with the error function (Hendrycks & Gimpel 2016); gelu_new is the tanh form.
-// Determinism: a warp adds its rows in order, a block its warps in order, the block that comes last the blocks in order.
+// Determinism: a warp adds its rows in order, a block its warps in order, the blocks that come last the blocks in order.
+#include "common/activation.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
 
 constexpr u32 LINEAR_THREADS = 256;
 constexpr u32 LINEAR_WARPS = LINEAR_THREADS / WARP;
-
-enum class Activation { NONE, GELU, GELU_TANH, RELU };
-
-constexpr float SQRT_HALF = 0.70710678118654752f;
-constexpr float INV_SQRT_2PI = 0.39894228040143268f;
-constexpr float TANH_SCALE = 0.79788456080286536f;  // sqrt(2 / pi)
-constexpr float TANH_CUBIC = 0.044715f;
-
-template <Activation A>
-DEVICE float activate(float x) {
-    if (A == Activation::GELU) return 0.5f * x * (1.0f + erff(x * SQRT_HALF));
-    if (A == Activation::GELU_TANH) return 0.5f * x * (1.0f + tanhf(TANH_SCALE * (x + TANH_CUBIC * x * x * x)));
-    if (A == Activation::RELU) return x > 0.0f ? x : 0.0f;
-    return x;
-}
-
-template <Activation A>
-DEVICE float derivative(float x) {
-    if (A == Activation::GELU) return 0.5f * (1.0f + erff(x * SQRT_HALF)) + x * INV_SQRT_2PI * expf(-0.5f * x * x);
-    if (A == Activation::GELU_TANH) {
-        const float cubic = TANH_CUBIC * x * x, t = tanhf(TANH_SCALE * x * (1.0f + cubic));
-        return 0.5f * (1.0f + t + x * (1.0f - t * t) * TANH_SCALE * (1.0f + 3.0f * cubic));
-    }
-    if (A == Activation::RELU) return x > 0.0f ? 1.0f : 0.0f;
-    return 1.0f;
-}
 
 template <Activation A>
 DEVICE void bias_act_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {
@@ -54,27 +28,29 @@ DEVICE void bias_act_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {
     for (u32 i = 0; i < EIGHT; i++) x[i] = rounded<X>(x[i] + b[i]);  // the backward pass reads the stored argument
     store8(pre + at, x, count, aligned);
 #pragma unroll
-    for (u32 i = 0; i < EIGHT; i++) x[i] = activate<A>(x[i]);
+    for (u32 i = 0; i < EIGHT; i++) x[i] = activate(A, x[i]);
     store8(out + at, x, count, aligned);
 }
 
-/// partials (gridDim.y, width): this block's column sums over its `span` rows; the last block down a column adds them to dbias.
+/// partials (gridDim.y, width): this block's column sums over its `span` rows; added to dbias by the blocks that come last.
 template <Activation A>
-DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counter, u32 rows, u32 width, u32 span) {
-    const bool aligned = rows_are_aligned(width);
+DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters, u32 rows, u32 width, u32 pitch,
+                         u32 span) {
+    const bool aligned = rows_are_aligned(pitch);
     const u32 col = blockIdx.x * WARP * EIGHT + lane_id() * EIGHT, count = columns_left(col, width);
     const u32 first = blockIdx.y * span, end = min_u32(first + span, rows);
+    const bool whole = aligned && count == EIGHT;
     float sums[EIGHT] = {};
     for (u32 row = first + warp_id(); row < end && count; row += LINEAR_WARPS) {
-        const u64 at = static_cast<u64>(row) * width + col;
+        const u64 at = static_cast<u64>(row) * pitch + col;
         float d[EIGHT];
-        load8(d, dout + at, count, aligned);
+        load8(d, dout + at, count, whole);
         if (A != Activation::NONE) {
             float x[EIGHT];
-            load8(x, pre + at, count, aligned);
+            load8(x, pre + at, count, whole);
 #pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) d[i] = rounded<X>(d[i] * derivative<A>(x[i]));
-            store8(dout + at, d, count, aligned);
+            for (u32 i = 0; i < EIGHT; i++) d[i] = rounded<X>(d[i] * derivative(A, x[i]));
+            store8(dout + at, d, count, whole);
         }
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) sums[i] += d[i];
@@ -90,25 +66,30 @@ DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u
         partials[static_cast<u64>(blockIdx.y) * width + c] = total;
     }
     __syncthreads();  // scratch is read: its first word may be used again
-    if (!last_block(counter + blockIdx.x, gridDim.y, reinterpret_cast<u32*>(scratch))) return;
     const u32 first_col = blockIdx.x * WARP * EIGHT;
-    add_column_sums(dbias + first_col, partials + first_col, gridDim.y, min_u32(WARP * EIGHT, width - first_col), width);
+    add_over_blocks(partials + first_col, min_u32(WARP * EIGHT, width - first_col), width, blockIdx.y, gridDim.y,
+                    counters + blockIdx.x * tree_counters(gridDim.y), reinterpret_cast<u32*>(scratch),
+                    [&](u32 c, float total) { dbias[first_col + c] += total; });
 }
 
 #define BIAS_ACT(NAME, KIND)                                                                                         \
     KERNEL(LINEAR_THREADS) bias_##NAME##_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {                    \
+        take_turn();                                                                                                  \
         bias_act_fwd<Activation::KIND>(pre, bias, out, rows, width);                                                  \
     }                                                                                                                \
-    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counter,      \
-                                              u32 rows, u32 width, u32 span) {                                        \
-        bias_act_bwd<Activation::KIND>(dout, pre, dbias, partials, counter, rows, width, span);                       \
+    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters,      \
+                                              u32 rows, u32 width, u32 pitch, u32 span) {                             \
+        take_turn();                                                                                                  \
+        bias_act_bwd<Activation::KIND>(dout, pre, dbias, partials, counters, rows, width, pitch, span);                       \
     }
 BIAS_ACT(gelu, GELU)
 BIAS_ACT(gelu_tanh, GELU_TANH)
 BIAS_ACT(relu, RELU)
 
-KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* dbias, float* partials, u32* counter, u32 rows, u32 width, u32 span) {
-    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, dbias, partials, counter, rows, width, span);
+KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* dbias, float* partials, u32* counters, u32 rows, u32 width, u32 pitch,
+                                   u32 span) {
+    take_turn();
+    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, dbias, partials, counters, rows, width, pitch, span);
 }
 
 ENTRIES(linear, ENTRY(bias_gelu_fwd), ENTRY(bias_gelu_bwd), ENTRY(bias_gelu_tanh_fwd), ENTRY(bias_gelu_tanh_bwd),

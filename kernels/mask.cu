@@ -41,6 +41,7 @@ DEVICE bool may_be_masked(const Rule& r, u32 id) {
 
 /// chosen (N) = 1 where a token is masked, counts (B) = how many of each row.
 KERNEL(MASK_THREADS) mask_choose(const u32* ids, const u32* cu_seqlens, Rule r, u32* chosen, u32* counts, u32 max_seqlen) {
+    take_turn();
     u32* keys = reinterpret_cast<u32*>(shared_memory());
     u32* candidate = keys + max_seqlen;
     u32* totals = candidate + max_seqlen;  // candidates, masked
@@ -90,6 +91,7 @@ DEVICE u32 shown(const Rule& r, u32 original, u32 row, u32 position) {
 /// gridDim.x is one more than the rows: the last block clears the slots left over.
 KERNEL(MASK_THREADS) mask_write(const u32* ids, const u32* cu_seqlens, Rule r, const u32* chosen, const u32* counts, u32* masked_ids,
                                 u32* masked_index, u32* targets, float* weight, u32 n, u32 m) {
+    take_turn();
     u32* sums = reinterpret_cast<u32*>(shared_memory());  // a warp's masked tokens each, then masked before this row and in all
     const u32 rows = gridDim.x - 1, row = blockIdx.x;
     if (threadIdx.x < 2) sums[MASK_WARPS + threadIdx.x] = 0;

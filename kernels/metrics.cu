@@ -21,6 +21,7 @@ DEVICE u32 score_bin(float score) {
 KERNEL(METRICS_THREADS) metrics(const X* logits, const u32* is_fake, const float* rtd_nll, const float* rtd_weight, const u32* best,
                                 const u32* targets, const float* mlm_nll, const float* mlm_weight, float* losses, u64* counts,
                                 float* partials, u32* counter, u32 n, u32 m, u32 n_span, u32 m_span, u32 labels) {
+    take_turn();
     u32* own = reinterpret_cast<u32*>(shared_memory());  // as counts
     constexpr u32 COUNTS = 2 + 2 * SCORE_BINS;
     u8* scratch = reinterpret_cast<u8*>(own + COUNTS);

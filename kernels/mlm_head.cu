@@ -43,25 +43,34 @@ DEVICE float gumbel(u32 word) { return -logf(-logf(open_unit(word) + 1e-9f) + 1e
 /// `sampled` null: samples are given elsewhere. `gradient` 0: the logits stay.
 KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_index, const float* weight, float scale,
                              float inverse_temperature, u32 disallow_correct, Dropout noise, u32 gradient, float* nll, u32* best,
-                             u32* sampled, u32 vocabulary) {
+                             u32* sampled, u32 vocabulary, u32 pitch) {
+    take_turn();
     u8* scratch = shared_memory();
     noise = at_clock(noise);
     const u32 row = blockIdx.x, target = targets[row];
-    X* x = logits + static_cast<u64>(row) * vocabulary;
+    X* x = logits + static_cast<u64>(row) * pitch;
     const u32 noise_row = masked_index[row];
     Exponentials seen = {-INFINITE, 0.0f};
     Best highest = {-INFINITE, 0xffffffffu}, drawn = {-INFINITE, 0xffffffffu};
-    for (u32 token = threadIdx.x * 4; token < vocabulary; token += MLM_THREADS * 4) {
-        Words words = {};
-        if (sampled) words = philox(noise, token / 4, noise_row);
+    const bool aligned = rows_are_aligned(pitch);
+    for (u32 first = threadIdx.x * EIGHT; first < vocabulary; first += MLM_THREADS * EIGHT) {
+        const u32 count = columns_left(first, vocabulary);
+        float values[EIGHT];
+        load8(values, x + first, count, aligned && count == EIGHT);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            if (token + i >= vocabulary) break;
-            const float value = to_float(x[token + i]);
-            highest = better(highest, Best{value, token + i});
-            seen = merge(seen, Exponentials{value, 1.0f});
-            if (sampled && !(disallow_correct && token + i == target)) {
-                drawn = better(drawn, Best{value * inverse_temperature + gumbel(words.w[i]), token + i});
+        for (u32 half = 0; half < 2; half++) {
+            Words words = {};
+            if (sampled) words = philox(noise, first / 4 + half, noise_row);
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const u32 token = first + half * 4 + i;
+                if (token >= vocabulary) break;
+                const float value = values[half * 4 + i];
+                highest = better(highest, Best{value, token});
+                seen = merge(seen, Exponentials{value, 1.0f});
+                if (sampled && !(disallow_correct && token == target)) {
+                    drawn = better(drawn, Best{value * inverse_temperature + gumbel(words.w[i]), token});
+                }
             }
         }
     }
@@ -79,10 +88,16 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
     __syncthreads();  // all have read the target's logit
     const float share = weight[row] * scale;
     const float factor = share == 0.0f || loss - loss == 0.0f ? share / seen.sum : loss - loss;
-    for (u32 token = threadIdx.x; token < vocabulary; token += MLM_THREADS) {
-        float d = factor * expf(to_float(x[token]) - seen.highest);
-        if (token == target) d -= share;
-        x[token] = from_float<X>(d);
+    for (u32 first = threadIdx.x * EIGHT; first < vocabulary; first += MLM_THREADS * EIGHT) {
+        const u32 count = columns_left(first, vocabulary);
+        float d[EIGHT];
+        load8(d, x + first, count, aligned && count == EIGHT);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            d[i] = factor * expf(d[i] - seen.highest);
+            if (first + i == target) d[i] -= share;
+        }
+        store8(x + first, d, count, aligned && count == EIGHT);
     }
 }
 

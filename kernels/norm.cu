@@ -59,7 +59,7 @@ DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const X* gamm
 
 template <u32 CHUNKS>
 DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const float* mean, const float* rstd, const X* dy,
-                         X* dx, X* dresidual, float* dgamma, float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,
+                         X* dx, X* dresidual, float* dgamma, float* dbeta, float* dbias, float* partials, u32* counters, u32 rows,
                          u32 width) {
     const bool aligned = rows_are_aligned(width);
     float sums[3][CHUNKS][EIGHT] = {};  // dγ, dβ, Σ dx
@@ -88,19 +88,21 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
         }
     }
     float* const totals[3] = {dgamma, dbeta, dbias};
-    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counter);
+    finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counters);
 }
 
 #define NORM(CHUNKS)                                                                                                      \
     KERNEL(NORM_THREADS) add_norm_fwd_##CHUNKS(X* x, const X* residual, Dropout dropout, const X* gamma, const X* beta,    \
                                                float eps, X* y, float* mean, float* rstd, u32 rows, u32 width) {          \
+        take_turn();                                                                                                      \
         add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), gamma, beta, eps, y, mean, rstd, rows, width);                \
     }                                                                                                                     \
     KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const X* gamma, const float* mean,             \
                                                const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma,        \
-                                               float* dbeta, float* dbias, float* partials, u32* counter, u32 rows,       \
+                                               float* dbeta, float* dbias, float* partials, u32* counters, u32 rows,       \
                                                u32 width) {                                                               \
-        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counter,    \
+        take_turn();                                                                                                      \
+        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,    \
                              rows, width);                                                                                 \
     }
 NORM(1)

@@ -1,6 +1,6 @@
 // The optimizer over flat buffers: global gradient norm, AdamW with the clip factor applied on the way, working copy written, gradients zeroed.
 //
-// Decomposition: the norm by blocks over fixed spans (their number depends on the length alone), then one block over the partial
+// Decomposition: the norm by blocks over fixed spans (their number depends on the length alone), the last of them over the partial
 // sums; AdamW a thread four elements. Bytes a parameter: norm 4 read; AdamW 16 read, 16 + sizeof X written. Bound: memory.
 // A norm that is not finite leaves everything but the gradients as it was: the caller reads the norm and decides.
 // Determinism: fixed spans, fixed trees.
@@ -9,20 +9,19 @@
 
 constexpr u32 OPTIM_THREADS = 256;
 
-/// partials (gridDim.x) = Σ x² over each block's span of elements, span a multiple of 256.
-KERNEL(OPTIM_THREADS) norm_partials(const float* x, float* partials, u64 n, u64 span) {
+/// out (1) = Σ x². partials (gridDim.x): over each block's span of elements, span a multiple of 256.
+KERNEL(OPTIM_THREADS) norm_squared(const float* x, float* out, float* partials, u32* counter, u64 n, u64 span) {
+    take_turn();
+    float* scratch = reinterpret_cast<float*>(shared_memory());
     const u64 begin = blockIdx.x * span, end = begin + span < n ? begin + span : n;
     float sum = 0.0f;
     for (u64 i = begin + threadIdx.x; i < end; i += OPTIM_THREADS) sum += x[i] * x[i];
-    sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
-/// out (1) = Σ partials.
-KERNEL(OPTIM_THREADS) norm_total(const float* partials, float* out, u32 count) {
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < count; i += OPTIM_THREADS) sum += partials[i];
-    sum = block_sum(sum, reinterpret_cast<float*>(shared_memory()));
+    if (!last_block(counter, gridDim.x, reinterpret_cast<u32*>(scratch))) return;
+    sum = 0.0f;
+    for (u32 i = threadIdx.x; i < gridDim.x; i += OPTIM_THREADS) sum += load_fresh(partials + i);
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) out[0] = sum;
 }
 
@@ -51,6 +50,7 @@ DEVICE bool decays(const u64* ranges, u32 count, u64 i) {
 
 KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, const Update* rule, const u64* ranges,
                             u32 count, u64 n) {
+    take_turn();
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
     const Update u = *rule;
     const float norm = sqrtf(norm_squared[0]);
@@ -76,4 +76,4 @@ KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* 
     }
 }
 
-ENTRIES(optim, ENTRY(norm_partials), ENTRY(norm_total), ENTRY(adamw))
+ENTRIES(optim, ENTRY(norm_squared), ENTRY(adamw))

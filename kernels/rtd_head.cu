@@ -4,28 +4,31 @@
 // scale · weight · (sigmoid(d) - fake).
 // Decomposition: a thread a token or a masked position; masked positions are distinct, so each element has one writer. Bound: launch.
 #include "common/bf16.cuh"
+#include "common/reduce.cuh"
 
 constexpr u32 RTD_THREADS = 256;
 
-/// corrupted = ids, is_fake = 0.
-KERNEL(RTD_THREADS) corrupt_copy(const u32* ids, u32* corrupted, u32* is_fake, u32 n) {
+/// corrupted = ids and is_fake = 0, but at the masked positions the samples, and whether they differ: written by the last block, once all
+/// others are done. A position of n or more is a slot left over.
+KERNEL(RTD_THREADS) corrupt(const u32* ids, const u32* masked_index, const u32* sampled, u32* corrupted, u32* is_fake, u32* counter, u32 m,
+                            u32 n) {
+    take_turn();
     const u32 token = blockIdx.x * RTD_THREADS + threadIdx.x;
-    if (token >= n) return;
-    corrupted[token] = ids[token];
-    is_fake[token] = 0;
-}
-
-/// At the masked positions: the samples, and whether they differ. A position of N or more is a slot left over.
-KERNEL(RTD_THREADS) corrupt_scatter(const u32* ids, const u32* masked_index, const u32* sampled, u32* corrupted, u32* is_fake, u32 m, u32 n) {
-    const u32 i = blockIdx.x * RTD_THREADS + threadIdx.x;
-    if (i >= m) return;
-    const u32 position = masked_index[i];
-    if (position >= n) return;
-    corrupted[position] = sampled[i];
-    is_fake[position] = sampled[i] != ids[position];
+    if (token < n) {
+        corrupted[token] = ids[token];
+        is_fake[token] = 0;
+    }
+    if (!last_block(counter, gridDim.x, reinterpret_cast<u32*>(shared_memory()))) return;
+    for (u32 i = threadIdx.x; i < m; i += RTD_THREADS) {
+        const u32 position = masked_index[i];
+        if (position >= n) continue;
+        corrupted[position] = sampled[i];
+        is_fake[position] = sampled[i] != ids[position];
+    }
 }
 
 KERNEL(RTD_THREADS) rtd_loss(const u32* is_fake, const float* weight, float scale, const X* logits, float* nll, X* dlogits, u32 n, u32 labels) {
+    take_turn();
     const u32 token = blockIdx.x * RTD_THREADS + threadIdx.x;
     if (token >= n) return;
     const float d = labels == 1 ? to_float(logits[token]) : to_float(logits[2 * token + 1]) - to_float(logits[2 * token]);
@@ -43,4 +46,4 @@ KERNEL(RTD_THREADS) rtd_loss(const u32* is_fake, const float* weight, float scal
     }
 }
 
-ENTRIES(rtd_head, ENTRY(corrupt_copy), ENTRY(corrupt_scatter), ENTRY(rtd_loss))
+ENTRIES(rtd_head, ENTRY(corrupt), ENTRY(rtd_loss))

@@ -126,6 +126,9 @@ fn products_agree() {
         .flat_map(|s| (0..32).map(move |l| (s, l)))
     {
         let bit = |i: usize| layout >> i & 1 == 1;
+        if bit(0) && bit(1) {
+            continue; // no pass multiplies two transposed matrices
+        }
         let wide = if bit(2) { 4 } else { 2 };
         let make = |seed: u64, count: usize, bytes: usize| {
             let region = device.alloc(count * bytes).unwrap();
@@ -141,9 +144,10 @@ fn products_agree() {
             n,
             k,
             precision: Precision::Bf16,
-            a: Operand { at: make(1, m * k, 2), transposed: bit(0) },
-            b: Operand { at: make(2, k * n, 2), transposed: bit(1) },
+            a: Operand { at: make(1, m * k, 2), transposed: bit(0), pitch: if bit(0) { m } else { k } },
+            b: Operand { at: make(2, k * n, 2), transposed: bit(1), pitch: if bit(1) { k } else { n } },
             c: make(3, m * n, wide),
+            pitch: n,
             exact: bit(2),
             accumulate: bit(3),
             bias: (bit(4) && !bit(2)).then(|| make(4, n, 2)),

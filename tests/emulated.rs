@@ -1,7 +1,7 @@
 //! The whole training step on the emulated GPU: against `transformers`, against the CPU, resumed, accumulated, in any order of threads.
 
-use elektron::backend::gpu::Working;
 use elektron::backend::gpu::driver::simt::{Asked, Order, Simt};
+use elektron::backend::gpu::{Products, Working};
 use elektron::backend::{Backend, Gpu};
 use elektron::model::config::Architecture;
 use elektron::model::{Share, TokenDetection};
@@ -18,23 +18,28 @@ fn gpu<W: Working>(order: Order) -> Gpu<Simt, W> {
     Gpu::new(Simt::new(order))
 }
 
+/// Epilogues fused, left to passes of their own, and every product by the project's own kernels.
+const PRODUCTS: [Products; 3] = [Products::Auto, Products::Library, Products::Own];
+
 #[test]
 fn golden_cases_in_fp32() {
-    for case in &CASES {
-        check(gpu::<f32>(Order::Shuffled(4)), case, SINGLE);
+    for (case, products) in CASES.iter().flat_map(|case| PRODUCTS.map(|products| (case, products))) {
+        check(gpu::<f32>(Order::Shuffled(4)).with_products(products), case, SINGLE);
     }
 }
 
 #[test]
 fn golden_cases_in_bf16() {
-    for case in &CASES {
-        check(gpu::<bf16>(Order::Ascending), case, HALF);
+    for (case, products) in CASES.iter().flat_map(|case| PRODUCTS.map(|products| (case, products))) {
+        check(gpu::<bf16>(Order::Ascending).with_products(products), case, HALF);
     }
 }
 
 #[test]
 fn gradients_equal_the_cpus() {
-    check_gradients(|| gpu::<f32>(Order::Descending));
+    for products in PRODUCTS {
+        check_gradients(|| gpu::<f32>(Order::Descending).with_products(products));
+    }
 }
 
 #[test]

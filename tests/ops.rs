@@ -2,8 +2,8 @@
 //! over awkward shapes, with and without dropout, and into gradients that are not zero.
 
 use elektron::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Cpu, Dropout, EmbedBwd, EmbedFwd,
-    EmbedTables, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, Write,
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Before, Clock, Cpu, Dropout, EmbedBwd,
+    EmbedFwd, EmbedTables, LinearBwd, LinearFwd, MlmLoss, RtdLoss, Sequences, WeightGrad, Write,
 };
 use elektron::model::config::Activation;
 use elektron::rng::{Philox, Site, threshold};
@@ -62,8 +62,17 @@ fn linear_case(rows: usize, inputs: usize, outputs: usize, activation: Option<Ac
     let run = |x: &[f64], w: &[f64], b: &[f64]| {
         let (mut pre, mut out) = (vec![0.0; rows * outputs], vec![f64::NAN; rows * outputs]);
         let activation = activation.map(|a| (a, &mut pre[..]));
-        CPU.linear_fwd(LinearFwd { inputs, outputs, inp: x, weight: w, bias: b, activation, out: &mut out })
-            .unwrap();
+        CPU.linear_fwd(LinearFwd {
+            inputs,
+            outputs,
+            inp: x,
+            weight: w,
+            bias: b,
+            activation,
+            out: &mut out,
+            pitch: outputs,
+        })
+        .unwrap();
         (pre, out)
     };
     let (pre, _) = run(&x, &w, &b);
@@ -75,8 +84,10 @@ fn linear_case(rows: usize, inputs: usize, outputs: usize, activation: Option<Ac
         weight: &w,
         activation: activation.map(|a| (a, &pre[..])),
         dout: &mut g.clone(),
+        pitch: outputs,
+        before: None,
         dinp: (write, &mut dx),
-        dweight: &mut dw,
+        dweight: Some(&mut dw),
         dbias: Some(&mut db),
     })
     .unwrap();
@@ -85,6 +96,91 @@ fn linear_case(rows: usize, inputs: usize, outputs: usize, activation: Option<Ac
     check(&format!("{name} dx"), &x, &dx, |x| dot(&run(x, &w, &b).1, &g));
     check(&format!("{name} dw"), &w, &added(&dw), |w| dot(&run(&x, w, &b).1, &g));
     check(&format!("{name} db"), &b, &added(&db), |b| dot(&run(&x, &w, b).1, &g));
+}
+
+/// out = W₂ act(W₁ x + b): the second layer's backward pass goes through the activation, weight gradients come together.
+fn two_layers_case((rows, inputs, middle, outputs): (usize, usize, usize, usize), activation: Activation) {
+    let (x, w1, b1) = (noise(1, rows * inputs), noise(2, middle * inputs), noise(3, middle));
+    let (w2, b2, g) = (noise(4, outputs * middle), noise(5, outputs), noise(6, rows * outputs));
+    let run = |x: &[f64], w1: &[f64], b1: &[f64], w2: &[f64]| {
+        let (mut pre, mut act) = (vec![f64::NAN; rows * middle], vec![f64::NAN; rows * middle]);
+        let mut out = vec![f64::NAN; rows * outputs];
+        CPU.linear_fwd(LinearFwd {
+            inputs,
+            outputs: middle,
+            inp: x,
+            weight: w1,
+            bias: b1,
+            activation: Some((activation, &mut pre)),
+            out: &mut act,
+            pitch: middle,
+        })
+        .unwrap();
+        CPU.linear_fwd(LinearFwd {
+            inputs: middle,
+            outputs,
+            inp: &act,
+            weight: w2,
+            bias: &b2,
+            activation: None,
+            out: &mut out,
+            pitch: outputs,
+        })
+        .unwrap();
+        (pre, act, out)
+    };
+    let (pre, act, _) = run(&x, &w1, &b1, &w2);
+    let (mut dpre, mut dx) = (vec![BEFORE; rows * middle], vec![f64::NAN; x.len()]);
+    let (mut dw1, mut dw2, mut db1) =
+        (vec![BEFORE; w1.len()], vec![BEFORE; w2.len()], vec![BEFORE; b1.len()]);
+    let mut dout = g.clone();
+    CPU.linear_bwd(LinearBwd {
+        inputs: middle,
+        outputs,
+        inp: &act,
+        weight: &w2,
+        activation: None,
+        dout: &mut dout,
+        pitch: outputs,
+        before: Some(Before { activation, pre: &pre, dbias: &mut db1 }),
+        dinp: (Write::Set, &mut dpre),
+        dweight: None,
+        dbias: None,
+    })
+    .unwrap();
+    CPU.linear_bwd(LinearBwd {
+        inputs,
+        outputs: middle,
+        inp: &x,
+        weight: &w1,
+        activation: None,
+        dout: &mut dpre,
+        pitch: middle,
+        before: None,
+        dinp: (Write::Set, &mut dx),
+        dweight: None,
+        dbias: None,
+    })
+    .unwrap();
+    CPU.weight_grads(vec![
+        WeightGrad { inputs: middle, outputs, inp: &act, dout: &dout, dweight: &mut dw2 },
+        WeightGrad { inputs, outputs: middle, inp: &x, dout: &dpre, dweight: &mut dw1 },
+    ])
+    .unwrap();
+    let name = format!("two layers {rows}x{inputs}x{middle}x{outputs} {activation:?}");
+    check(&format!("{name} dx"), &x, &dx, |x| dot(&run(x, &w1, &b1, &w2).2, &g));
+    check(&format!("{name} dw1"), &w1, &added(&dw1), |w1| dot(&run(&x, w1, &b1, &w2).2, &g));
+    check(&format!("{name} db1"), &b1, &added(&db1), |b1| dot(&run(&x, &w1, b1, &w2).2, &g));
+    check(&format!("{name} dw2"), &w2, &added(&dw2), |w2| dot(&run(&x, &w1, &b1, w2).2, &g));
+}
+
+#[test]
+fn two_linear_layers() {
+    for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        two_layers_case((1, 1, 1, 1), activation);
+        two_layers_case((7, 5, 9, 3), activation);
+        two_layers_case((131, 8, 33, 5), activation);
+    }
 }
 
 #[test]
@@ -192,7 +288,7 @@ fn attention_case(lengths: &[(usize, usize)], heads: usize, head_size: usize, p:
         (out, lse)
     };
     let (out, lse) = run(&qkv);
-    let mut dqkv = vec![f64::NAN; qkv.len()];
+    let (mut dqkv, mut dbias) = (vec![f64::NAN; qkv.len()], vec![BEFORE; 3 * width]);
     CPU.attention_bwd(AttentionBwd {
         sequences: sequences(&cu, &key_len, (heads, head_size)),
         dropout: dropout(p),
@@ -201,9 +297,16 @@ fn attention_case(lengths: &[(usize, usize)], heads: usize, head_size: usize, p:
         lse: &lse,
         dout: &g,
         dqkv: &mut dqkv,
+        dbias: &mut dbias,
     })
     .unwrap();
     check(&format!("attention {lengths:?} p {p}"), &qkv, &dqkv, |qkv| dot(&run(qkv).0, &g));
+    let shifted = |bias: &[f64]| -> Vec<f64> {
+        qkv.chunks(3 * width).flat_map(|row| row.iter().zip(bias).map(|(x, b)| x + b)).collect()
+    };
+    check(&format!("attention {lengths:?} p {p} bias"), &vec![0.0; 3 * width], &added(&dbias), |bias| {
+        dot(&run(&shifted(bias)).0, &g)
+    });
     if p == 0.0 {
         check_against_definition(lengths, heads, head_size, &qkv, &out);
     }
@@ -345,6 +448,7 @@ fn mlm_loss() {
             noise: Dropout { site: Site::GUMBEL, ..dropout(0.1) },
             gradient,
             logits: &mut x,
+            pitch: v,
             nll: &mut nll,
             best: &mut best,
             sampled: Some(&mut sampled),
@@ -397,6 +501,7 @@ fn the_sampler_follows_the_softmax() {
             noise: Dropout { site: Site::GUMBEL, ..dropout(0.1) },
             gradient: false,
             logits: &mut logits,
+            pitch: v,
             nll: &mut nll,
             best: &mut best,
             sampled: Some(&mut sampled),

@@ -273,6 +273,7 @@ fn spoiled_gradient<B: Backend>(b: &B) {
         noise: Dropout::OFF,
         gradient: true,
         logits: B::slice_mut(&mut logits, 0..4),
+        pitch: 2,
         nll: B::slice_mut(&mut nll, 0..2),
         best: B::slice_mut(&mut best, 0..2),
         sampled: None,

@@ -66,6 +66,7 @@ impl Bounds {
                 bias: &b,
                 activation: None,
                 out: &mut out,
+                pitch: 1024,
             })
             .expect("an op");
         });
@@ -103,6 +104,7 @@ fn linear(inputs: usize, outputs: usize, activation: Option<Activation>) {
             bias: &b,
             activation,
             out: &mut out,
+            pitch: outputs,
         })
         .expect("an op");
     });
@@ -115,8 +117,10 @@ fn linear(inputs: usize, outputs: usize, activation: Option<Activation>) {
             weight: &w,
             activation: activation.map(|a| (a, &pre[..])),
             dout: &mut out,
+            pitch: outputs,
+            before: None,
             dinp: (Write::Set, &mut dx),
-            dweight: &mut dw,
+            dweight: Some(&mut dw),
             dbias: Some(&mut db),
         })
         .expect("an op");
@@ -133,6 +137,7 @@ fn attention(seq_len: usize) {
     let keys = vec![seq_len as u32; N / seq_len];
     let qkv = noise(3 * N * C);
     let (mut out, mut lse, mut dqkv) = (vec![0.0; N * C], vec![0.0; N * heads], vec![0.0; 3 * N * C]);
+    let mut dbias = vec![0.0; 3 * C];
     let flops = (4 * N * seq_len * C) as f64;
     report(&format!("attention T {seq_len} forward"), flops, "GFLOP/s", || {
         CPU.attention_fwd(AttentionFwd {
@@ -153,6 +158,7 @@ fn attention(seq_len: usize) {
             lse: &lse[..],
             dout: &out[..],
             dqkv: &mut dqkv[..],
+            dbias: &mut dbias[..],
         })
         .expect("an op");
     });
@@ -344,6 +350,7 @@ fn mlm_loss() {
             noise: dropout(),
             gradient: true,
             logits: &mut x,
+            pitch: v,
             nll: &mut nll,
             best: &mut best,
             sampled: Some(&mut sampled),

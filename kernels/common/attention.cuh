@@ -137,15 +137,25 @@ DEVICE void multiply_registers(float (&acc)[HSP / 8][4], const float (&p)[DEPTH 
     }
 }
 
-/// Writes factor · acc (16 × HSP) to rows of global memory, those below `rows` and columns within the head.
+/// Writes factor · acc (16 × HSP) to rows of global memory, those below `rows` and columns within the head: two elements at a time where
+/// heads are even.
 template <u32 HSP>
 DEVICE void store_rows(const float (&acc)[HSP / 8][4], float low_factor, float high_factor, X* to, u64 stride, u32 row, u32 rows, u32 head_size) {
     const u32 g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (u32 n = 0; n < HSP / 8; n++)
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 r = row + g + i / 2 * 8, col = n * 8 + 2 * t + i % 2;
-            if (r < rows && col < head_size) to[r * stride + col] = from_float<X>(acc[n][i] * (i / 2 ? high_factor : low_factor));
+        for (u32 half = 0; half < 2; half++) {
+            const u32 r = row + g + half * 8, col = n * 8 + 2 * t;
+            if (r >= rows || col >= head_size) continue;
+            const float factor = half ? high_factor : low_factor;
+            const float x[2] = {acc[n][2 * half] * factor, acc[n][2 * half + 1] * factor};
+            X* at = to + r * stride + col;
+            if (head_size % 2 == 0) {
+                store2(at, x[0], x[1]);
+            } else {
+                at[0] = from_float<X>(x[0]);
+                if (col + 1 < head_size) at[1] = from_float<X>(x[1]);
+            }
         }
 }

@@ -31,3 +31,7 @@ template <typename T>
 DEVICE float rounded(float x) {
     return to_float(from_float<T>(x));
 }
+
+/// p[0] = a, p[1] = b in one access; `p` is a multiple of two elements.
+DEVICE void store2(bf16* p, float a, float b) { *reinterpret_cast<u32*>(p) = float2_to_bf16x2(a, b); }
+DEVICE void store2(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = float2{a, b}; }

@@ -64,11 +64,11 @@ DEVICE void normalize_bwd(float (&dy)[CHUNKS][EIGHT], const float (&h)[CHUNKS][E
         }
 }
 
-/// Adds up COUNT sums a column (dγ, dβ, …) over the warps in order, writes them as this block's partial sums (COUNT, width), and, in the
-/// last block, adds all blocks' partial sums in order to `totals`. `scratch` holds COUNT · width floats.
+/// Adds up COUNT sums a column (dγ, dβ, …) over the warps in order, writes them as this block's partial sums (COUNT, width), and adds
+/// all blocks' partial sums to `totals`. `scratch` holds COUNT · width floats.
 template <u32 CHUNKS, u32 COUNT>
 DEVICE void finish_column_sums(const float (&sums)[COUNT][CHUNKS][EIGHT], u32 width, float* scratch, float* partials,
-                               float* const (&totals)[COUNT], u32* counter) {
+                               float* const (&totals)[COUNT], u32* counters) {
     for (u32 w = 0; w < blockDim.x / WARP; w++) {
         if (warp_id() == w) {
 #pragma unroll
@@ -86,9 +86,10 @@ DEVICE void finish_column_sums(const float (&sums)[COUNT][CHUNKS][EIGHT], u32 wi
     const u32 stride = COUNT * width;
     for (u32 c = threadIdx.x; c < stride; c += blockDim.x) partials[static_cast<u64>(blockIdx.x) * stride + c] = scratch[c];
     __syncthreads();  // scratch is read: its first word may be used again
-    if (!last_block(counter, gridDim.x, reinterpret_cast<u32*>(scratch))) return;
+    add_over_blocks(partials, stride, stride, blockIdx.x, gridDim.x, counters, reinterpret_cast<u32*>(scratch), [&](u32 c, float total) {
 #pragma unroll
-    for (u32 s = 0; s < COUNT; s++) {
-        if (totals[s]) add_column_sums(totals[s], partials + s * width, gridDim.x, width, stride);
-    }
+        for (u32 s = 0; s < COUNT; s++) {
+            if (totals[s] && c >= s * width && c < (s + 1) * width) totals[s][c - s * width] += total;
+        }
+    });
 }

@@ -42,6 +42,17 @@ DEVICE void load_a(FragmentA<float>& a, const float* tile, u32 ld) {
     for (u32 i = 0; i < 8; i++) a.v[i] = tile[(g + i / 2 % 2 * 8) * ld + 2 * t + i % 2 + i / 4 * 8];
 }
 
+/// The same with (row, k) at tile[k · ld + row].
+DEVICE void load_a_columns(FragmentA<bf16>& a, const bf16* tile, u32 ld) {
+    const u32 matrix = lane_id() / 8, r = lane_id() % 8;
+    ldmatrix_x4<true>(a.r, tile + (r + matrix / 2 * 8) * ld + matrix % 2 * 8);
+}
+DEVICE void load_a_columns(FragmentA<float>& a, const float* tile, u32 ld) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) a.v[i] = tile[(2 * t + i % 2 + i / 4 * 8) * ld + g + i / 2 % 2 * 8];
+}
+
 /// Two B side by side, 16 × 16, (k, n) at tile[n · ld + k].
 DEVICE void load_b(FragmentB<bf16> (&b)[2], const bf16* tile, u32 ld) {
     const u32 matrix = lane_id() / 8, r = lane_id() % 8;

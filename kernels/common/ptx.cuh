@@ -4,6 +4,10 @@
 
 #ifdef ELEKTRON_HOST
 
+/// The first statement of every kernel. Waits until what was launched before has ended and its writes are visible, then lets the blocks of
+/// the next launch come as soon as there is room: from Hopper on a launch may overlap the end of the one before (programmatic dependent launch).
+DEVICE void take_turn() { simt::take_turn(); }
+
 DEVICE float bits_to_float(u32 bits) { return simt::bit_cast<float>(bits); }
 DEVICE u32 float_to_bits(float x) { return simt::bit_cast<u32>(x); }
 
@@ -31,6 +35,7 @@ DEVICE u32 load_again(const u32* at) { return *at; }
 
 /// What another block wrote to global memory: not from this multiprocessor's own cache.
 DEVICE float load_fresh(const float* at) { return *at; }
+DEVICE float4 load4_fresh(const float* at) { return *reinterpret_cast<const float4*>(at); }
 
 template <typename T>
 DEVICE T shuffle_xor(T value, u32 lane_mask) {
@@ -57,6 +62,12 @@ DEVICE void ldmatrix_x4(u32 (&out)[4], const void* row) {
 }
 
 #else
+
+DEVICE void take_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 float_to_bits(float x) { return __float_as_uint(x); }
@@ -86,6 +97,14 @@ DEVICE u32 load_again(const u32* at) {
 DEVICE float load_fresh(const float* at) {
     float out;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(at) : "memory");
+    return out;
+}
+DEVICE float4 load4_fresh(const float* at) {
+    float4 out;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+                 : "l"(at)
+                 : "memory");
     return out;
 }
 

@@ -67,11 +67,35 @@ DEVICE bool last_block(u32* counter, u32 count, u32* word) {
     return last;
 }
 
-/// total[c] += sums[c] + sums[stride + c] + … over `count` rows, for the block's columns c < width, in order.
-DEVICE void add_column_sums(float* total, const float* sums, u32 count, u32 width, u32 stride) {
-    for (u32 c = threadIdx.x; c < width; c += blockDim.x) {
-        float sum = 0.0f;
-        for (u32 p = 0; p < count; p++) sum += load_fresh(sums + static_cast<u64>(p) * stride + c);
-        total[c] += sum;
+/// first[0] + first[stride] + … of `count` numbers that other blocks wrote, in order; eight loads are under way at a time.
+DEVICE float column_sum(const float* first, u32 count, u64 stride) {
+    float sum = 0.0f;
+    for (u32 p = 0; p < count; p += 8) {
+        float x[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) x[i] = load_fresh(first + (p + i < count ? p + i : 0) * stride);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) sum += p + i < count ? x[i] : 0.0f;
     }
+    return sum;
+}
+
+/// Blocks whose sums are added up before others'; mirrored by the launchers.
+constexpr u32 GROUP = 16;
+
+/// Counters of `add_over_blocks`.
+DEVICE u32 tree_counters(u32 count) { return 1 + ceil_div(count, GROUP); }
+
+/// Adds up the column sums of `count` blocks, in the same order every time: of every GROUP blocks the last to get here adds their
+/// rows, of the groups the last adds the groups' (one block alone would wait for memory as often as there are rows). Each
+/// block calls it once its own row sums[index · stride + c], c < width, is written; one block's threads call add(c, total). `counters`
+/// are zeros, and are zeros again at the end; `word` is a free word of shared memory.
+template <typename Add>
+DEVICE void add_over_blocks(float* sums, u32 width, u64 stride, u32 index, u32 count, u32* counters, u32* word, Add add) {
+    const u32 group = index / GROUP, groups = ceil_div(count, GROUP), members = min_u32(GROUP, count - group * GROUP);
+    if (!last_block(counters + 1 + group, members, word)) return;
+    float* first = sums + group * GROUP * stride;
+    for (u32 c = threadIdx.x; c < width; c += blockDim.x) first[c] = column_sum(first + c, members, stride);
+    if (!last_block(counters, groups, word)) return;
+    for (u32 c = threadIdx.x; c < width; c += blockDim.x) add(c, column_sum(sums + c, groups, GROUP * stride));
 }

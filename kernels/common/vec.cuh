@@ -35,6 +35,13 @@ DEVICE void load8(float (&x)[EIGHT], const float* p, u32 count, bool aligned) {
     }
 }
 
+/// The same, of aligned floats that another block wrote: not from this multiprocessor's own cache.
+DEVICE void load8_fresh(float (&x)[EIGHT], const float* p) {
+    const float4 low = load4_fresh(p), high = load4_fresh(p + 4);
+    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+
 /// p[0 .. 8] = x, or the first `count` of them.
 DEVICE void store8(bf16* p, const float (&x)[EIGHT], u32 count, bool aligned) {
     if (aligned) {

@@ -3,6 +3,7 @@
 
 /// Reverses a block through shared memory without the barrier between writing and reading.
 KERNEL(64) missing_barrier(float* out) {
+    take_turn();
     float* shared = reinterpret_cast<float*>(shared_memory());
     shared[threadIdx.x] = static_cast<float>(threadIdx.x);
     out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
@@ -10,19 +11,25 @@ KERNEL(64) missing_barrier(float* out) {
 
 /// The same with it.
 KERNEL(64) with_barrier(float* out) {
+    take_turn();
     float* shared = reinterpret_cast<float*>(shared_memory());
     shared[threadIdx.x] = static_cast<float>(threadIdx.x);
     __syncthreads();  // every value is written
     out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
+/// Writes before its turn has come.
+KERNEL(64) out_of_turn(float* out) { out[threadIdx.x] = 1.0f; }
+
 /// Writes one element too many.
 KERNEL(64) one_past_the_end(float* out, u32 n) {
+    take_turn();
     if (threadIdx.x <= n) out[threadIdx.x] = 1.0f;
 }
 
 /// Writes beyond the shared memory of the launch.
 KERNEL(64) beyond_shared_memory(float* out, u32 n) {
+    take_turn();
     float* shared = reinterpret_cast<float*>(shared_memory());
     shared[n + threadIdx.x] = 1.0f;
     out[threadIdx.x] = 1.0f;
@@ -30,24 +37,28 @@ KERNEL(64) beyond_shared_memory(float* out, u32 n) {
 
 /// Adds shared memory that nobody wrote.
 KERNEL(64) uninitialised_read(float* out) {
+    take_turn();
     const float* shared = reinterpret_cast<const float*>(shared_memory());
     out[threadIdx.x] = 1.0f + shared[threadIdx.x];
 }
 
 /// Half the lanes shuffle among all, the other half among themselves.
 KERNEL(64) mismatched_mask(float* out) {
+    take_turn();
     const u32 mask = threadIdx.x % 2 ? 0xffffffffu : 0x55555555u;
     out[threadIdx.x] = simt::shuffle(mask, 1.0f, 0);
 }
 
 /// Half the lanes never come.
 KERNEL(64) missing_lanes(float* out) {
+    take_turn();
     if (threadIdx.x % 2) return;
     out[threadIdx.x] = shuffle_xor(1.0f, 1);
 }
 
 /// Reads what an asynchronous copy brings without waiting for it.
 KERNEL(64) unwaited_copy(const float* from, float* out) {
+    take_turn();
     float* shared = reinterpret_cast<float*>(shared_memory());
     cp_async16(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, 16);
     cp_async_commit();
@@ -57,6 +68,7 @@ KERNEL(64) unwaited_copy(const float* from, float* out) {
 
 /// The same with the wait.
 KERNEL(64) waited_copy(const float* from, float* out) {
+    take_turn();
     float* shared = reinterpret_cast<float*>(shared_memory());
     cp_async16(shared + 4 * threadIdx.x, from + 4 * threadIdx.x, 16);
     cp_async_commit();
@@ -65,5 +77,5 @@ KERNEL(64) waited_copy(const float* from, float* out) {
     out[threadIdx.x] = shared[threadIdx.x];
 }
 
-ENTRIES(planted, ENTRY(missing_barrier), ENTRY(with_barrier), ENTRY(one_past_the_end), ENTRY(beyond_shared_memory), ENTRY(uninitialised_read),
-        ENTRY(mismatched_mask), ENTRY(missing_lanes), ENTRY(unwaited_copy), ENTRY(waited_copy))
+ENTRIES(planted, ENTRY(missing_barrier), ENTRY(with_barrier), ENTRY(out_of_turn), ENTRY(one_past_the_end), ENTRY(beyond_shared_memory),
+        ENTRY(uninitialised_read), ENTRY(mismatched_mask), ENTRY(missing_lanes), ENTRY(unwaited_copy), ENTRY(waited_copy))

@@ -51,6 +51,8 @@ struct Scheduler {
     void (*kernel)(void* const*) = nullptr;
     void* const* arguments = nullptr;
     std::string error;
+    /// Calls of take_turn.
+    u64 turns = 0;
 
     u8* shared_start() {
         u8* raw = shared.data() + GUARD_BYTES;
@@ -287,6 +289,8 @@ void async_wait(u32 pending) {
     fiber.copies.swap(later);
 }
 
+void take_turn() { scheduler().turns++; }
+
 }  // namespace simt
 
 /// Runs a kernel. Returns null, or what went wrong (valid until this thread's next launch).
@@ -294,6 +298,7 @@ extern "C" const char* simt_launch(const simt::Entry* entry, const u32* grid, u3
                                    u32 order) {
     Scheduler& s = scheduler();
     s.error.clear();
+    s.turns = 0;
     s.kernel = entry->run;
     s.arguments = arguments;
     s.grid = {grid[0], grid[1], grid[2]};
@@ -317,5 +322,9 @@ extern "C" const char* simt_launch(const simt::Entry* entry, const u32* grid, u3
                 }
                 if (!s.error.empty()) return s.error.c_str();
             }
+    if (s.turns != static_cast<u64>(grid[0]) * grid[1] * grid[2] * threads) {
+        s.error = "a thread does not wait for what was launched before";
+        return s.error.c_str();
+    }
     return nullptr;
 }

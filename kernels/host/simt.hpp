@@ -3,7 +3,8 @@
 // A block's threads run one after the other until each waits: at `__syncthreads` for the block, at a shuffle, ballot or matrix
 // product for its warp. So whatever order the fibers take, a correct kernel gives the same bits; a kernel with a missing barrier does
 // not. Blocks run one after the other. Shared memory is filled with NaN before every block and has guard bands; asynchronous copies
-// arrive at the wait and not before; a warp operation whose lanes disagree, and a wait that cannot end, are errors.
+// arrive at the wait and not before; a warp operation whose lanes disagree, a wait that cannot end, and a kernel that does not wait for its turn
+// are errors.
 // What this cannot show: bank conflicts, memory ordering between blocks, occupancy, speed.
 #pragma once
 #include <cmath>
@@ -30,6 +31,7 @@ struct alignas(8) float2 {
 
 #define DEVICE [[maybe_unused]] static inline
 #define KERNEL(threads) static void
+#define KERNEL_PAIRED(threads) static void
 #define INFINITE (__builtin_inff())
 #define threadIdx (simt::thread_index())
 #define blockIdx (simt::block_index())
@@ -54,6 +56,7 @@ const u8* meet(u32 mask, u32 kind, const void* mine, size_t size, size_t stride)
 void async_copy(void* shared, const void* global, u32 bytes);
 void async_commit();
 void async_wait(u32 pending);
+void take_turn();
 
 template <typename To, typename From>
 To bit_cast(From from) {

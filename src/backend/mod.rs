@@ -121,6 +121,10 @@ pub trait Backend: Sized {
     /// Whether it records steps: then batches shall be of one size, and be masked where they are computed.
     const RECORDS: bool = false;
 
+    /// Elements between rows of logits, of which a row has `len`: more where rows shall start at multiples of some size.
+    fn pitch(len: usize) -> usize {
+        len
+    }
     /// `len` zeros.
     fn alloc<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// A part of a buffer.
@@ -199,6 +203,8 @@ pub trait Backend: Sized {
     fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()>;
     /// See [`LinearBwd`].
     fn linear_bwd(&self, op: LinearBwd<'_, Self>) -> Result<()>;
+    /// See [`WeightGrad`]; all of the same rows.
+    fn weight_grads(&self, ops: Vec<WeightGrad<'_, Self>>) -> Result<()>;
     /// See [`AttentionFwd`].
     fn attention_fwd(&self, op: AttentionFwd<'_, Self>) -> Result<()>;
     /// See [`AttentionBwd`].

@@ -95,11 +95,14 @@ pub struct LinearFwd<'a, B: Backend> {
     pub bias: B::Slice<'a, B::X>,
     /// The activation function and where its argument (N, O) is saved.
     pub activation: Option<(Activation, B::SliceMut<'a, B::X>)>,
-    /// (N, O).
+    /// (N, O), rows `pitch` apart.
     pub out: B::SliceMut<'a, B::X>,
+    /// O, or more: [`Backend::pitch`].
+    pub pitch: usize,
 }
 
-/// dinp = dout · W, dW += doutᵀ · inp, db += Σₙ dout, where dout first goes through the activation's derivative.
+/// dinp = dout · W, dW += doutᵀ · inp, db += Σₙ dout, where dout first goes through the activation's derivative, and dinp through that
+/// of the layer before.
 pub struct LinearBwd<'a, B: Backend> {
     /// I.
     pub inputs: usize,
@@ -111,14 +114,42 @@ pub struct LinearBwd<'a, B: Backend> {
     pub weight: B::Slice<'a, B::X>,
     /// The activation function and its saved argument (N, O).
     pub activation: Option<(Activation, B::Slice<'a, B::X>)>,
-    /// (N, O); with an activation, overwritten with the gradient of its argument.
+    /// (N, O), rows `pitch` apart; with an activation, overwritten with the gradient of its argument.
     pub dout: B::SliceMut<'a, B::X>,
+    /// O, or more: [`Backend::pitch`].
+    pub pitch: usize,
+    /// The activation that made `inp`: dinp becomes the gradient of its argument, and is set.
+    pub before: Option<Before<'a, B>>,
     /// (N, I).
     pub dinp: (Write, B::SliceMut<'a, B::X>),
+    /// (O, I) `+=`; `None` where [`WeightGrad`] adds it later.
+    pub dweight: Option<B::SliceMut<'a, B::F>>,
+    /// (O) `+=`; `None` where the op behind has already added it ([`AddNormBwd::dbias`], [`AttentionBwd::dbias`], [`Before::dbias`]).
+    pub dbias: Option<B::SliceMut<'a, B::F>>,
+}
+
+/// The activation between two linear layers, as the second one's backward pass meets it.
+pub struct Before<'a, B: Backend> {
+    /// The function.
+    pub activation: Activation,
+    /// (N, I) its saved argument.
+    pub pre: B::Slice<'a, B::X>,
+    /// (I) `+=` Σₙ dinp: the bias gradient of the first layer, while dinp is at hand.
+    pub dbias: B::SliceMut<'a, B::F>,
+}
+
+/// dW += doutᵀ · inp of one linear layer. Several at once fill a device that each alone would not.
+pub struct WeightGrad<'a, B: Backend> {
+    /// I.
+    pub inputs: usize,
+    /// O.
+    pub outputs: usize,
+    /// (N, I).
+    pub inp: B::Slice<'a, B::X>,
+    /// (N, O).
+    pub dout: B::Slice<'a, B::X>,
     /// (O, I) `+=`.
     pub dweight: B::SliceMut<'a, B::F>,
-    /// (O) `+=`; `None` where the LayerNorm behind has already added it ([`AddNormBwd::dbias`]).
-    pub dbias: Option<B::SliceMut<'a, B::F>>,
 }
 
 /// How a result meets what its destination holds.
@@ -174,6 +205,8 @@ pub struct AttentionBwd<'a, B: Backend> {
     pub dout: B::Slice<'a, B::X>,
     /// (N, 3C).
     pub dqkv: B::SliceMut<'a, B::X>,
+    /// (3C) `+=` Σₙ dqkv: the bias gradient of the linear layer that made `qkv`, while dqkv is at hand.
+    pub dbias: B::SliceMut<'a, B::F>,
 }
 
 /// y = LN(h), h = residual + dropout(x), row by row (Ba et al. 2016).
@@ -281,8 +314,10 @@ pub struct MlmLoss<'a, B: Backend> {
     pub noise: Dropout,
     /// Whether `logits` are overwritten with their gradient.
     pub gradient: bool,
-    /// (M, V).
+    /// (M, V), rows `pitch` apart.
     pub logits: B::SliceMut<'a, B::X>,
+    /// [`Backend::pitch`] of V.
+    pub pitch: usize,
     /// (M) negative log-likelihood of each target.
     pub nll: B::SliceMut<'a, B::F>,
     /// (M) most probable token.

@@ -139,7 +139,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     };
     let spec =
         LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask, on_device: false };
-    let choice = Choice { device: a.device, precision: a.precision, kernel_cache: true, graphs: true };
+    let choice = Choice::new(a.device, a.precision);
     let pair = (generator, discriminator);
     let m = with_backend(choice, Evaluation { pair, options, rows: &rows, spec: &spec, limit: a.rows })?;
     let used = rows.len().min(a.rows);

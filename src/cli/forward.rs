@@ -75,12 +75,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
     let input = read_batch(&arguments.batch)?;
-    let choice = Choice {
-        device: arguments.device,
-        precision: Some(arguments.precision),
-        kernel_cache: true,
-        graphs: true,
-    };
+    let choice = Choice::new(arguments.device, Some(arguments.precision));
     with_backend(choice, Forward { arguments, input: &input })
 }
 

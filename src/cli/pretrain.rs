@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::device::{Choice, OnBackend, Place, with_backend};
+use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
 use super::{Outcome, check_positions, check_vocabulary, corpus, print, set_threads};
 use crate::backend::Backend;
@@ -68,6 +68,12 @@ pub(super) struct Arguments {
     /// Launch the kernels of every step one by one, instead of one recorded graph
     #[arg(long, help_heading = "Run")]
     no_cuda_graph: bool,
+    /// Begin a kernel only when the one before has ended; from Hopper on their ends and beginnings overlap
+    #[arg(long, help_heading = "Run")]
+    no_overlap: bool,
+    /// Who multiplies matrices on a GPU
+    #[arg(long, value_enum, default_value_t = Multiply::Auto, help_heading = "Run")]
+    products: Multiply,
     #[command(flatten)]
     settings: Settings,
 }
@@ -83,10 +89,11 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let config = RunConfig::resolve(settings.clone())?;
     set_threads(config.threads)?;
     let choice = Choice {
-        device: config.device,
-        precision: config.precision,
         kernel_cache: !arguments.no_kernel_cache,
         graphs: !arguments.no_cuda_graph,
+        overlap: !arguments.no_overlap,
+        products: arguments.products.into(),
+        ..Choice::new(config.device, config.precision)
     };
     if arguments.dry_run {
         with_backend(choice, DryRun { config: &config, machine: arguments.json })?;
@@ -395,8 +402,9 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
     let table = ParamTable::new(ours, theirs, head, config.share)?;
     let plan = plan(backend, config, (&generator, &discriminator))?;
     let limits = plan.limits;
-    let gpu = step_tally(generator.clone(), discriminator.clone(), options(config), limits)?;
-    let kb_per_token = gpu.bytes as f64 / 1e3 / limits.tokens as f64;
+    let tally = step_tally(generator.clone(), discriminator.clone(), options(config), limits)?;
+    let gpu = tally.total();
+    let kb_per_token = |bytes: u64| bytes as f64 / 1e3 / limits.tokens as f64;
     let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
     if machine {
         let families: serde_json::Map<_, _> =
@@ -413,7 +421,10 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
                 "memory_families": families,
                 "bytes_per_token": plan.bytes_per_token(),
                 "kernels_per_step": gpu.kernels,
-                "kb_per_token": kb_per_token,
+                "kb_per_token": kb_per_token(gpu.bytes),
+                "kernels": tally.0.iter().map(|(name, one)| json!({
+                    "name": name, "launches": one.kernels, "kb_per_token": kb_per_token(one.bytes),
+                })).collect::<Vec<_>>(),
             })
         ));
     }
@@ -424,9 +435,15 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
     text += &format!("on {}\n", place.name);
     text += &format!("parameters             {:>9.2} M, each once\n", table.parameter_count() as f64 / 1e6);
     text += &format!(
-        "a step on a GPU        {} kernels, {kb_per_token:.0} kB of device memory traffic a token\n",
-        gpu.kernels
+        "a step on a GPU        {} kernels, {:.0} kB of device memory traffic a token\n",
+        gpu.kernels,
+        kb_per_token(gpu.bytes)
     );
+    let mut kernels: Vec<_> = tally.0.iter().collect();
+    kernels.sort_by_key(|(_, one)| std::cmp::Reverse(one.bytes));
+    for (name, one) in kernels {
+        text += &format!("  {name:<28} {:>4} {:>9.1} kB a token\n", one.kernels, kb_per_token(one.bytes));
+    }
     print(&(text + &describe(&plan)))
 }
 

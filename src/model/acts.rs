@@ -211,7 +211,7 @@ impl<B: Backend> MlmActs<B> {
             h: a.working("head", m * e)?,
             stats: Stats::new(a, m)?,
             y: a.working("head", m * e)?,
-            logits: a.working("logits", m * config.vocab_size)?,
+            logits: a.working("logits", m * B::pitch(config.vocab_size))?,
             nll: a.exact("head", m)?,
             best: a.index("head", m)?,
             sampled: a.index("head", m)?,
@@ -267,8 +267,10 @@ pub(super) struct Scratch<B: Backend> {
     pub(super) dy: B::Buf<B::X>,
     /// (N, C) gradient of the first LayerNorm's result.
     pub(super) dy1: B::Buf<B::X>,
-    /// (N, C) gradient of a linear layer's result.
+    /// (N, C) gradient of the result of the linear layer after attention.
     pub(super) dx: B::Buf<B::X>,
+    /// (N, C) gradient of the second feed-forward layer's result: kept until the layer's weight gradients are computed together.
+    pub(super) dff: B::Buf<B::X>,
     /// (N, C) gradient of attention's result.
     pub(super) dattention: B::Buf<B::X>,
     /// (N, 3C)
@@ -287,6 +289,7 @@ impl<B: Backend> Scratch<B> {
             dy: a.working("gradients", c)?,
             dy1: a.working("gradients", c)?,
             dx: a.working("gradients", c)?,
+            dff: a.working("gradients", c)?,
             dattention: a.working("gradients", c)?,
             dqkv: a.working("gradients", 3 * c)?,
             dact: a.working("gradients", f)?,

@@ -8,8 +8,8 @@ use super::config::ElectraConfig;
 use super::params::{DELTA, ParamTable, Params};
 use crate::Result;
 use crate::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables,
-    LinearBwd, LinearFwd, Sequences, Write,
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Before, Dropout, EmbedBwd, EmbedFwd,
+    EmbedTables, LinearBwd, LinearFwd, Sequences, WeightGrad, Write,
 };
 use crate::model::config::Activation;
 use crate::rng::{Site, threshold};
@@ -21,13 +21,16 @@ pub(super) struct Linear {
     pub(super) bias: Range<usize>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
+    /// Elements between rows of its result.
+    pub(super) pitch: usize,
 }
 
 impl Linear {
     pub(super) fn new(table: &ParamTable, name: &str) -> Result<Self> {
         let weight = table.get(&format!("{name}.weight"))?;
         let (outputs, inputs) = (weight.shape[0], weight.shape[1]);
-        Ok(Self { weight: weight.range(), bias: table.range(&format!("{name}.bias"))?, inputs, outputs })
+        let bias = table.range(&format!("{name}.bias"))?;
+        Ok(Self { weight: weight.range(), bias, inputs, outputs, pitch: outputs })
     }
 
     /// Queries, keys and values as one layer with 3C outputs.
@@ -39,6 +42,7 @@ impl Linear {
             bias: query.bias.start..value.bias.end,
             inputs: query.inputs,
             outputs: 3 * query.outputs,
+            pitch: 3 * query.outputs,
         })
     }
 
@@ -60,10 +64,12 @@ impl Linear {
             weight: B::slice(&params.working, self.weight.clone()),
             bias: B::slice(&params.working, self.bias.clone()),
             activation: activation.map(|(kind, pre)| (kind, B::slice_mut(pre, 0..rows * outputs))),
-            out: B::slice_mut(out, 0..rows * outputs),
+            out: B::slice_mut(out, 0..rows * self.pitch),
+            pitch: self.pitch,
         })
     }
 
+    /// `dinp` of `dout`, and what `also` asks for.
     #[allow(clippy::too_many_arguments)] // the operands of one op
     pub(super) fn backward<B: Backend>(
         &self,
@@ -71,53 +77,53 @@ impl Linear {
         params: &mut Params<B>,
         rows: usize,
         inp: &B::Buf<B::X>,
-        activation: Option<(Activation, &B::Buf<B::X>)>,
+        also: Also<'_, B>,
         dout: &mut B::Buf<B::X>,
         dinp: (Write, &mut B::Buf<B::X>),
-    ) -> Result<()> {
-        self.backward_parts(backend, params, rows, inp, activation, dout, dinp, true)
-    }
-
-    /// Without the bias, whose gradient the LayerNorm behind has added.
-    pub(super) fn backward_but_bias<B: Backend>(
-        &self,
-        backend: &B,
-        params: &mut Params<B>,
-        rows: usize,
-        inp: &B::Buf<B::X>,
-        dout: &mut B::Buf<B::X>,
-        dinp: (Write, &mut B::Buf<B::X>),
-    ) -> Result<()> {
-        self.backward_parts(backend, params, rows, inp, None, dout, dinp, false)
-    }
-
-    #[allow(clippy::too_many_arguments)] // the operands of one op
-    fn backward_parts<B: Backend>(
-        &self,
-        backend: &B,
-        params: &mut Params<B>,
-        rows: usize,
-        inp: &B::Buf<B::X>,
-        activation: Option<(Activation, &B::Buf<B::X>)>,
-        dout: &mut B::Buf<B::X>,
-        dinp: (Write, &mut B::Buf<B::X>),
-        with_bias: bool,
     ) -> Result<()> {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        let [dweight, dbias] = B::disjoint_mut(&mut params.grads, [self.weight.clone(), self.bias.clone()])?;
-        let dbias = with_bias.then_some(dbias);
+        // Nothing is an empty stretch at the end.
+        let end = self.bias.end;
+        let before = also.before.map_or(end..end, |(linear, ..)| linear.bias.clone());
+        let ranges = [self.weight.clone(), self.bias.clone(), before];
+        let [dweight, dbias, dbefore] = B::disjoint_mut(&mut params.grads, ranges)?;
+        let before = also.before.map(|(_, activation, pre)| Before {
+            activation,
+            pre: B::slice(pre, 0..rows * inputs),
+            dbias: dbefore,
+        });
         backend.linear_bwd(LinearBwd {
             inputs,
             outputs,
             inp: B::slice(inp, 0..rows * inputs),
             weight: B::slice(&params.working, self.weight.clone()),
-            activation: activation.map(|(kind, pre)| (kind, B::slice(pre, 0..rows * outputs))),
-            dout: B::slice_mut(dout, 0..rows * outputs),
+            activation: also.activation.map(|(kind, pre)| (kind, B::slice(pre, 0..rows * outputs))),
+            dout: B::slice_mut(dout, 0..rows * self.pitch),
+            pitch: self.pitch,
+            before,
             dinp: (dinp.0, B::slice_mut(dinp.1, 0..rows * inputs)),
-            dweight,
-            dbias,
+            dweight: also.weight.then_some(dweight),
+            dbias: also.bias.then_some(dbias),
         })
     }
+}
+
+/// What a linear layer's backward pass does besides the gradient of its input.
+pub(super) struct Also<'a, B: Backend> {
+    /// First the derivative of its activation, with the saved argument.
+    pub(super) activation: Option<(Activation, &'a B::Buf<B::X>)>,
+    /// Its weight's gradient, unless that comes later.
+    pub(super) weight: bool,
+    /// Its bias's gradient, unless the op behind has added it.
+    pub(super) bias: bool,
+    /// Last the derivative of the activation that made its input, with the saved argument, and the bias gradient of the layer before.
+    pub(super) before: Option<(&'a Linear, Activation, &'a B::Buf<B::X>)>,
+}
+
+impl<B: Backend> Also<'_, B> {
+    /// Weight and bias.
+    pub(super) const PARAMETERS: Self = Self { activation: None, weight: true, bias: true, before: None };
+    const NOTHING: Self = Self { weight: false, bias: false, ..Self::PARAMETERS };
 }
 
 /// Where a LayerNorm's parameters lie.
@@ -411,7 +417,15 @@ impl Encoder {
             None => &mut scratch.dy,
             Some(project) => {
                 let dinp = (Write::Set, &mut scratch.dembedded);
-                project.backward(backend, params, n, &acts.embedded, None, &mut scratch.dy, dinp)?;
+                project.backward(
+                    backend,
+                    params,
+                    n,
+                    &acts.embedded,
+                    Also::PARAMETERS,
+                    &mut scratch.dy,
+                    dinp,
+                )?;
                 &mut scratch.dembedded
             }
         };
@@ -457,16 +471,19 @@ impl Encoder {
         let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
         let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
         let before = Some(&layer.ff2);
-        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dx, dresidual, before)?;
-        layer.ff2.backward_but_bias(backend, params, n, &a.act, &mut s.dx, (Write::Set, &mut s.dact))?;
-        let activation = Some((self.config.hidden_act, &a.pre));
-        layer.ff1.backward(backend, params, n, &a.y1, activation, &mut s.dact, (Write::Add, &mut s.dy1))?;
+        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dff, dresidual, before)?;
+        let before = Some((&layer.ff1, self.config.hidden_act, &a.pre));
+        let dinp = (Write::Set, &mut s.dact);
+        let also = Also { before, ..Also::NOTHING };
+        layer.ff2.backward(backend, params, n, &a.act, also, &mut s.dff, dinp)?;
+        let dinp = (Write::Add, &mut s.dy1);
+        layer.ff1.backward(backend, params, n, &a.y1, Also::NOTHING, &mut s.dact, dinp)?;
 
         let (norm, dresidual) = (&layer.norm1, Some(&mut s.dy));
         let before = Some(&layer.attention_out);
         norm.backward(backend, params, n, &a.h1, &a.stats1, hidden(1), &s.dy1, &mut s.dx, dresidual, before)?;
         let dinp = (Write::Set, &mut s.dattention);
-        layer.attention_out.backward_but_bias(backend, params, n, &a.attention, &mut s.dx, dinp)?;
+        layer.attention_out.backward(backend, params, n, &a.attention, Also::NOTHING, &mut s.dx, dinp)?;
         backend.attention_bwd(AttentionBwd {
             sequences: self.sequences(step, batch),
             dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),
@@ -475,8 +492,36 @@ impl Encoder {
             lse: B::slice(&a.lse, 0..n * self.config.num_attention_heads),
             dout: B::slice(&s.dattention, 0..n * c),
             dqkv: B::slice_mut(&mut s.dqkv, 0..3 * n * c),
+            dbias: B::slice_mut(&mut params.grads, layer.qkv.bias.clone()),
         })?;
-        layer.qkv.backward(backend, params, n, x, None, &mut s.dqkv, (Write::Add, &mut s.dy))
+        layer.qkv.backward(backend, params, n, x, Also::NOTHING, &mut s.dqkv, (Write::Add, &mut s.dy))?;
+        layer.weight_grads(backend, params, n, x, a, s)
+    }
+}
+
+impl Layer {
+    /// Of its four linear layers, together.
+    fn weight_grads<B: Backend>(
+        &self,
+        backend: &B,
+        params: &mut Params<B>,
+        rows: usize,
+        x: &B::Buf<B::X>,
+        a: &LayerActs<B>,
+        s: &Scratch<B>,
+    ) -> Result<()> {
+        let linears = [&self.ff2, &self.ff1, &self.attention_out, &self.qkv];
+        let operands = [(&a.act, &s.dff), (&a.y1, &s.dact), (&a.attention, &s.dx), (x, &s.dqkv)];
+        let dweights = B::disjoint_mut(&mut params.grads, linears.map(|linear| linear.weight.clone()))?;
+        let each = linears.into_iter().zip(operands).zip(dweights);
+        let ops = each.map(|((&Linear { inputs, outputs, .. }, (inp, dout)), dweight)| WeightGrad {
+            inputs,
+            outputs,
+            inp: B::slice(inp, 0..rows * inputs),
+            dout: B::slice(dout, 0..rows * outputs),
+            dweight,
+        });
+        backend.weight_grads(ops.collect())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::acts::{DeviceBatch, EncoderActs, MlmActs, Scratch};
 use super::config::Activation;
-use super::encoder::{Encoder, Linear, Norm};
+use super::encoder::{Also, Encoder, Linear, Norm};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Dropout, MlmLoss, Write};
@@ -31,13 +31,14 @@ pub(super) struct Sampling {
 }
 
 impl MlmHead {
-    pub(super) fn new(table: &ParamTable, encoder: &Encoder) -> Result<Self> {
+    pub(super) fn new<B: Backend>(table: &ParamTable, encoder: &Encoder) -> Result<Self> {
         let config = &encoder.config;
         let decoder = Linear {
             weight: encoder.word(),
             bias: table.range("generator.generator_lm_head.bias")?,
             inputs: config.embedding_size,
             outputs: config.vocab_size,
+            pitch: B::pitch(config.vocab_size),
         };
         let name = "generator.generator_predictions";
         Ok(Self {
@@ -95,7 +96,8 @@ impl MlmHead {
             disallow_correct: sampling.disallow_correct,
             noise: sampling.noise,
             gradient: sampling.gradient,
-            logits: B::slice_mut(&mut acts.logits, 0..m * self.decoder.outputs),
+            logits: B::slice_mut(&mut acts.logits, 0..m * self.decoder.pitch),
+            pitch: self.decoder.pitch,
             nll: B::slice_mut(&mut acts.nll, 0..m),
             best: B::slice_mut(&mut acts.best, 0..m),
             sampled: sampling.draw.then(|| B::slice_mut(&mut acts.sampled, 0..m)),
@@ -118,15 +120,15 @@ impl MlmHead {
             params,
             m,
             &acts.y,
-            None,
+            Also::PARAMETERS,
             &mut acts.logits,
             (Write::Set, &mut acts.dy),
         )?;
         let (stats, dy) = (&acts.stats, &acts.dy);
         self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None, None)?;
-        let activation = Some((Activation::Gelu, &acts.pre));
+        let also = Also { activation: Some((Activation::Gelu, &acts.pre)), ..Also::PARAMETERS };
         let dinp = (Write::Set, &mut acts.dgathered);
-        self.transform.backward(backend, params, m, &acts.gathered, activation, &mut acts.dh, dinp)?;
+        self.transform.backward(backend, params, m, &acts.gathered, also, &mut acts.dh, dinp)?;
         let (index, dgathered) = (B::slice(&batch.masked_index, 0..m), B::slice(&acts.dgathered, 0..m * c));
         backend.gather_rows_bwd(c, index, dgathered, B::slice_mut(&mut scratch.dy, 0..n * c))
     }

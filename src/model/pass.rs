@@ -241,8 +241,10 @@ impl<B: Backend> TokenDetection<B> {
         self.generator.forward(backend, params, context, batch, &batch.masked_ids, &mut acts.generator)?;
         self.mlm.forward(backend, params, (n, m), batch, &acts.generator, &mut acts.mlm)?;
         if pass.keep_logits {
-            let logits = B::slice(&acts.mlm.logits, 0..m * self.generator.config.vocab_size);
-            self.logits = Some(backend.download(logits)?.into_iter().map(Float::to_f64).collect());
+            let width = self.generator.config.vocab_size;
+            let logits = backend.download(B::slice(&acts.mlm.logits, 0..m * B::pitch(width)))?;
+            let rows = logits.chunks(B::pitch(width)).flat_map(|row| &row[..width]);
+            self.logits = Some(rows.map(|x| x.to_f64()).collect());
         }
         let sampling = Sampling {
             temperature: self.options.temperature,

@@ -3,7 +3,7 @@
 
 use super::acts::{DeviceBatch, EncoderActs, RtdActs, Scratch};
 use super::config::Architecture;
-use super::encoder::{Encoder, Linear, StepContext};
+use super::encoder::{Also, Encoder, Linear, StepContext};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Corrupt, Dropout, RtdLoss, Write};
@@ -103,13 +103,14 @@ impl RtdHead {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (n, c) = (step.tokens, self.last.inputs);
-        let dinp = (Write::Set, &mut scratch.dx);
-        self.last.backward(backend, params, n, &acts.inp, None, &mut acts.dlogits, dinp)?;
+        let before = self.dense.as_ref().map(|dense| (dense, encoder.config.hidden_act, &acts.pre));
+        let (also, dinp) = (Also { before, ..Also::PARAMETERS }, (Write::Set, &mut scratch.dx));
+        self.last.backward(backend, params, n, &acts.inp, also, &mut acts.dlogits, dinp)?;
         match &self.dense {
             Some(dense) => {
-                let activation = Some((encoder.config.hidden_act, &acts.pre));
+                let also = Also { bias: false, ..Also::PARAMETERS };
                 let dinp = (Write::Set, &mut scratch.dy);
-                dense.backward(backend, params, n, hidden.output(), activation, &mut scratch.dx, dinp)
+                dense.backward(backend, params, n, hidden.output(), also, &mut scratch.dx, dinp)
             }
             None => {
                 let (dout, dinp) = (B::slice(&scratch.dx, 0..n * c), B::slice_mut(&mut scratch.dy, 0..n * c));

@@ -148,7 +148,7 @@ impl<B: Backend> TokenDetection<B> {
         let initial = table.initial(&generator, &discriminator, &options);
         let generator = Encoder::new(&table, ours, "generator.", Site::GENERATOR)?;
         let discriminator = Encoder::new(&table, theirs, "discriminator.", Site::DISCRIMINATOR)?;
-        let (mlm, rtd) = (MlmHead::new(&table, &generator)?, RtdHead::new(&table, head)?);
+        let (mlm, rtd) = (MlmHead::new::<B>(&table, &generator)?, RtdHead::new(&table, head)?);
         let params = Params::new(&backend, table, &initial)?;
         let measured = Measured::new(&backend)?;
         Ok(Self {

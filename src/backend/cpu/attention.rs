@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::elementwise::{WORDS, drop_row_from, keep_factors};
 use super::gemm::{Mat, MatMut, matmul};
+use super::linear::bias_bwd;
 use super::real::{Real, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
 
@@ -124,7 +125,7 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
     let size = s.head_size;
     let channels = s.heads * size;
     let scale = R::of(1.0 / (size as f64).sqrt());
-    let dqkv = Columns::new(op.dqkv, 3 * channels);
+    let dqkv = Columns::new(&mut *op.dqkv, 3 * channels);
     tasks(s).into_par_iter().with_max_len(1).for_each(|task| {
         let area = QUERY_BLOCK.min(task.rows) * task.keys;
         let (mut probabilities, mut gradients) = (vec![R::ZERO; area], vec![R::ZERO; area]);
@@ -180,6 +181,7 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
             matmul(&mut dqueries, false, R::ONE, dscores, keys);
         }
     });
+    bias_bwd(op.dqkv, 3 * channels, op.dbias);
 }
 
 /// On entry `p` holds scaled scores and `dp` the gradient of the dropped probabilities; on return `p` the dropped

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::gemm::{Mat, MatMut, par_matmul};
 use super::real::{Real, vectorized};
 use super::{Cpu, ROW_BLOCK, add_partials};
-use crate::backend::{LinearBwd, LinearFwd, Write};
+use crate::backend::{LinearBwd, LinearFwd, WeightGrad, Write};
 use crate::model::config::Activation;
 
 /// Rows of a partial sum.
@@ -71,6 +71,7 @@ macro_rules! by_activation {
 }
 
 pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
+    debug_assert_eq!(op.pitch, op.outputs, "rows are not padded here");
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
     let (inp, weight) = (Mat::new(op.inp, rows, inputs), Mat::new(op.weight, outputs, inputs));
@@ -140,28 +141,45 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
                 bias_bwd(dout, outputs, dbias);
             }
         }
-        Some((activation, pre)) => by_activation!(
-            activation,
-            KIND => activation_bwd(
-                dout,
-                pre,
-                outputs,
-                dbias,
-                #[inline(always)]
-                |x| derivative(KIND, x),
-            )
-        ),
+        Some((activation, pre)) => through(activation, dout, pre, outputs, dbias),
     }
     let dout = &*dout;
-    let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(dout, rows, outputs));
-    par_matmul(MatMut::new(op.dweight, outputs, inputs), true, dout.t(), inp, |_, _, _| {});
+    if let Some(dweight) = op.dweight {
+        weight_grad(WeightGrad { inputs, outputs, inp: op.inp, dout, dweight });
+    }
     let (write, dinp) = op.dinp;
-    let weight = Mat::new(op.weight, outputs, inputs);
-    par_matmul(MatMut::new(dinp, rows, inputs), write == Write::Add, dout, weight, |_, _, _| {});
+    let accumulate = write == Write::Add && op.before.is_none();
+    let (dout, weight) = (Mat::new(dout, rows, outputs), Mat::new(op.weight, outputs, inputs));
+    par_matmul(MatMut::new(dinp, rows, inputs), accumulate, dout, weight, |_, _, _| {});
+    if let Some(before) = op.before {
+        through(before.activation, dinp, before.pre, inputs, Some(before.dbias));
+    }
+}
+
+pub(super) fn weight_grad<R: Real>(op: WeightGrad<'_, Cpu<R>>) {
+    let (inputs, outputs) = (op.inputs, op.outputs);
+    let rows = op.inp.len() / inputs;
+    let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(op.dout, rows, outputs));
+    par_matmul(MatMut::new(op.dweight, outputs, inputs), true, dout.t(), inp, |_, _, _| {});
+}
+
+/// d *= act'(pre), and db from it in the same pass.
+fn through<R: Real>(activation: Activation, d: &mut [R], pre: &[R], width: usize, dbias: Option<&mut [R]>) {
+    by_activation!(
+        activation,
+        KIND => activation_bwd(
+            d,
+            pre,
+            width,
+            dbias,
+            #[inline(always)]
+            |x| derivative(KIND, x),
+        )
+    );
 }
 
 /// db += column sums of dout (N, O), by partial sums over fixed row blocks.
-fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
+pub(super) fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
     let partials: Vec<Vec<R>> = dout
         .par_chunks(SUM_ROWS * width)
         .map(|rows| {

@@ -11,6 +11,7 @@ use crate::rng::{LANES, open_unit};
 
 pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
     let vocabulary = op.vocabulary;
+    debug_assert_eq!(op.pitch, vocabulary, "rows are not padded here");
     let inverse_temperature = R::of(1.0 / op.temperature);
     let mut unused = Vec::new();
     let sampling = op.sampled.is_some();

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
-    EmbedFwd, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, RtdLoss,
+    EmbedFwd, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, RtdLoss, WeightGrad,
 };
 use crate::{Error, Result};
 
@@ -120,6 +120,11 @@ impl<R: Real> Backend for Cpu<R> {
 
     fn linear_bwd(&self, op: LinearBwd<'_, Self>) -> Result<()> {
         linear::linear_bwd(op);
+        Ok(())
+    }
+
+    fn weight_grads(&self, ops: Vec<WeightGrad<'_, Self>>) -> Result<()> {
+        ops.into_iter().for_each(linear::weight_grad);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Launches `kernels/attention_fwd.cu` and `kernels/attention_bwd.cu`.
 
 use super::driver::{Argument, Driver};
-use super::{Gpu, Working, blocks, size};
+use super::{Gpu, Working, blocks, size, tree_counters};
 use crate::backend::{AttentionBwd, AttentionFwd, Sequences};
 use crate::{Error, Result};
 
@@ -88,45 +88,29 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let s = &op.sequences;
         let which = padded(s.head_size)?;
         let head = HEAD_SIZES[which];
-        let pairs = op.lse.len();
-        let delta = self.workspace(pairs)?;
-        let (grid, rows) = (Self::attention_grid(s)?, Self::inner_rows(head));
-        let tiles = 2 * Self::tile_bytes(TILE, head) + 2 * Self::tile_bytes(rows, head);
-        let keys = [
-            "attention_bwd_keys_16",
-            "attention_bwd_keys_32",
-            "attention_bwd_keys_64",
-            "attention_bwd_keys_128",
-        ];
-        let queries = [
-            "attention_bwd_queries_16",
-            "attention_bwd_queries_32",
-            "attention_bwd_queries_64",
-            "attention_bwd_queries_128",
-        ];
-        let (qkv, dout) = (op.qkv.region.bytes(), op.dout.region.bytes());
+        let [tiles, heads, sequences] = Self::attention_grid(s)?;
+        let (blocks, rows) = (tiles as usize * sequences as usize, Self::inner_rows(head));
+        let sums = self.workspace(blocks * op.dbias.len())?;
+        let counters = self.counters(2 * s.heads * tree_counters(blocks))?;
+        let kernel = ["attention_bwd_16", "attention_bwd_32", "attention_bwd_64", "attention_bwd_128"][which];
         let arguments = [
             op.qkv.into(),
             op.out.into(),
             op.dout.into(),
             op.lse.into(),
-            delta.into(),
             (&op.dqkv).into(),
+            (&op.dbias).into(),
+            sums.into(),
+            counters.into(),
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];
-        let bytes = qkv + 2 * dout + qkv / 3;
-        self.launch(("attention_bwd", queries[which]), grid, THREADS, tiles, bytes, &arguments)?;
-        let arguments = [
-            op.qkv.into(),
-            op.dout.into(),
-            op.lse.into(),
-            delta.into(),
-            (&op.dqkv).into(),
-            Self::geometry(s)?,
-            self.dropout_args(op.dropout)?,
-        ];
-        let (shared_bytes, bytes) = (tiles + 2 * rows * 4, qkv + dout + qkv / 3 * 2);
-        self.launch(("attention_bwd", keys[which]), grid, THREADS, shared_bytes, bytes, &arguments)
+        // The tiles, and what a tile of keys keeps of each query.
+        let shared_bytes =
+            2 * Self::tile_bytes(TILE, head) + 2 * Self::tile_bytes(rows, head) + 2 * rows * size_of::<f32>();
+        let (qkv, out) = (op.qkv.region.bytes(), op.out.region.bytes());
+        let bytes = 2 * qkv + 2 * out + 2 * op.lse.region.bytes() + 2 * sums.bytes();
+        let grid = [2 * tiles, heads, sequences];
+        self.launch(("attention_bwd", kernel), grid, THREADS, shared_bytes, bytes, &arguments)
     }
 }

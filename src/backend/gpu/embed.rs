@@ -3,7 +3,7 @@
 use super::driver::{Argument, Driver, Region};
 use super::linear::span;
 use super::norm::{by_width, partials};
-use super::{DeviceBuf, DeviceSlice, Gpu, Working, blocks, size};
+use super::{DeviceBuf, DeviceSlice, Gpu, Working, blocks, size, tree_counters};
 use crate::Result;
 use crate::backend::{EmbedBwd, EmbedFwd, EmbedTables};
 
@@ -27,6 +27,26 @@ struct TablesArgs {
     token_type: u64,
     gamma: u64,
     beta: u64,
+}
+
+/// `FirstUse` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FirstUseArgs {
+    word: u64,
+    position: u64,
+    token_type: u64,
+}
+
+/// `Scatter` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ScatterArgs {
+    ids: u64,
+    first: u64,
+    table: u64,
+    entries: u32,
+    skip: u32,
 }
 
 /// Ids, positions, types and what they select.
@@ -74,6 +94,19 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn embed_bwd_op(&self, op: EmbedBwd<'_, Self>) -> Result<()> {
         let (rows, width) = (op.ids.len(), op.width);
         let kernel = by_width(["embed_bwd_1", "embed_bwd_2", "embed_bwd_3", "embed_bwd_4"], width)?;
+        let entries =
+            [op.dword.region, op.dposition.region, op.dtoken_type.region].map(|r| r.bytes() / (4 * width));
+        // Token types are few: they need no first user.
+        let few = entries[2] <= FEW;
+        let owned = entries[0] + entries[1] + if few { 0 } else { entries[2] };
+        let all = self.first_use_table(owned)?;
+        self.driver.fill(all, 0xFF)?;
+        let (position, token_type) = (entries[0], entries[0] + entries[1]);
+        let first = FirstUseArgs {
+            word: all.address(),
+            position: all.part(4 * position..4 * owned).address(),
+            token_type: if few { 0 } else { all.part(4 * token_type..4 * owned).address() },
+        };
         let count = partials(rows);
         let sums = self.workspace(count * 2 * width)?;
         self.launch(
@@ -81,81 +114,58 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [size(count)?, 1, 1],
             THREADS,
             2 * width * 4,
-            rows * width * size_of::<W>() * if op.tables.delta.is_some() { 6 } else { 5 } + sums.bytes(),
+            rows * width * size_of::<W>() * if op.tables.delta.is_some() { 6 } else { 5 } + 2 * sums.bytes(),
             &[
                 tables([op.ids, op.positions, op.types], &op.tables),
                 self.dropout_args(op.dropout)?,
                 op.mean.into(),
                 op.rstd.into(),
                 (&op.dout).into(),
+                Argument::of(first),
                 (&op.dgamma).into(),
                 (&op.dbeta).into(),
                 sums.into(),
-                self.counters(1)?.into(),
+                self.counters(tree_counters(count))?.into(),
                 size(rows)?.into(),
                 size(width)?.into(),
             ],
         )?;
-        let dsum = op.dout.region;
-        self.scatter(op.ids, dsum, op.dword.region, width, op.padding.unwrap_or(NONE))?;
-        self.scatter(op.positions, dsum, op.dposition.region, width, NONE)?;
-        self.scatter(op.types, dsum, op.dtoken_type.region, width, NONE)
+        let of = |ids: DeviceSlice<'_, u32>, first, table: Region, entries, skip| {
+            let (ids, table, entries) = (ids.region.address(), table.address(), size(entries)?);
+            Ok(ScatterArgs { ids, first, table, entries, skip })
+        };
+        let skip = op.padding.unwrap_or(NONE);
+        self.scatter(
+            [
+                of(op.ids, first.word, op.dword.region, entries[0], skip)?,
+                of(op.positions, first.position, op.dposition.region, entries[1], NONE)?,
+                of(op.types, first.token_type, op.dtoken_type.region, entries[2], NONE)?,
+            ],
+            op.dout.region,
+            (rows, width),
+        )
     }
 
-    /// table\[ids\[n\]\] += rows\[n\] but for the id `skip`.
-    fn scatter(
-        &self,
-        ids: DeviceSlice<'_, u32>,
-        rows: Region,
-        table: Region,
-        width: usize,
-        skip: u32,
-    ) -> Result<()> {
-        let n = ids.len();
-        let table_rows = table.bytes() / (4 * width);
-        if table_rows <= FEW && skip == NONE {
-            let span = span(n);
-            let count = n.div_ceil(span);
-            let sums = self.workspace(count * table_rows * width)?;
-            let grid = [size(table_rows)?, size(count)?, 1];
-            let arguments = [
-                ids.into(),
-                rows.into(),
-                table.into(),
-                sums.into(),
-                self.counters(table_rows)?.into(),
-                size(n)?.into(),
-                size(width)?.into(),
-                size(span)?.into(),
-            ];
-            let bytes = n * width * size_of::<W>() + sums.bytes();
-            return self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, 4, bytes, &arguments);
-        }
-        let first = self.first_use_table(table_rows)?;
-        self.driver.fill(first, 0xFF)?;
-        let grid = [blocks(n, SCATTER_THREADS)?, 1, 1];
-        let arguments = [ids.into(), first.into(), size(n)?.into()];
-        self.launch(("embed", "first_use"), grid, SCATTER_THREADS, 0, n * 4, &arguments)?;
+    /// table\[ids\[n\]\] += rows\[n\] for each table, but for its id `skip`.
+    fn scatter(&self, all: [ScatterArgs; 3], rows: Region, (n, width): (usize, usize)) -> Result<()> {
+        let few = all[2].entries as usize;
+        let span = span(n);
+        let count = n.div_ceil(span);
+        let sums = self.workspace(count * few * width)?;
         let arguments = [
-            ids.into(),
-            first.into(),
+            Argument::of(all),
             rows.into(),
-            table.into(),
+            sums.into(),
+            self.counters(few * tree_counters(count))?.into(),
             size(n)?.into(),
             size(width)?.into(),
-            skip.into(),
+            size(span)?.into(),
         ];
         let shared_bytes = SCATTER_THREADS as usize / 32 * 256 * 4;
-        // Every token's row is read, and at the most as many rows of the table are read and written.
-        let bytes = n * width * (size_of::<W>() + 8);
-        self.launch(
-            ("embed", "scatter_rows"),
-            [size(n)?, 1, 1],
-            SCATTER_THREADS,
-            shared_bytes,
-            bytes,
-            &arguments,
-        )
+        // Of each table every token's row is read, and at the most as many rows are read and written.
+        let bytes = n * width * (3 * size_of::<W>() + 16) + 12 * n;
+        let grid = [size(n.max(few * count))?, 3, 1];
+        self.launch(("embed", "scatter"), grid, SCATTER_THREADS, shared_bytes, bytes, &arguments)
     }
 
     fn first_use_table(&self, rows: usize) -> Result<Region> {
@@ -163,6 +173,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         match held.as_ref().filter(|buf| buf.len >= rows) {
             Some(buf) => Ok(buf.region(0..rows)),
             None => {
+                self.steps.forget(&*self.driver);
                 let buf = held.insert(DeviceBuf::new(&self.driver, rows)?);
                 Ok(buf.region(0..rows))
             }

@@ -1,10 +1,11 @@
-//! Linear layers: products by the driver, `kernels/linear.cu` round them.
+//! Linear layers: products by the library or `kernels/gemm.cu` (see `products.rs`), `kernels/linear.cu` what no product takes along.
 
 use super::driver::{Argument, Driver, Gemm, Operand, Region};
-use super::{Gpu, Working, blocks, size};
-use crate::backend::{LinearBwd, LinearFwd, Write};
+use super::products::ByWeight;
+use super::{Gpu, Working, blocks, size, tree_counters};
+use crate::Result;
+use crate::backend::{LinearBwd, LinearFwd, WeightGrad, Write};
 use crate::model::config::Activation;
-use crate::{Error, Result};
 
 const THREADS: u32 = 256;
 /// Elements a thread of the forward pass, columns a lane of the backward pass.
@@ -24,26 +25,31 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn linear_fwd_op(&self, op: LinearFwd<'_, Self>) -> Result<()> {
         let (inputs, outputs) = (op.inputs, op.outputs);
         let rows = op.inp.len() / inputs;
+        if rows == 0 {
+            return Ok(());
+        }
         let product = |c: Region, bias: Option<Region>| {
-            self.driver.gemm(&Gemm {
+            self.multiply(&Gemm {
                 m: rows,
                 n: outputs,
                 k: inputs,
                 precision: self.precision,
-                a: Operand { at: op.inp.region, transposed: false },
-                b: Operand { at: op.weight.region, transposed: true },
+                a: Operand::rows(op.inp.region, inputs),
+                b: Operand::transposed(op.weight.region, inputs),
                 c,
+                pitch: op.pitch,
                 exact: false,
                 accumulate: false,
                 bias,
             })
         };
-        if rows == 0 {
-            return Ok(());
-        }
         let Some((activation, pre)) = op.activation else {
             return product(op.out.region, Some(op.bias.region));
         };
+        if self.fuses() {
+            let by = ByWeight { rows, inputs, outputs, from: op.inp.region, weight: op.weight.region };
+            return self.activated(&by, op.bias.region, (activation, pre.region), op.out.region);
+        }
         product(pre.region, None)?;
         let kernel = match activation {
             Activation::Gelu => "bias_gelu_fwd",
@@ -63,54 +69,82 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             return Ok(());
         }
         let dout = op.dout.region;
-        let kernel = match &op.activation {
+        if op.activation.is_some() || op.dbias.is_some() {
+            let activation = op.activation.map(|(activation, pre)| (activation, pre.region));
+            self.column_sums(dout, (outputs, op.pitch), activation, op.dbias.map(|dbias| dbias.region))?;
+        }
+        if let Some(dweight) = op.dweight {
+            let grad = WeightGrad { inputs, outputs, inp: op.inp, dout: op.dout.read(), dweight };
+            self.weight_grad(&grad, op.pitch)?;
+        }
+        let (write, dinp) = op.dinp;
+        if let Some(before) = op.before {
+            let (activation, dbias) = ((before.activation, before.pre.region), before.dbias.region);
+            if self.fuses() {
+                let by = ByWeight { rows, inputs, outputs, from: dout, weight: op.weight.region };
+                return self.derived(&by, activation, dinp.region, dbias);
+            }
+            self.data_gradient(
+                (dout, op.pitch),
+                op.weight.region,
+                [rows, inputs, outputs],
+                (Write::Set, dinp.region),
+            )?;
+            return self.column_sums(dinp.region, (inputs, inputs), Some(activation), Some(dbias));
+        }
+        self.data_gradient((dout, op.pitch), op.weight.region, [rows, inputs, outputs], (write, dinp.region))
+    }
+
+    fn data_gradient(
+        &self,
+        (dout, pitch): (Region, usize),
+        weight: Region,
+        [rows, inputs, outputs]: [usize; 3],
+        (write, dinp): (Write, Region),
+    ) -> Result<()> {
+        self.multiply(&Gemm {
+            m: rows,
+            n: inputs,
+            k: outputs,
+            precision: self.precision,
+            a: Operand::rows(dout, pitch),
+            b: Operand::rows(weight, inputs),
+            c: dinp,
+            pitch: inputs,
+            exact: false,
+            accumulate: write == Write::Add,
+            bias: None,
+        })
+    }
+
+    /// d (N, width), rows `pitch` apart, times the activation's derivative, in place, and its column sums added to `dbias`.
+    fn column_sums(
+        &self,
+        d: Region,
+        (width, pitch): (usize, usize),
+        activation: Option<(Activation, Region)>,
+        dbias: Option<Region>,
+    ) -> Result<()> {
+        let kernel = match activation {
             None => "bias_bwd",
             Some((Activation::Gelu, _)) => "bias_gelu_bwd",
             Some((Activation::GeluTanh, _)) => "bias_gelu_tanh_bwd",
             Some((Activation::Relu, _)) => "bias_relu_bwd",
         };
-        if let Some(dbias) = &op.dbias {
-            let span = span(rows);
-            let count = rows.div_ceil(span);
-            let sums = self.workspace(count * outputs)?;
-            let grid = [blocks(outputs, COLUMNS as u32)?, size(count)?, 1];
-            let mut arguments = vec![dout.into()];
-            arguments.extend(op.activation.as_ref().map(|(_, pre)| Argument::from(*pre)));
-            let counters = self.counters(grid[0] as usize)?;
-            arguments.extend([Argument::from(dbias), sums.into(), counters.into()]);
-            for n in [rows, outputs, span] {
-                arguments.push(size(n)?.into());
-            }
-            let passes = if op.activation.is_some() { 3 } else { 1 };
-            let (shared_bytes, bytes) = (THREADS as usize * EIGHT * 4, passes * dout.bytes() + sums.bytes());
-            self.launch(("linear", kernel), grid, THREADS, shared_bytes, bytes, &arguments)?;
-        } else if op.activation.is_some() {
-            return Err(Error::argument("a linear layer with an activation adds its own bias gradient"));
+        let rows = d.bytes() / (pitch * size_of::<W>());
+        let span = span(rows);
+        let count = rows.div_ceil(span);
+        let sums = self.workspace(count * width)?;
+        let grid = [blocks(width, COLUMNS as u32)?, size(count)?, 1];
+        let mut arguments = vec![d.into()];
+        arguments.extend(activation.map(|(_, pre)| Argument::from(pre)));
+        let counters = self.counters(grid[0] as usize * tree_counters(count))?;
+        arguments.extend([Argument::from(dbias), sums.into(), counters.into()]);
+        for n in [rows, width, pitch, span] {
+            arguments.push(size(n)?.into());
         }
-        self.driver.gemm(&Gemm {
-            m: outputs,
-            n: inputs,
-            k: rows,
-            precision: self.precision,
-            a: Operand { at: dout, transposed: true },
-            b: Operand { at: op.inp.region, transposed: false },
-            c: op.dweight.region,
-            exact: true,
-            accumulate: true,
-            bias: None,
-        })?;
-        let (write, dinp) = op.dinp;
-        self.driver.gemm(&Gemm {
-            m: rows,
-            n: inputs,
-            k: outputs,
-            precision: self.precision,
-            a: Operand { at: dout, transposed: false },
-            b: Operand { at: op.weight.region, transposed: false },
-            c: dinp.region,
-            exact: false,
-            accumulate: write == Write::Add,
-            bias: None,
-        })
+        let passes = if activation.is_some() { 3 } else { 1 };
+        let (shared_bytes, bytes) = (THREADS as usize * EIGHT * 4, passes * d.bytes() + 2 * sums.bytes());
+        self.launch(("linear", kernel), grid, THREADS, shared_bytes, bytes, &arguments)
     }
 }

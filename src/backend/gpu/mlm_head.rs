@@ -29,6 +29,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (&op.best).into(),
                 op.sampled.as_ref().map(|s| s.region).into(),
                 size(op.vocabulary)?.into(),
+                size(op.pitch)?.into(),
             ],
         )
     }

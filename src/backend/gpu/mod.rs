@@ -13,10 +13,11 @@ use half::bf16;
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Corrupt, Dropout, Elem,
     EmbedBwd, EmbedFwd, Float, LinearBwd, LinearFwd, Mask, Metrics, MlmLoss, Pending, RtdLoss, StepKey,
-    UpdateRule, Upload,
+    UpdateRule, Upload, WeightGrad,
 };
 use crate::{Error, Result};
 use driver::{Argument, Driver, Launch, Precision, Region};
+pub use products::Products;
 
 mod attention;
 pub mod driver;
@@ -28,6 +29,7 @@ mod metrics;
 mod mlm_head;
 mod norm;
 mod optim;
+mod products;
 mod rtd_head;
 mod step;
 
@@ -60,6 +62,7 @@ impl Working for f32 {
 pub struct Gpu<D: Driver, W: Working> {
     driver: Rc<D>,
     precision: Precision,
+    products: Products,
     /// Partial sums of the op that runs: grows to what the largest needs.
     workspace: RefCell<Option<DeviceBuf<D, f32>>>,
     /// Zeros: kernels count their blocks here, and leave zeros.
@@ -133,6 +136,11 @@ impl<T> DeviceSliceMut<'_, T> {
     fn len(&self) -> usize {
         self.region.bytes() / size_of::<T>()
     }
+
+    /// For reading.
+    fn read(&self) -> DeviceSlice<'_, T> {
+        DeviceSlice { region: self.region, _borrow: PhantomData }
+    }
 }
 
 impl<T> From<DeviceSlice<'_, T>> for Argument {
@@ -160,12 +168,19 @@ fn size(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::device(format!("a size of {n} exceeds what the kernels count")))
 }
 
+/// Counters with which the sums of `count` blocks are added up: `tree_counters` of `kernels/common/reduce.cuh`.
+fn tree_counters(count: usize) -> usize {
+    const GROUP: usize = 16;
+    1 + count.div_ceil(GROUP)
+}
+
 impl<D: Driver, W: Working> Gpu<D, W> {
     /// Works on this device.
     pub fn new(driver: D) -> Self {
         Self {
             driver: Rc::new(driver),
             precision: W::PRECISION,
+            products: Products::default(),
             workspace: RefCell::default(),
             counters: RefCell::default(),
             first_use: RefCell::default(),
@@ -247,6 +262,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
     type Slice<'a, T: Elem> = DeviceSlice<'a, T>;
     type SliceMut<'a, T: Elem> = DeviceSliceMut<'a, T>;
     const RECORDS: bool = true;
+
+    fn pitch(len: usize) -> usize {
+        len.next_multiple_of(128)
+    }
 
     fn alloc<T: Elem>(&self, len: usize) -> Result<DeviceBuf<D, T>> {
         self.steps.forget(&*self.driver);
@@ -362,6 +381,10 @@ impl<D: Driver, W: Working> Backend for Gpu<D, W> {
 
     fn linear_bwd(&self, op: LinearBwd<'_, Self>) -> Result<()> {
         self.linear_bwd_op(op)
+    }
+
+    fn weight_grads(&self, ops: Vec<WeightGrad<'_, Self>>) -> Result<()> {
+        self.weight_grads_op(ops)
     }
 
     fn attention_fwd(&self, op: AttentionFwd<'_, Self>) -> Result<()> {

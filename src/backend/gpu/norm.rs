@@ -1,7 +1,7 @@
 //! Launches `kernels/norm.cu`.
 
 use super::driver::Driver;
-use super::{Gpu, Working, blocks, size};
+use super::{Gpu, Working, blocks, size, tree_counters};
 use crate::backend::{AddNormBwd, AddNormFwd};
 use crate::{Error, Result};
 
@@ -66,7 +66,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             [size(count)?, 1, 1],
             THREADS,
             3 * width * 4,
-            rows * width * size_of::<W>() * if op.dresidual.is_some() { 4 } else { 3 } + sums.bytes(),
+            rows * width * size_of::<W>() * if op.dresidual.is_some() { 4 } else { 3 } + 2 * sums.bytes(),
             &[
                 op.h.into(),
                 self.dropout_args(op.dropout)?,
@@ -80,7 +80,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (&op.dbeta).into(),
                 op.dbias.as_ref().map(|d| d.region).into(),
                 sums.into(),
-                self.counters(1)?.into(),
+                self.counters(tree_counters(count))?.into(),
                 size(rows)?.into(),
                 size(width)?.into(),
             ],

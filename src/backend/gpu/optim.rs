@@ -54,19 +54,24 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let n = x.len();
         let span = n.div_ceil(PARTIALS).next_multiple_of(THREADS as usize).max(THREADS as usize);
         let count = n.div_ceil(span);
-        let sums = self.workspace(count.max(1))?;
+        let blocks = count.max(1);
+        let arguments = [
+            x.into(),
+            (&out).into(),
+            self.workspace(blocks)?.into(),
+            self.counters(1)?.into(),
+            (n as u64).into(),
+            (span as u64).into(),
+        ];
         let shared_bytes = THREADS as usize / 32 * 4;
-        let arguments = [x.into(), sums.into(), (n as u64).into(), (span as u64).into()];
         self.launch(
-            ("optim", "norm_partials"),
-            [size(count)?, 1, 1],
+            ("optim", "norm_squared"),
+            [size(blocks)?, 1, 1],
             THREADS,
             shared_bytes,
             4 * n,
             &arguments,
-        )?;
-        let arguments = [sums.into(), (&out).into(), size(count)?.into()];
-        self.launch(("optim", "norm_total"), [1, 1, 1], THREADS, shared_bytes, 4 * count, &arguments)
+        )
     }
 
     pub(super) fn adamw_op(&self, op: AdamW<'_, Self>) -> Result<()> {

@@ -10,32 +10,18 @@ const THREADS: u32 = 256;
 impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn corrupt_op(&self, op: Corrupt<'_, Self>) -> Result<()> {
         let (n, m) = (op.ids.len(), op.masked_index.len());
-        let arguments = [op.ids.into(), (&op.corrupted).into(), (&op.is_fake).into(), size(n)?.into()];
-        self.launch(
-            ("rtd_head", "corrupt_copy"),
-            [blocks(n, THREADS)?, 1, 1],
-            THREADS,
-            0,
-            12 * n,
-            &arguments,
-        )?;
         let arguments = [
             op.ids.into(),
             op.masked_index.into(),
             op.sampled.into(),
             (&op.corrupted).into(),
             (&op.is_fake).into(),
+            self.counters(1)?.into(),
             size(m)?.into(),
             size(n)?.into(),
         ];
-        self.launch(
-            ("rtd_head", "corrupt_scatter"),
-            [blocks(m, THREADS)?, 1, 1],
-            THREADS,
-            0,
-            20 * m,
-            &arguments,
-        )
+        let bytes = 12 * n + 20 * m;
+        self.launch(("rtd_head", "corrupt"), [blocks(n, THREADS)?, 1, 1], THREADS, 4, bytes, &arguments)
     }
 
     pub(super) fn rtd_loss_op(&self, op: RtdLoss<'_, Self>) -> Result<()> {

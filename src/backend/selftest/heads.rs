@@ -56,7 +56,8 @@ pub(super) fn mlm<B: Backend>(
     let weight: Vec<f64> = (0..m).map(|i| i as f64 / 8.0).collect();
     let (targets, rows, weight) = (b.u(&targets)?, b.u(&rows)?, b.f(&weight)?);
     for gradient in [true, false] {
-        let (mut x, mut nll) = (b.x(&logits)?, b.f(&nan(m))?);
+        let pitch = B::pitch(v);
+        let (mut x, mut nll) = (b.padded(&logits, v, pitch)?, b.f(&nan(m))?);
         let (mut best, mut sampled) = (b.u(&vec![u32::MAX; m])?, b.u(&vec![u32::MAX; m])?);
         b.backend.mlm_loss(MlmLoss {
             vocabulary: v,
@@ -68,12 +69,13 @@ pub(super) fn mlm<B: Backend>(
             disallow_correct,
             noise: Dropout { site: Site::GUMBEL, ..dropout(0.1) },
             gradient,
-            logits: B::slice_mut(&mut x, 0..m * v),
+            logits: B::slice_mut(&mut x, 0..m * pitch),
+            pitch,
             nll: B::slice_mut(&mut nll, 0..m),
             best: B::slice_mut(&mut best, 0..m),
             sampled: gradient.then(|| B::slice_mut(&mut sampled, 0..m)),
         })?;
-        b.take_x("logits", &x, m * v)?;
+        b.take_rows("logits", &x, [m, v, pitch])?;
         b.take_f("nll", &nll, m)?;
         b.take_u("best", &best, m)?;
         b.take_u("sampled", &sampled, m)?;

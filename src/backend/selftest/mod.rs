@@ -58,6 +58,22 @@ impl<B: Backend> Bench<'_, B> {
         self.backend.upload(&values, B::slice_mut(&mut buf, 0..values.len()))?;
         Ok(buf)
     }
+    /// Rows of `width` values, `pitch` apart, with NaN between them.
+    fn padded(&self, values: &[f64], width: usize, pitch: usize) -> Result<B::Buf<B::X>> {
+        let pad = |row: &[f64]| [row, &nan(pitch - width)].concat();
+        self.x(&values.chunks(width).flat_map(pad).collect::<Vec<_>>())
+    }
+    fn take_rows(
+        &mut self,
+        name: &'static str,
+        buf: &B::Buf<B::X>,
+        [rows, width, pitch]: [usize; 3],
+    ) -> Result<()> {
+        let values = self.backend.download(B::slice(buf, 0..rows * pitch))?;
+        let rows = values.chunks(pitch).flat_map(|row| &row[..width]);
+        self.push(name, Kind::Working, rows.map(|x| x.to_f64()).collect());
+        Ok(())
+    }
     fn f(&self, values: &[f64]) -> Result<B::Buf<B::F>> {
         let mut buf = self.backend.alloc(values.len())?;
         let values: Vec<B::F> = values.iter().map(|&v| B::F::from_f64(v)).collect();
@@ -133,6 +149,8 @@ fn dropout(p: f64) -> Dropout {
 #[allow(missing_docs)] // the variants are the ops, their fields what the ops call them
 pub enum Case {
     Linear { rows: usize, inputs: usize, outputs: usize, activation: Option<Activation>, write: Write },
+    LinearBefore { rows: usize, inputs: usize, outputs: usize, activation: Activation },
+    WeightGrads { rows: usize, layers: Vec<(usize, usize)> },
     Norm { rows: usize, width: usize, p: f64, residual: bool },
     Attention { lengths: Vec<(usize, usize)>, heads: usize, head_size: usize, p: f64 },
     Embed { tokens: usize, width: usize, p: f64, delta: bool, padding: Option<u32> },
@@ -157,6 +175,20 @@ impl Case {
             ] {
                 cases.push(Self::Linear { rows, inputs, outputs, activation, write });
             }
+        }
+        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            for (rows, inputs, outputs) in [(1, 1, 1), (7, 5, 3), (131, 72, 40), (1100, 65, 8)] {
+                cases.push(Self::LinearBefore { rows, inputs, outputs, activation });
+            }
+        }
+        // Sums that are split and not, tiles of either size, as many layers as one launch takes and more.
+        for (rows, layers) in [
+            (1, vec![(1, 1), (3, 2)]),
+            (130, vec![(17, 65), (64, 8), (8, 72)]),
+            (97, vec![(128, 136), (136, 128), (128, 128), (24, 130)]),
+            (33, vec![(8, 8); 5]),
+        ] {
+            cases.push(Self::WeightGrads { rows, layers });
         }
         for p in [0.0, 0.1] {
             for (rows, width) in [(1, 2), (33, 31), (5, 128), (4, 256), (9, 264), (3, 768), (2, 1024)] {
@@ -217,6 +249,10 @@ impl Case {
             Self::Linear { rows, inputs, outputs, activation, write } => {
                 ops::linear(&mut b, (rows, inputs, outputs), activation, write)
             }
+            Self::LinearBefore { rows, inputs, outputs, activation } => {
+                ops::linear_before(&mut b, (rows, inputs, outputs), activation)
+            }
+            Self::WeightGrads { rows, ref layers } => ops::weight_grads(&mut b, rows, layers),
             Self::Norm { rows, width, p, residual } => ops::norm(&mut b, rows, width, p, residual),
             Self::Attention { ref lengths, heads, head_size, p } => {
                 ops::attention(&mut b, lengths, (heads, head_size), p)

@@ -1,7 +1,7 @@
 //! Attention as a textbook has it, in low precision.
 
 use super::ops::geometry;
-use super::{Kind, Output, dropout, input, rounded};
+use super::{BEFORE, Kind, Output, dropout, input, rounded};
 
 /// Textbook attention in fp32 whose probabilities, their gradients and results are stored as bf16.
 pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize), p: f64) -> Vec<Output> {
@@ -56,6 +56,7 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
         }
     }
     dqkv.iter_mut().for_each(|x| *x = rounded(*x));
+    let dbias = (0..3 * c).map(|i| BEFORE + dqkv.iter().skip(i).step_by(3 * c).sum::<f64>()).collect();
     vec![
         Output { name: "out", kind: Kind::Working, values: out },
         Output {
@@ -64,5 +65,6 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
             values: lse.into_iter().map(|x| f64::from(x as f32)).collect(),
         },
         Output { name: "dqkv", kind: Kind::Working, values: dqkv },
+        Output { name: "dbias", kind: Kind::Exact, values: dbias },
     ]
 }

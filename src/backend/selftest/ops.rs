@@ -2,8 +2,8 @@
 
 use super::{BEFORE, Bench, dropout, input, nan, noise};
 use crate::backend::{
-    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd,
-    EmbedTables, Float, LinearBwd, LinearFwd, Sequences, UpdateRule, Write,
+    AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Before, Dropout, EmbedBwd, EmbedFwd,
+    EmbedTables, Float, LinearBwd, LinearFwd, Sequences, UpdateRule, WeightGrad, Write,
 };
 use crate::model::config::Activation;
 use crate::rng::{Philox, Site};
@@ -18,7 +18,9 @@ pub(super) fn linear<B: Backend>(
     let inp = b.x(&input(1, rows * inputs))?;
     let weight = b.x(&input(2, outputs * inputs))?;
     let bias = b.x(&input(3, outputs))?;
-    let (mut pre, mut out) = (b.x(&nan(rows * outputs))?, b.x(&nan(rows * outputs))?);
+    // Where there is no activation rows may be padded.
+    let pitch = if activation.is_none() { B::pitch(outputs) } else { outputs };
+    let (mut pre, mut out) = (b.x(&nan(rows * outputs))?, b.x(&nan(rows * pitch))?);
     let n = rows * outputs;
     b.backend.linear_fwd(LinearFwd {
         inputs,
@@ -27,15 +29,16 @@ pub(super) fn linear<B: Backend>(
         weight: B::slice(&weight, 0..outputs * inputs),
         bias: B::slice(&bias, 0..outputs),
         activation: activation.map(|a| (a, B::slice_mut(&mut pre, 0..n))),
-        out: B::slice_mut(&mut out, 0..n),
+        out: B::slice_mut(&mut out, 0..rows * pitch),
+        pitch,
     })?;
-    b.take_x("out", &out, n)?;
+    b.take_rows("out", &out, [rows, outputs, pitch])?;
     if activation.is_some() {
         b.take_x("pre", &pre, n)?;
     }
     // The backward pass alone: from the same saved argument on every backend.
     let pre = b.x(&input(5, n))?;
-    let mut dout = b.x(&input(4, n))?;
+    let mut dout = b.padded(&input(4, n), outputs, pitch)?;
     let backward = |activation: Option<Activation>, dout: &mut B::Buf<B::X>| -> Result<_> {
         let mut dinp = b.x(&vec![BEFORE; rows * inputs])?;
         let (mut dweight, mut dbias) = (b.f(&vec![BEFORE; outputs * inputs])?, b.f(&vec![BEFORE; outputs])?);
@@ -45,9 +48,11 @@ pub(super) fn linear<B: Backend>(
             inp: B::slice(&inp, 0..rows * inputs),
             weight: B::slice(&weight, 0..outputs * inputs),
             activation: activation.map(|a| (a, B::slice(&pre, 0..n))),
-            dout: B::slice_mut(dout, 0..n),
+            dout: B::slice_mut(dout, 0..rows * pitch),
+            pitch,
+            before: None,
             dinp: (write, B::slice_mut(&mut dinp, 0..rows * inputs)),
-            dweight: B::slice_mut(&mut dweight, 0..outputs * inputs),
+            dweight: Some(B::slice_mut(&mut dweight, 0..outputs * inputs)),
             dbias: Some(B::slice_mut(&mut dbias, 0..outputs)),
         })?;
         Ok((dinp, dweight, dbias))
@@ -62,6 +67,70 @@ pub(super) fn linear<B: Backend>(
     b.take_x("dinp", &dinp, rows * inputs)?;
     b.take_f("dweight", &dweight, outputs * inputs)?;
     b.take_f("dbias", &dbias, outputs)?;
+    Ok(())
+}
+
+/// The backward pass of a layer whose input came out of an activation.
+pub(super) fn linear_before<B: Backend>(
+    b: &mut Bench<'_, B>,
+    (rows, inputs, outputs): (usize, usize, usize),
+    activation: Activation,
+) -> Result<()> {
+    let n = rows * inputs;
+    let (weight, inp) = (b.x(&input(1, outputs * inputs))?, b.x(&input(2, n))?);
+    let (pre, mut dout) = (b.x(&input(3, n))?, b.x(&input(4, rows * outputs))?);
+    let (mut dinp, mut dbias) = (b.x(&nan(n))?, b.f(&vec![BEFORE; inputs])?);
+    b.backend.linear_bwd(LinearBwd {
+        inputs,
+        outputs,
+        inp: B::slice(&inp, 0..n),
+        weight: B::slice(&weight, 0..outputs * inputs),
+        activation: None,
+        dout: B::slice_mut(&mut dout, 0..rows * outputs),
+        pitch: outputs,
+        before: Some(Before {
+            activation,
+            pre: B::slice(&pre, 0..n),
+            dbias: B::slice_mut(&mut dbias, 0..inputs),
+        }),
+        dinp: (Write::Set, B::slice_mut(&mut dinp, 0..n)),
+        dweight: None,
+        dbias: None,
+    })?;
+    if b.naive {
+        // What is stored is what is summed.
+        b.round(&mut dinp, n)?;
+        let stored = b.backend.download(B::slice(&dinp, 0..n))?;
+        let sums: Vec<f64> = (0..inputs)
+            .map(|c| BEFORE + stored.iter().skip(c).step_by(inputs).map(|x| x.to_f64()).sum::<f64>())
+            .collect();
+        dbias = b.f(&sums)?;
+    }
+    b.take_x("dinp", &dinp, n)?;
+    b.take_f("dbias", &dbias, inputs)
+}
+
+pub(super) fn weight_grads<B: Backend>(
+    b: &mut Bench<'_, B>,
+    rows: usize,
+    layers: &[(usize, usize)],
+) -> Result<()> {
+    let mut buffers = Vec::new();
+    for (seed, &(outputs, inputs)) in (0..).zip(layers) {
+        let (inp, dout) = (b.x(&input(2 * seed, rows * inputs))?, b.x(&input(2 * seed + 1, rows * outputs))?);
+        buffers.push((inp, dout, b.f(&vec![BEFORE; outputs * inputs])?));
+    }
+    let ops = layers.iter().zip(&mut buffers).map(|(&(outputs, inputs), (inp, dout, dweight))| WeightGrad {
+        inputs,
+        outputs,
+        inp: B::slice(inp, 0..rows * inputs),
+        dout: B::slice(dout, 0..rows * outputs),
+        dweight: B::slice_mut(dweight, 0..outputs * inputs),
+    });
+    b.backend.weight_grads(ops.collect())?;
+    for (&(outputs, inputs), (_, _, dweight)) in layers.iter().zip(&buffers) {
+        b.take_f("dweight", dweight, outputs * inputs)?;
+    }
     Ok(())
 }
 
@@ -176,7 +245,7 @@ pub(super) fn attention<B: Backend>(
     b.take_x("out", &out, n * c)?;
     b.take_f("lse", &lse, n * heads)?;
     let dout = b.x(&input(2, n * c))?;
-    let mut dqkv = b.x(&nan(3 * n * c))?;
+    let (mut dqkv, mut dbias) = (b.x(&nan(3 * n * c))?, b.f(&vec![BEFORE; 3 * c])?);
     b.backend.attention_bwd(AttentionBwd {
         sequences: sequences((&cu_buf, &keys_buf), keys.len(), max_seqlen, (heads, head_size)),
         dropout: dropout(p),
@@ -185,8 +254,10 @@ pub(super) fn attention<B: Backend>(
         lse: B::slice(&lse, 0..n * heads),
         dout: B::slice(&dout, 0..n * c),
         dqkv: B::slice_mut(&mut dqkv, 0..3 * n * c),
+        dbias: B::slice_mut(&mut dbias, 0..3 * c),
     })?;
     b.take_x("dqkv", &dqkv, 3 * n * c)?;
+    b.take_f("dbias", &dbias, 3 * c)?;
     Ok(())
 }
 

@@ -23,6 +23,8 @@ struct Shape {
     k: usize,
     precision: Precision,
     transposed: (bool, bool),
+    /// Elements between rows in memory of A, B and C.
+    pitches: [usize; 3],
     exact: bool,
     accumulate: bool,
     bias: bool,
@@ -38,6 +40,7 @@ impl From<&Gemm> for Shape {
             k: g.k,
             precision: g.precision,
             transposed: (g.a.transposed, g.b.transposed),
+            pitches: [g.a.pitch, g.b.pitch, g.pitch],
             exact: g.exact,
             accumulate: g.accumulate,
             bias: g.bias.is_some(),
@@ -102,7 +105,7 @@ impl CublasLt {
             gpu.upload(&bytes, region).map(|()| region)
         });
         let (a, b, c) = (a?, b?, c?);
-        let operand = |at| Operand { at, transposed: false };
+        let operand = |at| Operand::rows(at, N);
         let (exact, accumulate, precision) = (false, false, Precision::Bf16);
         let g = Gemm {
             m: N,
@@ -112,6 +115,7 @@ impl CublasLt {
             a: operand(a),
             b: operand(b),
             c,
+            pitch: N,
             exact,
             accumulate,
             bias: None,
@@ -171,15 +175,20 @@ impl CublasLt {
             Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
+        let [a, b, c] = s.pitches;
         // (rows, columns) by columns as the library sees what lies in memory by rows.
-        let layout = |kind, rows: usize, cols: usize| {
-            result::create_matrix_layout(kind, cols as u64, rows as u64, cols as i64).map_err(failed)
+        let layout = |kind, rows: usize, cols: usize, pitch: usize| {
+            result::create_matrix_layout(kind, cols as u64, rows as u64, pitch as i64).map_err(failed)
         };
         let plan = Plan {
             product: result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(failed)?,
-            first: if s.transposed.1 { layout(working, s.n, s.k)? } else { layout(working, s.k, s.n)? },
-            second: if s.transposed.0 { layout(working, s.k, s.m)? } else { layout(working, s.m, s.k)? },
-            result: layout(stored, s.m, s.n)?,
+            first: if s.transposed.1 { layout(working, s.n, s.k, b)? } else { layout(working, s.k, s.n, b)? },
+            second: if s.transposed.0 {
+                layout(working, s.k, s.m, a)?
+            } else {
+                layout(working, s.m, s.k, a)?
+            },
+            result: layout(stored, s.m, s.n, c)?,
             // SAFETY: plain numbers, filled in below.
             algorithm: unsafe { std::mem::zeroed() },
         };
@@ -257,16 +266,16 @@ impl Preference {
         let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_MASK as u32
             & !(sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_INPLACE as u32);
         set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
-        // Buffers and parameters start at multiples of 16 bytes; their rows, and so their tiles, only if the row's length is one.
+        // Buffers and parameters start at multiples of 16 bytes; their rows, and so their tiles, only if their pitch is one.
         let stored = if s.exact { 4 } else { s.precision.bytes() };
         let alignment = |row: usize, bytes: usize| 1u32 << (row * bytes).trailing_zeros().min(4);
-        let first = alignment(if s.transposed.1 { s.k } else { s.n }, s.precision.bytes());
-        let second = alignment(if s.transposed.0 { s.m } else { s.k }, s.precision.bytes());
+        let [a, b, c] = s.pitches;
+        let (first, second) = (alignment(b, s.precision.bytes()), alignment(a, s.precision.bytes()));
         for (attribute, alignment) in [
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, first),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, second),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(s.n, stored)),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(s.n, stored)),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(c, stored)),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(c, stored)),
         ] {
             set(attribute, &alignment)?;
         }

@@ -15,7 +15,7 @@ use super::beside::Beside;
 use super::cublaslt::CublasLt;
 use super::gemm::own_gemm;
 use super::libraries::Library;
-use super::{Driver, Gemm, Launch, Region, nvrtc, size_error};
+use super::{Argument, Driver, Gemm, Launch, Region, nvrtc, size_error};
 use crate::{Error, Result};
 
 /// Shared memory that a kernel has without asking for more.
@@ -121,11 +121,13 @@ pub struct CudaOptions {
     pub cublaslt: bool,
     /// Whether a step may be recorded as a CUDA graph and replayed.
     pub graphs: bool,
+    /// Whether a launch may begin while the one before ends, where the device can do that.
+    pub overlap: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, cache: nvrtc::cache_dir(), cublaslt: true, graphs: true }
+        Self { ordinal: 0, cache: nvrtc::cache_dir(), cublaslt: true, graphs: true, overlap: true }
     }
 }
 
@@ -144,6 +146,8 @@ pub struct Cuda {
     beside: RefCell<Option<Beside>>,
     /// Whether steps may be recorded.
     graphs: bool,
+    /// Whether launches may overlap.
+    overlap: bool,
     /// Where cuBLASLt works, and what it was found to be.
     pub(super) workspace: Region,
 }
@@ -154,7 +158,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 impl Cuda {
     /// Opens a device. An error says which library is missing, where it was looked for, and how to get it.
     pub fn new(options: CudaOptions) -> Result<Self> {
-        driver_version()?;
+        let version = driver_version()?;
         Library::Nvrtc.load()?;
         let count = result::device::get_count().map_err(driver_error("counting devices"))?;
         if options.ordinal >= count {
@@ -170,6 +174,8 @@ impl Cuda {
                 info.name, info.capability.0, info.capability.1
             )));
         }
+        // Programmatic dependent launch, and drivers that record it in a graph.
+        let overlaps = info.capability >= (9, 0) && version >= (12, 3);
         let device = result::device::get(options.ordinal).map_err(driver_error("naming a device"))?;
         // SAFETY: the device comes from `get`; the context is released when this is dropped.
         let stream = unsafe {
@@ -187,6 +193,7 @@ impl Cuda {
             cublaslt: None,
             beside: RefCell::default(),
             graphs: options.graphs,
+            overlap: options.overlap && overlaps,
             workspace: Region::NOTHING,
         };
         gpu.beside = RefCell::new(Some(Beside::new()?));
@@ -408,11 +415,11 @@ impl Driver for Cuda {
             .map_err(driver_error("asking for shared memory"))?;
         }
         // Structures of pointers must be aligned to eight bytes.
-        let mut copies: Vec<[u64; 12]> = launch
+        let mut copies: Vec<[u64; Argument::LARGEST / 8]> = launch
             .arguments
             .iter()
             .map(|argument| {
-                let mut copy = [0u64; 12];
+                let mut copy = [0u64; Argument::LARGEST / 8];
                 bytemuck::cast_slice_mut::<u64, u8>(&mut copy)[..argument.bytes().len()]
                     .copy_from_slice(argument.bytes());
                 copy
@@ -420,19 +427,28 @@ impl Driver for Cuda {
             .collect();
         let mut pointers: Vec<*mut c_void> = copies.iter_mut().map(|copy| copy.as_mut_ptr().cast()).collect();
         let [x, y, z] = launch.grid;
+        // SAFETY: plain numbers; an attribute has the member of its kind set.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(self.overlap),
+        };
         // SAFETY: the launchers' arguments are those of the kernel: the emulated device checks their number and sizes in the
-        // tests, and every address among them is of live memory. The driver copies arguments before it returns.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                self.stream,
-                &mut pointers,
-            )
-        }
-        .map_err(driver_error(launch.kernel))
+        // tests, and every address among them is of live memory. Every kernel waits for the one before, which the emulated device checks as
+        // well. The driver copies attributes and arguments before it returns.
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(driver_error(launch.kernel))
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {

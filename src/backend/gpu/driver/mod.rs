@@ -83,7 +83,8 @@ pub struct Argument {
 }
 
 impl Argument {
-    const LARGEST: usize = 96;
+    /// Bytes of the largest structure among them.
+    pub const LARGEST: usize = 192;
 
     /// A plain value or a `repr(C)` structure that mirrors the kernel's.
     pub fn of<T: bytemuck::NoUninit>(value: T) -> Self {
@@ -158,13 +159,27 @@ impl Launch<'_> {
     }
 }
 
-/// An operand of a product: row-major without gaps, or stored transposed.
+/// An operand of a product: row-major, or stored transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operand {
     /// Where it lies.
     pub at: Region,
     /// Whether memory holds its transpose.
     pub transposed: bool,
+    /// Elements between rows in memory: of the operand, or of its transpose.
+    pub pitch: usize,
+}
+
+impl Operand {
+    /// With rows in memory `pitch` elements apart.
+    pub fn rows(at: Region, pitch: usize) -> Self {
+        Self { at, transposed: false, pitch }
+    }
+
+    /// Whose transpose has rows in memory `pitch` elements apart.
+    pub fn transposed(at: Region, pitch: usize) -> Self {
+        Self { at, transposed: true, pitch }
+    }
 }
 
 /// C (m, n) = A (m, k) · B (k, n) (+ bias), or C +=. Operands are working values; sums are fp32.
@@ -184,6 +199,8 @@ pub struct Gemm {
     pub b: Operand,
     /// C, row-major.
     pub c: Region,
+    /// Elements between its rows.
+    pub pitch: usize,
     /// Whether C is fp32 (a parameter's gradient) rather than of working precision.
     pub exact: bool,
     /// Whether the product is added to what C holds.

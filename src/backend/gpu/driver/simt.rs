@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use rayon::prelude::*;
 
-use super::{Argument, Driver, Gemm, Launch, MOST_FETCHED, Operand, Precision, Region, size_error};
+use super::{Argument, Driver, Gemm, Launch, MOST_FETCHED, Precision, Region, size_error};
 use crate::backend::Pending;
 use crate::{Error, Result};
 
@@ -174,8 +174,8 @@ impl Simt {
         unsafe { std::slice::from_raw_parts(region.address as *const u8, region.bytes) }
     }
 
-    fn values(operand: Operand, precision: Precision, count: usize) -> Vec<f32> {
-        let bytes = Self::read(operand.at.part(0..count * precision.bytes()));
+    fn values(at: Region, precision: Precision) -> Vec<f32> {
+        let bytes = Self::read(at);
         match precision {
             Precision::Bf16 => bytes
                 .chunks_exact(2)
@@ -387,11 +387,11 @@ impl Simt {
             )));
         }
         // 16-byte copies, since a structure's address must be aligned.
-        let copies: Vec<[u128; 6]> = launch
+        let copies: Vec<[u128; Argument::LARGEST / 16]> = launch
             .arguments
             .iter()
             .map(|argument| {
-                let mut copy = [0u128; 6];
+                let mut copy = [0u128; Argument::LARGEST / 16];
                 bytemuck::cast_slice_mut::<u128, u8>(&mut copy)[..argument.bytes().len()]
                     .copy_from_slice(argument.bytes());
                 copy
@@ -419,21 +419,21 @@ impl Simt {
     }
 
     fn multiply(&self, g: &Gemm) -> Result<()> {
-        let (a, b) = (Self::values(g.a, g.precision, g.m * g.k), Self::values(g.b, g.precision, g.k * g.n));
-        let bias = g.bias.map(|at| Self::values(Operand { at, transposed: false }, g.precision, g.n));
+        let (a, b) = (Self::values(g.a.at, g.precision), Self::values(g.b.at, g.precision));
+        let bias = g.bias.map(|at| Self::values(at, g.precision));
         let exact = g.exact || g.precision != Precision::Bf16;
         let size = if exact { 4 } else { 2 };
-        let c = g.c.part(0..g.m * g.n * size);
+        let c = g.c;
         let mut out = Self::read(c).to_vec();
         // Each sum in order of k, in fp32, as a tensor core's accumulator.
-        out.par_chunks_mut(g.n * size).enumerate().for_each(|(row, out)| {
+        out.par_chunks_mut(g.pitch * size).take(g.m).enumerate().for_each(|(row, out)| {
             let mut sums = vec![0.0f32; g.n];
             for k in 0..g.k {
-                let x = if g.a.transposed { a[k * g.m + row] } else { a[row * g.k + k] };
+                let x = if g.a.transposed { a[k * g.a.pitch + row] } else { a[row * g.a.pitch + k] };
                 if g.b.transposed {
-                    sums.iter_mut().enumerate().for_each(|(col, sum)| *sum += x * b[col * g.k + k]);
+                    sums.iter_mut().enumerate().for_each(|(col, sum)| *sum += x * b[col * g.b.pitch + k]);
                 } else {
-                    sums.iter_mut().zip(&b[k * g.n..]).for_each(|(sum, &y)| *sum += x * y);
+                    sums.iter_mut().zip(&b[k * g.b.pitch..]).for_each(|(sum, &y)| *sum += x * y);
                 }
             }
             for (col, (bytes, sum)) in out.chunks_exact_mut(size).zip(&sums).enumerate() {

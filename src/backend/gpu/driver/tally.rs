@@ -1,14 +1,15 @@
 //! A device that does nothing but count: what a step launches and moves, without a GPU.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use super::{Driver, Gemm, Launch, Region};
 use crate::Result;
 
-/// What was asked of the device.
+/// What was asked of the device under one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Kernels, products and fills.
+pub struct Asked {
+    /// Launches: kernels, products and fills.
     pub kernels: u64,
     /// Device memory read and written.
     pub bytes: u64,
@@ -16,10 +17,25 @@ pub struct Tally {
     pub flops: u64,
 }
 
+/// What was asked of the device, by kernel; the library's products are called `product`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally(pub BTreeMap<&'static str, Asked>);
+
+impl Tally {
+    /// All of it.
+    pub fn total(&self) -> Asked {
+        self.0.values().fold(Asked::default(), |sum, one| Asked {
+            kernels: sum.kernels + one.kernels,
+            bytes: sum.bytes + one.bytes,
+            flops: sum.flops + one.flops,
+        })
+    }
+}
+
 /// The device.
 #[derive(Debug, Default)]
 pub struct Counter {
-    tally: Cell<Tally>,
+    tally: RefCell<Tally>,
     next: Cell<u64>,
 }
 
@@ -29,9 +45,12 @@ impl Counter {
         self.tally.take()
     }
 
-    fn add(&self, bytes: u64, flops: u64) {
-        let t = self.tally.get();
-        self.tally.set(Tally { kernels: t.kernels + 1, bytes: t.bytes + bytes, flops: t.flops + flops });
+    fn add(&self, name: &'static str, bytes: u64, flops: u64) {
+        let mut tally = self.tally.borrow_mut();
+        let asked = tally.0.entry(name).or_default();
+        asked.kernels += 1;
+        asked.bytes += bytes;
+        asked.flops += flops;
     }
 }
 
@@ -72,17 +91,17 @@ impl Driver for Counter {
     }
 
     fn fill(&self, region: Region, _: u8) -> Result<()> {
-        self.add(region.bytes as u64, 0);
+        self.add("fill", region.bytes as u64, 0);
         Ok(())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        self.add(launch.bytes, 0);
+        self.add(launch.kernel, launch.bytes, 0);
         Ok(())
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        self.add(gemm.bytes(), gemm.flops());
+        self.add("product", gemm.bytes(), gemm.flops());
         Ok(())
     }
 
