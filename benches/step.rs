@@ -1,22 +1,44 @@
 //! One optimizer step: forward and backward of both networks, clip, AdamW. Dropout on, as in training.
 //!
-//! `cargo bench --bench step -- [--json] [--threads N] [--steps N] [--device cpu|cuda] CASE…`, cases named
-//! `small-g256-t128-b8`: preset, generator's hidden size, T, B. Prints medians; with `--json` one line a case. On a GPU in bf16.
+//! `cargo bench --bench step -- [--steps N] [CASE or FILTER…]`, cases named `small-g256-t128-b8`: preset, generator's hidden size, T, B. A case that
+//! is not among the usual ones may be named too. Tokens a second; with `--json` one line a case. On a GPU in bf16. The other options: see `common`.
 #![allow(missing_docs)]
 
+use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
+use elektron::Result;
 use elektron::backend::gpu::driver::cuda::{Cuda, CudaOptions};
 use elektron::backend::{Backend, Cpu, Gpu};
 use elektron::data::Batch;
 use elektron::model::config::{Architecture, ElectraConfig, Preset};
 use elektron::model::hf::Checkpoint;
-use elektron::model::{Options, Phase, Share, TokenDetection};
+use elektron::model::{Options as ModelOptions, Phase, Share, TokenDetection};
 use elektron::rng::{Philox, Site};
 use elektron::train::optim::{AdamW, AdamWOptions};
 
+#[path = "common/mod.rs"]
+mod common;
+
+use common::record::Case as Measured;
+use common::{Arguments, Session, arguments};
+
 const VOCABULARY: usize = 30522;
 const WARM_UP: usize = 2;
+/// A GPU's steps are short.
+const GPU_STEPS: usize = 5;
+const ON_CPU: [&str; 3] = ["tiny-g64-t128-b16", "small-g64-t128-b8", "small-g256-t128-b8"];
+const ON_GPU: [&str; 3] = ["small-g64-t128-b128", "small-g256-t128-b128", "base-g256-t512-b16"];
+
+#[derive(Parser)]
+struct Options {
+    #[command(flatten)]
+    common: Arguments,
+    /// Steps that are measured; on a GPU five times as many.
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+}
 
 struct Case {
     preset: Preset,
@@ -63,7 +85,7 @@ fn batch(case: &Case) -> Batch {
     }
 }
 
-fn model<B: Backend>(backend: B, case: &Case) -> TokenDetection<B> {
+fn model<B: Backend>(backend: B, case: &Case) -> Result<TokenDetection<B>> {
     let generator = ElectraConfig {
         hidden_size: case.generator,
         num_attention_heads: (case.generator / 64).max(1),
@@ -75,9 +97,8 @@ fn model<B: Backend>(backend: B, case: &Case) -> TokenDetection<B> {
         backend,
         Checkpoint::fresh(generator, Architecture::MaskedLm),
         Checkpoint::fresh(discriminator, Architecture::PreTraining),
-        Options { share: Share::Word, ..Options::default() },
+        ModelOptions { share: Share::Word, ..ModelOptions::default() },
     )
-    .expect("the model fits")
 }
 
 /// Most memory this process has held, in MiB.
@@ -87,85 +108,112 @@ fn peak_rss_mib() -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
 }
 
-fn main() {
-    let (mut json, mut steps, mut names) = (false, 10, Vec::new());
-    let (mut threads, mut device) = (0, "cpu".to_owned());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        if argument == "--device" {
-            device = arguments.next().expect("cpu or cuda");
-            continue;
-        }
-        let mut number = || arguments.next().and_then(|n| n.parse().ok()).expect("a number");
-        match argument.as_str() {
-            "--json" => json = true,
-            "--bench" => {}
-            "--steps" => steps = number(),
-            "--threads" => threads = number(),
-            name => names.push(name.to_owned()),
-        }
-    }
-    if names.is_empty() {
-        names = ["tiny-g64-t128-b16", "small-g64-t128-b8", "small-g256-t128-b8"].map(str::to_owned).to_vec();
-    }
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("a thread pool");
-    for name in names {
-        let case = parse(&name).unwrap_or_else(|| panic!("`{name}` is no case; small-g256-t128-b8 is one"));
-        match device.as_str() {
-            "cpu" => run(Cpu::<f32>::new(), &name, &case, (steps, WARM_UP), json, "cpu fp32"),
-            "cuda" => {
-                let gpu = Cuda::new(CudaOptions::default()).expect("a GPU");
-                let words = format!("{} bf16", gpu.info().name);
-                run(Gpu::<_, half::bf16>::new(gpu), &name, &case, (5 * steps, 5 * WARM_UP), json, &words);
-            }
-            other => panic!("`{other}` is no device; cpu and cuda are"),
+fn main() -> ExitCode {
+    let options: Options = arguments(|options: &Options| &options.common);
+    match both(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
         }
     }
 }
 
-fn run<B: Backend>(
-    backend: B,
-    name: &str,
-    case: &Case,
-    (steps, warm_up): (usize, usize),
-    json: bool,
+fn both(options: &Options) -> std::result::Result<(), String> {
+    let arguments = &options.common;
+    if arguments.wants_cpu() {
+        let session = Session::new("step", "cpu", None, arguments);
+        let rounds = (options.steps, WARM_UP);
+        cases(session, arguments, &ON_CPU, rounds, "cpu fp32", || Ok(Cpu::<f32>::new()))?;
+    }
+    if arguments.wants_gpu() {
+        let gpu = match Cuda::new(CudaOptions::default()) {
+            Ok(gpu) => gpu.info().name.clone(),
+            Err(e) => return arguments.without_gpu(&e),
+        };
+        let session = Session::new("step", "cuda", Some(gpu.clone()), arguments);
+        let rounds = (GPU_STEPS * options.steps, GPU_STEPS * WARM_UP);
+        let new = || Ok(Gpu::<_, half::bf16>::new(Cuda::new(CudaOptions::default())?));
+        cases(session, arguments, &ON_GPU, rounds, &format!("{gpu} bf16"), new)?;
+    }
+    match arguments.device.as_str() {
+        "simt" => Err("`simt` is no device of this bench; cpu and cuda are".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// The usual cases that are asked for, and those that are named.
+fn cases<B: Backend>(
+    mut session: Session<'_>,
+    arguments: &Arguments,
+    usual: &[&str],
+    rounds: (usize, usize),
     device: &str,
-) {
-    let (mut model, batch) = (model(backend, case), batch(case));
+    backend: impl Fn() -> Result<B>,
+) -> std::result::Result<(), String> {
+    let named = arguments.filters.iter().map(String::as_str).filter(|name| parse(name).is_some());
+    let mut names: Vec<&str> = usual.to_vec();
+    named.for_each(|name| {
+        if !names.contains(&name) {
+            names.push(name)
+        }
+    });
+    for name in names.into_iter().filter(|name| arguments.want(name)) {
+        let case = parse(name).ok_or_else(|| format!("`{name}` is no case"))?;
+        let times = backend().and_then(|backend| run(backend, &case, rounds));
+        report(&mut session, name, &case, times.map_err(|e| format!("{name}: {e}"))?, device);
+    }
+    session.finish(false)
+}
+
+/// Seconds of each step.
+fn run<B: Backend>(backend: B, case: &Case, (steps, warm_up): (usize, usize)) -> Result<Vec<f64>> {
+    let (mut model, batch) = (model(backend, case)?, batch(case));
     let options = AdamWOptions { bias_correction: true, clip: None, ..AdamWOptions::default() };
-    let mut optimizer = AdamW::new(&mut model, options).expect("an optimizer");
+    let mut optimizer = AdamW::new(&mut model, options)?;
     let mut times = Vec::new();
     // As in training: a device computes a step while the host stages the next batch and looks at the step before.
     let mut before = None;
-    model.stage(&batch).expect("a batch in its place");
+    model.stage(&batch)?;
     for step in 0..warm_up + steps {
         let start = Instant::now();
         let phase = Phase::Train { step: step as u32, row0: 0, micro_batches: 1 };
-        optimizer.step_staged(&mut model, phase, 5e-4).expect("a step");
-        let norm = optimizer.fetch_norm(model.backend()).expect("its gradient norm, on its way");
-        model.stage(&batch).expect("a batch in its place");
+        optimizer.step_staged(&mut model, phase, 5e-4)?;
+        let norm = optimizer.fetch_norm(model.backend())?;
+        model.stage(&batch)?;
         if let Some(norm) = before.replace(norm) {
-            optimizer.collect_norm(model.backend(), norm).expect("the norm of the step before");
+            optimizer.collect_norm(model.backend(), norm)?;
         }
         if step >= warm_up {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
-    let rate = |seconds: f64| batch.tokens() as f64 / seconds;
-    let (lowest, highest) = (times[0], times[times.len() - 1]);
-    let (rss, threads) = (peak_rss_mib(), rayon::current_num_threads());
-    if json {
+    Ok(times)
+}
+
+fn report(session: &mut Session<'_>, name: &str, case: &Case, times: Vec<f64>, device: &str) {
+    let tokens = (case.batch * case.seq_len) as f64;
+    let seconds = Measured::new(name, "s", times);
+    let rate = Measured {
+        unit: "tok/s".to_owned(),
+        median: tokens / seconds.median,
+        least: tokens / seconds.most,
+        most: tokens / seconds.least,
+        ..seconds.clone()
+    };
+    let (Measured { median, least, most, rounds, .. }, rss) = (&seconds, peak_rss_mib());
+    let threads = rayon::current_num_threads();
+    if session.talks() {
         println!(
-            "{{\"case\":\"{name}\",\"tok_per_s\":{:.0},\"step_s\":{median:.4},\"min_s\":{lowest:.4},\"max_s\":{highest:.4},\
-             \"peak_rss_mib\":{rss},\"threads\":{threads},\"steps\":{steps},\"device\":\"{device}\"}}",
-            rate(median)
+            "{name:<24} {:>9.0} tok/s, {median:.3} s a step ({least:.3} to {most:.3}), peak {rss} MiB, {threads} threads, {device}",
+            rate.median
         );
     } else {
         println!(
-            "{name}: {:.0} tok/s, {median:.3} s a step ({lowest:.3} to {highest:.3}), peak {rss} MiB, {threads} threads, {device}",
-            rate(median)
+            "{{\"case\":\"{name}\",\"tok_per_s\":{:.0},\"step_s\":{median:.4},\"min_s\":{least:.4},\"max_s\":{most:.4},\
+             \"peak_rss_mib\":{rss},\"threads\":{threads},\"steps\":{rounds},\"device\":\"{device}\"}}",
+            rate.median
         );
     }
+    session.add(rate);
 }

@@ -1,9 +1,19 @@
-//! Every kernel compiled for every architecture, without a GPU: no error, no spill, no stack frame.
+//! Every kernel compiled for every architecture, without a GPU: no error, no spill, no stack frame, the instructions that it shall be made of,
+//! and the same registers, shared memory and occupancy as in `benches/records/kernels.md`.
 
 use elektron::backend::gpu::driver::Precision;
 use elektron::backend::gpu::driver::libraries::Library;
-use elektron::backend::gpu::driver::nvrtc::{ARCHITECTURES, SOURCES, clear_cache, compile, compile_cached};
-use rayon::prelude::*;
+use elektron::backend::gpu::driver::nvrtc::{ARCHITECTURES, clear_cache, compile, compile_cached, version};
+
+use crate::support::repository;
+
+mod expected;
+mod launches;
+mod occupancy;
+mod table;
+
+const TABLE: &str = "benches/records/kernels.md";
+const UPDATE: &str = "ELEKTRON_UPDATE_TABLE=1 cargo test --test suite -- nvrtc::";
 
 /// Whether libnvrtc is there. Without it the test says so and passes, unless `ELEKTRON_REQUIRE_NVRTC` is set.
 fn nvrtc() -> bool {
@@ -22,32 +32,68 @@ fn every_kernel_compiles_without_spills() {
     if !nvrtc() {
         return;
     }
-    let jobs: Vec<_> = ARCHITECTURES
-        .iter()
-        .flat_map(|&architecture| {
-            [Precision::Bf16, Precision::Fp32].into_iter().flat_map(move |precision| {
-                SOURCES.iter().map(move |&(file, _)| (architecture, precision, file))
-            })
-        })
-        .collect();
-    let problems: Vec<String> = jobs
-        .par_iter()
-        .flat_map(|&(architecture, precision, file)| {
-            let compiled = compile(file, architecture, precision).unwrap();
-            assert!(compiled.image.starts_with(b"\x7fELF"), "{file} for {architecture}: no machine code");
-            assert!(
-                !compiled.kernels.is_empty(),
-                "{file} for {architecture}: the assembler reports no kernel"
-            );
-            compiled
-                .kernels
-                .into_iter()
-                .filter(|k| k.spill_bytes + k.stack_bytes > 0 || k.registers == 0)
-                .map(|k| format!("{architecture} {precision:?} {k:?}"))
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let mut problems = Vec::new();
+    for row in table::rows() {
+        for (architecture, k) in ARCHITECTURES.iter().zip(&row.reports) {
+            if k.spill_bytes + k.stack_bytes > 0 || k.registers == 0 {
+                problems.push(format!("{architecture} {}: {k:?}", row.precision));
+            }
+        }
+    }
     assert!(problems.is_empty(), "kernels that spill:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn every_kernel_is_made_of_what_it_should() {
+    if !nvrtc() {
+        return;
+    }
+    let rows = table::rows();
+    let mut problems: Vec<String> = rows.iter().flat_map(expected::problems).collect();
+    for row in rows.iter().filter(|row| !row.is_launched()) {
+        problems.push(format!(
+            "`{}` ({}) is launched by no case of src/backend/selftest nor of tests/nvrtc/launches.rs: add one",
+            row.kernel, row.precision
+        ));
+    }
+    for pattern in expected::idle(rows) {
+        problems.push(format!("no kernel is called `{pattern}`: take it out of tests/nvrtc/expected.rs"));
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn the_table_of_kernels_is_up_to_date() {
+    let path = repository(TABLE);
+    if !nvrtc() {
+        return;
+    }
+    let (rows, version) = (table::rows(), version().unwrap());
+    let new = table::render(rows, version);
+    if std::env::var_os("ELEKTRON_UPDATE_TABLE").is_some() {
+        std::fs::write(&path, new).unwrap();
+        eprintln!("{} was written anew", path.display());
+        return;
+    }
+    let old = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; make it by\n  {UPDATE}", path.display()));
+    let same_compiler = old.contains(&format!("NVRTC {}.{};", version.0, version.1));
+    if !same_compiler {
+        eprintln!(
+            "NOT TESTED: registers and occupancy, as {TABLE} was made by another NVRTC than {}.{}",
+            version.0, version.1
+        );
+    }
+    let differences = table::differences(&old, &new, same_compiler);
+    assert!(
+        differences.is_empty(),
+        "{TABLE} differs from the kernels as they are:\n  {}\nIf that is meant, make it anew by\n  {UPDATE}",
+        differences.join("\n  ")
+    );
+    assert!(
+        !same_compiler || old == new,
+        "the text around the rows of {TABLE} is old; make it anew by\n  {UPDATE}"
+    );
 }
 
 #[test]

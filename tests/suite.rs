@@ -1,6 +1,7 @@
 //! The one integration-test binary; a module a subject.
 #![allow(missing_docs)]
 
+mod benches;
 mod checkpoint;
 mod cli;
 mod corpus;

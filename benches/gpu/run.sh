@@ -9,7 +9,7 @@ for program in elektron suite bench-step bench-ops; do
     [ -x "$program" ] || { gunzip -c "$program.gz" > "$program" && chmod +x "$program"; } || exit 1
 done
 results="$(mkdir -p "${1:-results}" && cd "${1:-results}" && pwd)"
-export ELEKTRON_ROOT="$PWD" ELEKTRON_REQUIRE_GPU=1 ELEKTRON_REPEATS="${ELEKTRON_REPEATS:-1000}" ELEKTRON_CACHE="$results/kernels"
+export ELEKTRON_ROOT="$PWD" ELEKTRON_REQUIRE_GPU=1 ELEKTRON_REPEATS="${ELEKTRON_REPEATS:-1000}" ELEKTRON_CACHE="$results/kernels" ELEKTRON_RECORDS="$results/baseline"
 # The libraries that PyTorch brought, where the system's loader knows none.
 if [ -z "${ELEKTRON_CUDA_LIBS:-}" ] && command -v python3 > /dev/null; then
     site="$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2> /dev/null)"
@@ -45,7 +45,8 @@ for device in cpu cuda; do
 done
 part train_compare 20 python3 compare_runs.py "$results/train_cpu/metrics.jsonl" "$results/train_cuda/metrics.jsonl"
 part bench_step 90 ./bench-step --json --device cuda small-g256-t128-b128 small-g64-t128-b128 small-g256-t512-b32 base-g256-t512-b16
-part bench_ops 90 ./bench-ops --device cuda
+part bench_step_baseline 90 ./bench-step --device cuda --save
+part bench_ops 240 ./bench-ops --device cuda --save
 part torch_quick 240 python3 peers/torch_baseline.py --quick --out "$results/torch.jsonl"
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do

@@ -26,6 +26,8 @@ pub const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_1
 pub struct Compiled {
     /// The CUBIN.
     pub image: Vec<u8>,
+    /// The virtual instructions that the assembler made it from; empty where the code came from the cache.
+    pub ptx: String,
     /// One entry a kernel; empty where the code came from the cache.
     pub kernels: Vec<KernelReport>,
     /// Seconds it took.
@@ -41,6 +43,8 @@ pub struct KernelReport {
     pub name: String,
     /// Registers a thread.
     pub registers: u32,
+    /// Bytes of shared memory that it declares itself; what its launcher asks for comes on top.
+    pub static_shared_bytes: u32,
     /// Bytes of stack a thread: local memory.
     pub stack_bytes: u32,
     /// Bytes of spilled registers, stores and loads.
@@ -89,21 +93,21 @@ pub fn compile(file: &str, architecture: &str, precision: Precision) -> Result<C
     let built = build(program, file, architecture, precision);
     // SAFETY: made above and not yet destroyed.
     unsafe { result::destroy_program(program) }.map_err(failed)?;
-    let (image, log) = built?;
-    Ok(Compiled { image, kernels: reports(file, &log), seconds: start.elapsed().as_secs_f64() })
+    let (image, ptx, log) = built?;
+    Ok(Compiled { image, ptx, kernels: reports(file, &log), seconds: start.elapsed().as_secs_f64() })
 }
 
+/// Machine code, virtual instructions and the assembler's words.
 fn build(
     program: sys::nvrtcProgram,
     file: &str,
     architecture: &str,
     precision: Precision,
-) -> Result<(Vec<u8>, String)> {
+) -> Result<(Vec<u8>, String, String)> {
     // SAFETY: the caller's program is alive; buffers have the sizes that the library asked for.
     unsafe {
         let outcome = result::compile_program(program, &options(architecture, precision));
-        let log = result::get_program_log(program).unwrap_or_default();
-        let log = as_text(&log);
+        let log = as_text(&result::get_program_log(program).unwrap_or_default());
         outcome.map_err(|e| {
             Error::device(format!("{file}.cu does not compile for {architecture}: {e}\n{}", log.trim()))
         })?;
@@ -112,7 +116,8 @@ fn build(
         sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(failed)?;
         let mut image = vec![0u8; size];
         sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result().map_err(failed)?;
-        Ok((image, log))
+        let ptx = as_text(&result::get_ptx(program).map_err(failed)?);
+        Ok((image, ptx, log))
     }
 }
 
@@ -141,6 +146,7 @@ fn reports(file: &str, log: &str) -> Vec<KernelReport> {
                     number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
             } else if line.contains("Used ") && line.contains(" registers") {
                 report.registers = number_before(line, " registers");
+                report.static_shared_bytes = number_before(line, " bytes smem");
             }
         }
     }
@@ -174,7 +180,8 @@ pub fn compile_cached(
     if let Ok(image) = fs::read(&path)
         && image.starts_with(b"\x7fELF")
     {
-        return Ok(Compiled { image, kernels: Vec::new(), seconds: start.elapsed().as_secs_f64() });
+        let seconds = start.elapsed().as_secs_f64();
+        return Ok(Compiled { image, ptx: String::new(), kernels: Vec::new(), seconds });
     }
     let compiled = compile(file, architecture, precision)?;
     // A cache that cannot be written to costs time, not the run.
