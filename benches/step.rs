@@ -1,7 +1,7 @@
 //! One optimizer step: forward and backward of both networks, clip, AdamW. Dropout on, as in training.
 //!
 //! `cargo bench --bench step -- [--steps N] [CASE or FILTER…]`, cases named `small-g256-t128-b8`: preset, generator's hidden size, T, B. A case that
-//! is not among the usual ones may be named too. Tokens a second; with `--json` one line a case. On a GPU in bf16. The other options: see `common`.
+//! is not among the usual ones may be named too. `--products`, `--no-overlap` and `--no-cuda-graph` as `elektron pretrain` has them. Tokens a second; with `--json` one line a case. On a GPU in bf16. The other options: see `common`.
 #![allow(missing_docs)]
 
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use elektron::Result;
+use elektron::backend::gpu::Products;
 use elektron::backend::gpu::driver::cuda::{Cuda, CudaOptions};
 use elektron::backend::{Backend, Cpu, Gpu};
 use elektron::data::Batch;
@@ -38,6 +39,28 @@ struct Options {
     /// Steps that are measured; on a GPU five times as many.
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// Who multiplies on a GPU.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "library", "own"])]
+    products: String,
+    /// A GPU begins a kernel only when the one before has ended.
+    #[arg(long)]
+    no_overlap: bool,
+    /// A GPU's kernels are launched one by one.
+    #[arg(long)]
+    no_cuda_graph: bool,
+}
+
+impl Options {
+    fn gpu(&self) -> Result<Gpu<Cuda, half::bf16>> {
+        let products = match self.products.as_str() {
+            "library" => Products::Library,
+            "own" => Products::Own,
+            _ => Products::Auto,
+        };
+        let (graphs, overlap, cublaslt) = (!self.no_cuda_graph, !self.no_overlap, products != Products::Own);
+        let options = CudaOptions { graphs, overlap, cublaslt, ..CudaOptions::default() };
+        Ok(Gpu::new(Cuda::new(options)?).with_products(products))
+    }
 }
 
 struct Case {
@@ -133,8 +156,7 @@ fn both(options: &Options) -> std::result::Result<(), String> {
         };
         let session = Session::new("step", "cuda", Some(gpu.clone()), arguments);
         let rounds = (GPU_STEPS * options.steps, GPU_STEPS * WARM_UP);
-        let new = || Ok(Gpu::<_, half::bf16>::new(Cuda::new(CudaOptions::default())?));
-        cases(session, arguments, &ON_GPU, rounds, &format!("{gpu} bf16"), new)?;
+        cases(session, arguments, &ON_GPU, rounds, &format!("{gpu} bf16"), || options.gpu())?;
     }
     match arguments.device.as_str() {
         "simt" => Err("`simt` is no device of this bench; cpu and cuda are".to_owned()),

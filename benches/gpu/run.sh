@@ -46,6 +46,10 @@ done
 part train_compare 20 python3 compare_runs.py "$results/train_cpu/metrics.jsonl" "$results/train_cuda/metrics.jsonl"
 part bench_step 90 ./bench-step --json --device cuda small-g256-t128-b128 small-g64-t128-b128 small-g256-t512-b32 base-g256-t512-b16
 part bench_step_baseline 90 ./bench-step --device cuda --save
+# What is decided by measurement, in alternation: who multiplies, launches that overlap, one graph a step.
+part bench_variants 200 bash -c 'for round in 1 2 3; do for variant in "" --products=library --products=own --no-overlap --no-cuda-graph; do
+    echo "variant ${variant:-as it is}"; ./bench-step --json --device cuda $variant small-g256-t128-b128 base-g256-t512-b16 || exit 1
+done; done'
 part bench_ops 240 ./bench-ops --device cuda --save
 part torch_quick 240 python3 peers/torch_baseline.py --quick --out "$results/torch.jsonl"
 if command -v compute-sanitizer > /dev/null; then
@@ -56,4 +60,11 @@ else
     echo "compute-sanitizer is not installed: memcheck and racecheck were not run" | tee -a "$results/summary.txt"
 fi
 part ops_repeated 300 ./suite device::every_op --nocapture
+if command -v ncu > /dev/null; then
+    # One step after the warm-up, kernel by kernel: time, share of the tensor cores and of memory, occupancy.
+    part ncu 200 ncu --csv --section SpeedOfLight --section Occupancy --launch-skip 2500 --launch-count 450 --log-file "$results/ncu.csv" \
+        ./bench-step --device cuda --no-cuda-graph --steps 1 small-g256-t128-b128
+else
+    echo "ncu is not installed: no kernel was profiled" | tee -a "$results/summary.txt"
+fi
 exit "$failed"

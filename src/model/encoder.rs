@@ -84,12 +84,12 @@ impl Linear {
         let (inputs, outputs) = (self.inputs, self.outputs);
         // Nothing is an empty stretch at the end.
         let end = self.bias.end;
-        let before = also.before.map_or(end..end, |(linear, ..)| linear.bias.clone());
-        let ranges = [self.weight.clone(), self.bias.clone(), before];
+        let behind = also.before.as_ref().map_or(end..end, |behind| behind.linear.bias.clone());
+        let ranges = [self.weight.clone(), self.bias.clone(), behind];
         let [dweight, dbias, dbefore] = B::disjoint_mut(&mut params.grads, ranges)?;
-        let before = also.before.map(|(_, activation, pre)| Before {
-            activation,
-            pre: B::slice(pre, 0..rows * inputs),
+        let before = also.before.map(|behind| Before {
+            activation: behind.activation,
+            pre: B::slice(behind.pre, 0..rows * inputs),
             dbias: dbefore,
         });
         backend.linear_bwd(LinearBwd {
@@ -116,8 +116,16 @@ pub(super) struct Also<'a, B: Backend> {
     pub(super) weight: bool,
     /// Its bias's gradient, unless the op behind has added it.
     pub(super) bias: bool,
-    /// Last the derivative of the activation that made its input, with the saved argument, and the bias gradient of the layer before.
-    pub(super) before: Option<(&'a Linear, Activation, &'a B::Buf<B::X>)>,
+    /// Last the derivative of the activation that made its input, and the bias gradient of the layer before.
+    pub(super) before: Option<Behind<'a, B>>,
+}
+
+/// A linear layer with an activation, seen from the layer that follows.
+pub(super) struct Behind<'a, B: Backend> {
+    pub(super) linear: &'a Linear,
+    pub(super) activation: Activation,
+    /// The activation's saved argument.
+    pub(super) pre: &'a B::Buf<B::X>,
 }
 
 impl<B: Backend> Also<'_, B> {
@@ -472,7 +480,7 @@ impl Encoder {
         let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
         let before = Some(&layer.ff2);
         norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dff, dresidual, before)?;
-        let before = Some((&layer.ff1, self.config.hidden_act, &a.pre));
+        let before = Some(Behind { linear: &layer.ff1, activation: self.config.hidden_act, pre: &a.pre });
         let dinp = (Write::Set, &mut s.dact);
         let also = Also { before, ..Also::NOTHING };
         layer.ff2.backward(backend, params, n, &a.act, also, &mut s.dff, dinp)?;

@@ -3,7 +3,7 @@
 
 use super::acts::{DeviceBatch, EncoderActs, RtdActs, Scratch};
 use super::config::Architecture;
-use super::encoder::{Also, Encoder, Linear, StepContext};
+use super::encoder::{Also, Behind, Encoder, Linear, StepContext};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Corrupt, Dropout, RtdLoss, Write};
@@ -103,7 +103,8 @@ impl RtdHead {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (n, c) = (step.tokens, self.last.inputs);
-        let before = self.dense.as_ref().map(|dense| (dense, encoder.config.hidden_act, &acts.pre));
+        let activation = encoder.config.hidden_act;
+        let before = self.dense.as_ref().map(|linear| Behind { linear, activation, pre: &acts.pre });
         let (also, dinp) = (Also { before, ..Also::PARAMETERS }, (Write::Set, &mut scratch.dx));
         self.last.backward(backend, params, n, &acts.inp, also, &mut acts.dlogits, dinp)?;
         match &self.dense {
