@@ -5,134 +5,14 @@ use std::ops::Range;
 
 use super::acts::{DeviceBatch, EncoderActs, LayerActs, Scratch, Stats};
 use super::config::ElectraConfig;
+use super::linear::{Also, Behind, Linear};
 use super::params::{DELTA, ParamTable, Params};
 use crate::Result;
 use crate::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Before, Dropout, EmbedBwd, EmbedFwd,
-    EmbedTables, LinearBwd, LinearFwd, Sequences, WeightGrad, Write,
+    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables,
+    Sequences, WeightGrad, Write,
 };
-use crate::model::config::Activation;
 use crate::rng::{Site, threshold};
-
-/// Where a linear layer's parameters lie.
-#[derive(Clone, Debug)]
-pub(super) struct Linear {
-    pub(super) weight: Range<usize>,
-    pub(super) bias: Range<usize>,
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    /// Elements between rows of its result.
-    pub(super) pitch: usize,
-}
-
-impl Linear {
-    pub(super) fn new(table: &ParamTable, name: &str) -> Result<Self> {
-        let weight = table.get(&format!("{name}.weight"))?;
-        let (outputs, inputs) = (weight.shape[0], weight.shape[1]);
-        let bias = table.range(&format!("{name}.bias"))?;
-        Ok(Self { weight: weight.range(), bias, inputs, outputs, pitch: outputs })
-    }
-
-    /// Queries, keys and values as one layer with 3C outputs.
-    fn fused(table: &ParamTable, name: &str) -> Result<Self> {
-        let query = Self::new(table, &format!("{name}.query"))?;
-        let value = Self::new(table, &format!("{name}.value"))?;
-        Ok(Self {
-            weight: query.weight.start..value.weight.end,
-            bias: query.bias.start..value.bias.end,
-            inputs: query.inputs,
-            outputs: 3 * query.outputs,
-            pitch: 3 * query.outputs,
-        })
-    }
-
-    /// On `rows` rows.
-    pub(super) fn forward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &Params<B>,
-        rows: usize,
-        inp: &B::Buf<B::X>,
-        activation: Option<(Activation, &mut B::Buf<B::X>)>,
-        out: &mut B::Buf<B::X>,
-    ) -> Result<()> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        backend.linear_fwd(LinearFwd {
-            inputs,
-            outputs,
-            inp: B::slice(inp, 0..rows * inputs),
-            weight: B::slice(&params.working, self.weight.clone()),
-            bias: B::slice(&params.working, self.bias.clone()),
-            activation: activation.map(|(kind, pre)| (kind, B::slice_mut(pre, 0..rows * outputs))),
-            out: B::slice_mut(out, 0..rows * self.pitch),
-            pitch: self.pitch,
-        })
-    }
-
-    /// `dinp` of `dout`, and what `also` asks for.
-    #[allow(clippy::too_many_arguments)] // the operands of one op
-    pub(super) fn backward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &mut Params<B>,
-        rows: usize,
-        inp: &B::Buf<B::X>,
-        also: Also<'_, B>,
-        dout: &mut B::Buf<B::X>,
-        dinp: (Write, &mut B::Buf<B::X>),
-    ) -> Result<()> {
-        let (inputs, outputs) = (self.inputs, self.outputs);
-        // Nothing is an empty stretch at the end.
-        let end = self.bias.end;
-        let behind = also.before.as_ref().map_or(end..end, |behind| behind.linear.bias.clone());
-        let ranges = [self.weight.clone(), self.bias.clone(), behind];
-        let [dweight, dbias, dbefore] = B::disjoint_mut(&mut params.grads, ranges)?;
-        let before = also.before.map(|behind| Before {
-            activation: behind.activation,
-            pre: B::slice(behind.pre, 0..rows * inputs),
-            dbias: dbefore,
-        });
-        backend.linear_bwd(LinearBwd {
-            inputs,
-            outputs,
-            inp: B::slice(inp, 0..rows * inputs),
-            weight: B::slice(&params.working, self.weight.clone()),
-            activation: also.activation.map(|(kind, pre)| (kind, B::slice(pre, 0..rows * outputs))),
-            dout: B::slice_mut(dout, 0..rows * self.pitch),
-            pitch: self.pitch,
-            before,
-            dinp: (dinp.0, B::slice_mut(dinp.1, 0..rows * inputs)),
-            dweight: also.weight.then_some(dweight),
-            dbias: also.bias.then_some(dbias),
-        })
-    }
-}
-
-/// What a linear layer's backward pass does besides the gradient of its input.
-pub(super) struct Also<'a, B: Backend> {
-    /// First the derivative of its activation, with the saved argument.
-    pub(super) activation: Option<(Activation, &'a B::Buf<B::X>)>,
-    /// Its weight's gradient, unless that comes later.
-    pub(super) weight: bool,
-    /// Its bias's gradient, unless the op behind has added it.
-    pub(super) bias: bool,
-    /// Last the derivative of the activation that made its input, and the bias gradient of the layer before.
-    pub(super) before: Option<Behind<'a, B>>,
-}
-
-/// A linear layer with an activation, seen from the layer that follows.
-pub(super) struct Behind<'a, B: Backend> {
-    pub(super) linear: &'a Linear,
-    pub(super) activation: Activation,
-    /// The activation's saved argument.
-    pub(super) pre: &'a B::Buf<B::X>,
-}
-
-impl<B: Backend> Also<'_, B> {
-    /// Weight and bias.
-    pub(super) const PARAMETERS: Self = Self { activation: None, weight: true, bias: true, before: None };
-    const NOTHING: Self = Self { weight: false, bias: false, ..Self::PARAMETERS };
-}
 
 /// Where a LayerNorm's parameters lie.
 #[derive(Clone, Debug)]

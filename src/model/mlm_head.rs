@@ -3,7 +3,8 @@
 
 use super::acts::{DeviceBatch, EncoderActs, MlmActs, Scratch};
 use super::config::Activation;
-use super::encoder::{Also, Encoder, Linear, Norm};
+use super::encoder::{Encoder, Norm};
+use super::linear::{Also, Linear};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Dropout, MlmLoss, Write};

@@ -19,6 +19,7 @@ mod detector;
 mod encoder;
 pub mod hf;
 mod input;
+mod linear;
 mod mlm_head;
 mod params;
 mod pass;

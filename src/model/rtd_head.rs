@@ -3,7 +3,8 @@
 
 use super::acts::{DeviceBatch, EncoderActs, RtdActs, Scratch};
 use super::config::Architecture;
-use super::encoder::{Also, Behind, Encoder, Linear, StepContext};
+use super::encoder::{Encoder, StepContext};
+use super::linear::{Also, Behind, Linear};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Corrupt, Dropout, RtdLoss, Write};
