@@ -12,6 +12,8 @@
 constexpr u32 EMBED_THREADS = 128;
 constexpr u32 SCATTER_THREADS = 256;
 constexpr u32 SCATTER_WARPS = SCATTER_THREADS / WARP;
+/// Rows that a warp of `scatter` loads before it adds them.
+constexpr u32 AT_ONCE = 4;
 
 /// Where an embedding reads; mirrors `TablesArgs` of the launcher.
 struct Tables {
@@ -141,12 +143,21 @@ DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
             const u32 token = start + lane_id();
             u32 users = ballot(token < end && ids[token < n ? token : n - 1] == id);
             while (users) {
-                const u32 user = start + __ffs(static_cast<int>(users)) - 1;
-                users &= users - 1;
-                float x[EIGHT];
-                load8(x, rows + static_cast<u64>(user) * width + (count ? col : 0), count, aligned && count);
+                // Several rows are under way at a time: [MASK] alone has a seventh of all tokens. They are added in order.
+                float x[AT_ONCE][EIGHT];
+                bool exists[AT_ONCE];
+                u32 user = 0;
 #pragma unroll
-                for (u32 i = 0; i < EIGHT; i++) sum[i] += x[i];
+                for (u32 r = 0; r < AT_ONCE; r++) {
+                    exists[r] = users != 0;
+                    user = exists[r] ? start + __ffs(static_cast<int>(users)) - 1 : user;
+                    users &= users - 1;
+                    load8(x[r], rows + static_cast<u64>(user) * width + (count ? col : 0), count, aligned && count);
+                }
+#pragma unroll
+                for (u32 r = 0; r < AT_ONCE; r++)
+#pragma unroll
+                    for (u32 i = 0; i < EIGHT; i++) sum[i] += exists[r] ? x[r][i] : 0.0f;
             }
         }
 #pragma unroll
