@@ -87,6 +87,7 @@ impl Bench {
             rows: Arc::new(rows),
             validation: None,
             loader,
+            splits: None,
             resume: true,
             progress: Progress::Quiet,
             stop,

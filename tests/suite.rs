@@ -20,6 +20,8 @@ mod hub;
 mod kernels;
 mod memory;
 #[cfg(unix)]
+mod micro_batch;
+#[cfg(unix)]
 mod numbers;
 mod nvrtc;
 mod ops;

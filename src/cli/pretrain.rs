@@ -11,7 +11,7 @@ use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
 use super::{Outcome, check_positions, check_vocabulary, corpus, print, set_threads};
 use crate::backend::Backend;
-use crate::config::{Head, RunConfig, Settings};
+use crate::config::{Head, MicroBatch, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
@@ -26,6 +26,7 @@ use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
 use crate::train::log::{Progress, holds_run};
+use crate::train::micro_batch::Splits;
 use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
@@ -158,7 +159,12 @@ impl OnBackend for Training<'_> {
         let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress, stop } =
             self;
         let quiet = progress == Progress::Quiet;
-        check_memory(&backend, config, (&generator, &discriminator), place)?;
+        let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
+        let least = if auto { config.split_into(1) } else { config.clone() };
+        check_memory(&backend, &least, pair, place)?;
+        let layers = discriminator.config.num_hidden_layers;
+        let found = || Splits::of(config, layers, place.free_bytes, |config| plan(&backend, config, pair));
+        let splits = auto.then(found).transpose()?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
         // Before the text is read, so that --resume does whenever the process ends.
@@ -172,8 +178,9 @@ impl OnBackend for Training<'_> {
         let loader = LoaderSpec { on_device: B::RECORDS, ..loader_spec(config, &tokenizer) };
         let facts = Facts::new(config, &rows, model.parameter_count(), &place.name)?;
         stop.begin_training();
+        let (model_ref, fault) = (&mut model, None);
         let run =
-            Run { config, model: &mut model, rows, validation, loader, resume, progress, stop, fault: None };
+            Run { config, model: model_ref, rows, validation, loader, splits, resume, progress, stop, fault };
         let summary = train(run)?;
         if summary.ending == Ending::Finished {
             export(&model, config, &summary, &facts)?;
@@ -203,7 +210,7 @@ fn plan<B: Backend>(
     config: &RunConfig,
     (ours, theirs): (&Checkpoint, &Checkpoint),
 ) -> Result<MemoryPlan> {
-    let rows = config.batch_size;
+    let rows = config.rows_at_once();
     let limits = BatchLimits {
         tokens: rows * config.seq_len,
         // Padding that evens batches out lies in sequences of its own.
@@ -229,7 +236,7 @@ fn check_memory<B: Backend>(
     let families: Vec<String> =
         plan.families().iter().map(|(name, bytes)| format!("{name} {} MiB", bytes >> 20)).collect();
     let growing = plan.bytes_per_token() * config.seq_len as u64;
-    let fixed = plan.total_bytes() - growing * config.batch_size as u64;
+    let fixed = plan.total_bytes() - growing * config.rows_at_once() as u64;
     let largest = free.saturating_sub(fixed) / growing.max(1);
     let advice = match largest {
         0 => "not even one row fits: use a smaller model or --precision bf16".to_owned(),
@@ -358,9 +365,10 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
         special: tokenizer.special(),
         seq_len: config.seq_len,
     };
+    let batch_size = config.rows_at_once();
     LoaderSpec {
-        batch_size: config.batch_size,
-        micro_batches: config.grad_accumulation,
+        batch_size,
+        micro_batches: config.rows_per_step() / batch_size,
         seed: config.seed,
         mask,
         on_device: false,

@@ -16,8 +16,10 @@ use crate::suggest::{closest, possible_value};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 
+mod micro_batch;
 mod run;
 
+pub use micro_batch::MicroBatch;
 pub use run::RunConfig;
 
 /// The discriminator's head.
@@ -173,6 +175,10 @@ settings! {
     /// Micro-batches of a step [default: 1]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     grad_accumulation: usize,
+    /// Rows of a step that are computed at a time, whatever the two above say of its size: a number that divides B · N, or
+    /// auto, what this device does fastest [default: B]
+    #[arg(long, value_name = "N|auto", help_heading = "Optimization")]
+    micro_batch: MicroBatch,
     /// Optimizer steps
     #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Optimization")]
     steps: u64,

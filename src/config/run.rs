@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Head, LogFormat, Precision, Settings};
+use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings};
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
@@ -50,6 +50,9 @@ pub struct RunConfig {
     pub disallow_correct: bool,
     pub batch_size: usize,
     pub grad_accumulation: usize,
+    /// `None`: `batch_size` rows at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<MicroBatch>,
     pub steps: Option<u64>,
     pub epochs: f64,
     pub learning_rate: f64,
@@ -116,6 +119,7 @@ impl RunConfig {
                 _ => 32,
             }),
             grad_accumulation: s.grad_accumulation.unwrap_or(1),
+            micro_batch: s.micro_batch,
             steps: s.steps,
             epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
             learning_rate: s.learning_rate.unwrap_or(by_flavour(5e-5, if big { 2e-4 } else { 5e-4 })),
@@ -161,6 +165,18 @@ impl RunConfig {
                 return fail(format!("--{name} must be 1 or more"));
             }
         }
+        if let Some(MicroBatch::Rows(rows)) = self.micro_batch
+            && !self.splits().contains(&rows)
+        {
+            let splits: Vec<String> = self.splits().iter().map(usize::to_string).collect();
+            return fail(format!(
+                "--micro-batch {rows} does not divide the {} rows of a step (--batch-size {} times --grad-accumulation {}): {} do",
+                self.rows_per_step(),
+                self.batch_size,
+                self.grad_accumulation,
+                splits.join(", ")
+            ));
+        }
         if !(self.mask_prob > 0.0 && self.mask_prob < 1.0) {
             return fail(format!("--mask-prob is {}, expected a number between 0 and 1", self.mask_prob));
         }
@@ -193,9 +209,33 @@ impl RunConfig {
         Ok(())
     }
 
+    /// Rows of an optimizer step.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size * self.grad_accumulation
+    }
+
+    /// Rows of a micro-batch, unless `auto` finds others to be better.
+    pub fn rows_at_once(&self) -> usize {
+        match self.micro_batch {
+            Some(MicroBatch::Rows(rows)) => rows,
+            _ => self.batch_size,
+        }
+    }
+
+    /// Rows of a micro-batch that a step could be split into, ascending.
+    pub fn splits(&self) -> Vec<usize> {
+        let rows = self.rows_per_step();
+        (1..=rows).filter(|split| rows.is_multiple_of(*split)).collect()
+    }
+
+    /// The same steps, computed `rows` rows at a time.
+    pub fn split_into(&self, rows: usize) -> Self {
+        Self { batch_size: rows, grad_accumulation: self.rows_per_step() / rows.max(1), ..self.clone() }
+    }
+
     /// Optimizer steps over `rows` rows.
     pub fn total_steps(&self, rows: usize) -> u64 {
-        let per_step = (self.batch_size * self.grad_accumulation) as f64;
+        let per_step = self.rows_per_step() as f64;
         self.steps.unwrap_or(((self.epochs * rows as f64) / per_step).floor().max(1.0) as u64)
     }
 
@@ -208,7 +248,7 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 22] = [
+        const FIXED: [&str; 23] = [
             "train",
             "columns",
             "dedup",
@@ -229,6 +269,7 @@ impl RunConfig {
             "disallow-correct",
             "batch-size",
             "grad-accumulation",
+            "micro-batch",
             "bias-correction",
             "seed",
         ];

@@ -45,6 +45,9 @@ pub struct TrainerState {
     pub skipped: u64,
     /// How many of them came last, in a row.
     pub bad_in_row: u64,
+    /// Rows that are computed at a time: other splits of a step round differently. 0 in checkpoints from before this was kept.
+    #[serde(default)]
+    pub micro_batch: usize,
     /// Length of `metrics.jsonl`.
     pub log_bytes: u64,
     /// Sums since the log's last line.

@@ -149,6 +149,13 @@ impl Log {
         self.write(&json!({ "step": to, "rollback": { "from": from, "reason": reason } }))
     }
 
+    /// One line that tells how many rows of a step's are computed at a time, and how long steps of other splits took.
+    pub fn micro_batch(&mut self, rows: usize, of: usize, timed: &[(usize, f64)]) -> Result<()> {
+        let timed: Vec<Value> =
+            timed.iter().map(|(rows, seconds)| json!({ "rows": rows, "ms": seconds * 1e3 })).collect();
+        self.write(&json!({ "micro_batch": { "rows": rows, "of": of, "timed": timed } }))
+    }
+
     fn write(&mut self, line: &Value) -> Result<()> {
         if self.jsonl.is_none() {
             return Ok(());

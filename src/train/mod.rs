@@ -10,6 +10,7 @@ mod diagnosis;
 pub mod lock;
 pub mod log;
 pub mod metrics;
+pub mod micro_batch;
 pub mod optim;
 pub mod saver;
 pub mod schedule;
@@ -31,6 +32,7 @@ use crate::model::{Losses, Phase, TokenDetection};
 use checkpoint::Position;
 use log::Progress;
 use metrics::Metrics;
+use micro_batch::Splits;
 use signals::Stop;
 use trainer::Trainer;
 
@@ -46,6 +48,8 @@ pub struct Run<'a, B: Backend> {
     pub validation: Option<Rows>,
     /// How batches are made.
     pub loader: LoaderSpec,
+    /// Where it shall be found out how many rows of a step are best computed at a time; else `loader` says it.
+    pub splits: Option<Splits>,
     /// Whether to go on from the newest checkpoint.
     pub resume: bool,
     /// What is shown meanwhile.

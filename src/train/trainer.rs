@@ -6,6 +6,7 @@ use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
 use super::diagnosis::diagnose;
 use super::log::{Line, Log, METRICS, Progress};
 use super::metrics::Metrics;
+use super::micro_batch::settle;
 use super::optim::{AdamW, AdamWOptions};
 use super::saver::Saver;
 use super::timing::{Part, Plan, Timing};
@@ -56,7 +57,7 @@ struct Launched<B: Backend> {
 
 impl<'a, B: Backend> Trainer<'a, B> {
     /// Takes a run up where it is.
-    pub(super) fn new(run: Run<'a, B>) -> Result<Self> {
+    pub(super) fn new(mut run: Run<'a, B>) -> Result<Self> {
         let config = run.config;
         let steps = config.total_steps(run.rows.len());
         let mut optimizer = AdamW::new(run.model, adamw_options(config))?;
@@ -75,10 +76,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 None => eprintln!("there is no checkpoint yet: the run starts from its beginning"),
             }
         }
-        let log = open_log(config, &state, run.progress)?;
+        let choice = settle(&mut run, &mut state)?;
+        let mut log = open_log(config, &state, run.progress)?;
+        if let Some(choice) = choice {
+            choice.tell(config.rows_per_step(), &mut log, run.progress)?;
+        }
         let loader = Loader::new(run.rows.clone(), ordered(run.loader, &state), state.position.step);
         let saver = Saver::new(checkpoints.clone(), config.output.join(METRICS), saved);
-        let timing = Timing::new(plan(config, steps, run.validation.as_ref()), state.position.step);
+        let split = config.split_into(run.loader.batch_size);
+        let timing = Timing::new(plan(&split, steps, run.validation.as_ref()), state.position.step);
         Ok(Self {
             optimizer,
             checkpoints,
@@ -386,7 +392,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
         snapshot.restore(self.run.model, &mut self.optimizer)?;
         self.run.model.take_counts()?;
         let (rollbacks, skipped) = (self.state.rollbacks + 1, self.state.skipped);
-        self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, ..snapshot.state };
+        let micro_batch = self.state.micro_batch;
+        self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, micro_batch, ..snapshot.state };
         let to = self.state.position.step;
         self.checkpoints.forget_after(to)?;
         self.timing.go_back(to);
@@ -464,13 +471,13 @@ fn adamw_options(config: &RunConfig) -> AdamWOptions {
 }
 
 /// Random numbers are counted as if every row were full, so that they do not depend on other micro-batches.
-fn phase(step: u64, micro: usize, spec: &LoaderSpec) -> Phase {
+pub(super) fn phase(step: u64, micro: usize, spec: &LoaderSpec) -> Phase {
     let row0 = micro * spec.batch_size * spec.mask.seq_len;
     Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: spec.micro_batches as u32 }
 }
 
 /// Order and masks of the data after `state.rollbacks` returns to a checkpoint.
-fn ordered(spec: LoaderSpec, state: &TrainerState) -> LoaderSpec {
+pub(super) fn ordered(spec: LoaderSpec, state: &TrainerState) -> LoaderSpec {
     // An odd constant far from small numbers: seeds that users choose stay apart.
     let seed = spec.seed.wrapping_add(state.rollbacks.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     LoaderSpec { seed, ..spec }
