@@ -116,6 +116,8 @@ struct Line {
     spike: Option<Value>,
     skipped: Option<Value>,
     rollback: Option<Value>,
+    /// No metrics: how a step is split.
+    micro_batch: Option<Value>,
     eval: Option<Box<Line>>,
 }
 
@@ -181,7 +183,7 @@ impl Run {
         let mut bytes = Vec::new();
         while input.read_until(b'\n', &mut bytes)? > 0 {
             match serde_json::from_slice::<Line>(&bytes) {
-                Ok(line) if line.step.is_some() => self.push(&line),
+                Ok(line) if line.step.is_some() && line.micro_batch.is_none() => self.push(&line),
                 // The reference loop's log begins with its settings.
                 Ok(_) => {}
                 Err(_) if bytes.iter().all(u8::is_ascii_whitespace) => {}

@@ -153,7 +153,7 @@ impl Log {
     pub fn micro_batch(&mut self, rows: usize, of: usize, timed: &[(usize, f64)]) -> Result<()> {
         let timed: Vec<Value> =
             timed.iter().map(|(rows, seconds)| json!({ "rows": rows, "ms": seconds * 1e3 })).collect();
-        self.write(&json!({ "micro_batch": { "rows": rows, "of": of, "timed": timed } }))
+        self.write(&json!({ "step": 0, "micro_batch": { "rows": rows, "of": of, "timed": timed } }))
     }
 
     fn write(&mut self, line: &Value) -> Result<()> {
