@@ -4,19 +4,25 @@
 //! product (bias, activation) runs on the tile while it is in the cache. The call goes to `private-gemm-x86`, the
 //! engine of `faer`, where the processor has AVX2 or AVX-512, and to the `gemm` crate elsewhere. The first is 3 to
 //! 15 % faster where an operand is transposed; `benches/records` has both, and the tile sizes tried.
+//!
+//! Neither engine packs the left operand. A transposed one (of a weight gradient) is read at a stride of some KiB, which falls
+//! into few sets of a cache: with AVX2 that costs a third of the speed, so it is turned round first.
+
+use std::cell::Cell;
 
 use rayon::prelude::*;
 
 use super::real::Real;
+use super::turn::{par_turn, turned_stride};
 
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
 pub(super) struct Mat<'a, R> {
-    data: &'a [R],
-    rows: usize,
-    cols: usize,
+    pub(super) data: &'a [R],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
     row_stride: usize,
-    col_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a, R: Real> Mat<'a, R> {
@@ -45,8 +51,15 @@ impl<'a, R: Real> Mat<'a, R> {
         }
     }
 
-    fn block(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+    /// A part of it.
+    pub(super) fn block(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
         Self { data: &self.data[row * self.row_stride + col * self.col_stride..], rows, cols, ..self }
+    }
+
+    /// One element.
+    #[inline(always)]
+    pub(super) fn at(self, row: usize, col: usize) -> R {
+        self.data[row * self.row_stride + col * self.col_stride]
     }
 }
 
@@ -215,8 +228,55 @@ fn tile(rows: usize, cols: usize) -> (usize, usize) {
     (rows.clamp(1, 256), (cols / 4).next_multiple_of(64).clamp(64, 256))
 }
 
+thread_local! {
+    /// Where operands are turned, kept from product to product. A thread that waits in one product may begin another, which
+    /// then finds nothing and brings its own.
+    static SCRATCH: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
+/// Runs `f` on `len` elements of unspecified values.
+fn with_scratch<R: Real>(len: usize, f: impl FnOnce(&mut [R])) {
+    let mut words = SCRATCH.take();
+    let wanted = (len * size_of::<R>()).div_ceil(size_of::<u64>());
+    if words.len() < wanted {
+        words = vec![0; wanted];
+    }
+    f(&mut bytemuck::cast_slice_mut(&mut words)[..len]);
+    SCRATCH.set(words);
+}
+
+/// Rows beyond which a transposed A is read where it lies: a copy of it would go through memory, not the cache.
+const TURNED_ROWS: usize = 8192;
+
+/// Whether turning A round first is worth its cost here.
+fn better_turned<R: Real>(a: Mat<'_, R>) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let strides_are_slow = !is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    let strides_are_slow = false;
+    strides_are_slow && a.col_stride > 1 && a.rows <= TURNED_ROWS
+}
+
 /// C = A · B or C += A · B over all threads; `finish(tile, first row, first column)` runs on each tile when it is done.
 pub(super) fn par_matmul<R: Real>(
+    c: MatMut<'_, R>,
+    add: bool,
+    a: Mat<'_, R>,
+    b: Mat<'_, R>,
+    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
+) {
+    if better_turned(a) {
+        let stride = turned_stride(a.cols);
+        with_scratch(a.rows * stride, |rows| {
+            par_turn(a, rows);
+            by_tiles(c, add, Mat::strided(rows, a.rows, a.cols, stride), b, finish);
+        });
+    } else {
+        by_tiles(c, add, a, b, finish);
+    }
+}
+
+fn by_tiles<R: Real>(
     c: MatMut<'_, R>,
     add: bool,
     a: Mat<'_, R>,

@@ -24,6 +24,7 @@ mod norm;
 mod optim;
 mod real;
 mod rtd_head;
+mod turn;
 
 pub use real::Real;
 pub(crate) use real::vectorized;
