@@ -1,4 +1,5 @@
-// What stands round the matrix products of linear layers: bias and activation, their gradients.
+// What stands round the matrix products of linear layers where no product takes it along (gemm.cu does): bias and activation around the library's
+// products, and column sums.
 //
 // Forward: pre += b, out = act(pre): a thread eight elements; reads 2 and writes 4 bytes an element (bf16). Without an
 // activation the product's own epilogue adds the bias.
