@@ -219,7 +219,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let mut held = self.counters.borrow_mut();
         if held.as_ref().is_none_or(|buf| buf.len < len) {
             self.steps.forget(&*self.driver);
-            let buf = DeviceBuf::new(&self.driver, len.max(1024))?;
+            let buf = DeviceBuf::new(&self.driver, len)?;
             self.driver.fill(buf.region, 0)?;
             *held = Some(buf);
         }

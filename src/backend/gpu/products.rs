@@ -6,7 +6,7 @@
 
 use super::driver::gemm::{Tile, own_gemm};
 use super::driver::{Argument, Driver, Gemm, Operand, Region};
-use super::{Gpu, Working, size};
+use super::{Gpu, Working, size, tree_counters};
 use crate::backend::WeightGrad;
 use crate::model::config::Activation;
 use crate::{Error, Result};
@@ -127,7 +127,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             dinp.into(),
             dbias.into(),
             sums.into(),
-            self.counters(grid[0] as usize)?.into(),
+            self.counters(grid[0] as usize * tree_counters(grid[1] as usize))?.into(),
             size(m)?.into(),
             size(n)?.into(),
             size(k)?.into(),
