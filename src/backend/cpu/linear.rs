@@ -1,8 +1,11 @@
 //! Linear layers with their bias and activation function.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, par_matmul};
+use super::gemm::{Job, Mat, MatMut, par_matmul, par_matmuls};
 use super::real::{Real, vectorized};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{LinearBwd, LinearFwd, WeightGrad, Write};
@@ -89,7 +92,7 @@ pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
         Some((activation, pre)) => {
             let out = MatMut::new(op.out, rows, outputs);
             par_matmul(MatMut::new(pre, rows, outputs), false, inp, weight.t(), |tile, first, col| {
-                let (height, width) = (tile.rows(), tile.row(0).len());
+                let (height, width) = (tile.rows(), tile.cols());
                 // SAFETY: tiles of a grid do not overlap, in `out` as in `pre`.
                 let mut result = unsafe { out.block(first, height, col, width) };
                 activate_tile(activation, &bias[col..col + width], tile, &mut result);
@@ -141,41 +144,59 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
                 bias_bwd(dout, outputs, dbias);
             }
         }
-        Some((activation, pre)) => through(activation, dout, pre, outputs, dbias),
+        Some((activation, pre)) => {
+            let partials: Vec<Vec<R>> = dout
+                .par_chunks_mut(SUM_ROWS * outputs)
+                .zip(pre.par_chunks(SUM_ROWS * outputs))
+                .map(|(dout, pre)| {
+                    let rows = pre.len() / outputs;
+                    activation_bwd(
+                        activation,
+                        &mut MatMut::new(dout, rows, outputs),
+                        Mat::new(pre, rows, outputs),
+                    )
+                })
+                .collect();
+            if let Some(dbias) = dbias {
+                add_partials(&partials, 0, dbias);
+            }
+        }
     }
     let dout = &*dout;
     if let Some(dweight) = op.dweight {
-        weight_grad(WeightGrad { inputs, outputs, inp: op.inp, dout, dweight });
+        weight_grads([WeightGrad { inputs, outputs, inp: op.inp, dout, dweight }]);
     }
     let (write, dinp) = op.dinp;
     let accumulate = write == Write::Add && op.before.is_none();
     let (dout, weight) = (Mat::new(dout, rows, outputs), Mat::new(op.weight, outputs, inputs));
-    par_matmul(MatMut::new(dinp, rows, inputs), accumulate, dout, weight, |_, _, _| {});
-    if let Some(before) = op.before {
-        through(before.activation, dinp, before.pre, inputs, Some(before.dbias));
+    let dinp = MatMut::new(dinp, rows, inputs);
+    let Some(before) = op.before else {
+        return par_matmul(dinp, accumulate, dout, weight, |_, _, _| {});
+    };
+    let pre = Mat::new(before.pre, rows, inputs);
+    let partials = Mutex::new(BTreeMap::new());
+    par_matmul(dinp, accumulate, dout, weight, |part, row, col| {
+        let pre = pre.block(row, part.rows(), col, part.cols());
+        let sums = activation_bwd(before.activation, part, pre);
+        partials.lock().unwrap_or_else(PoisonError::into_inner).insert((row, col), sums);
+    });
+    // In the order of the parts, whichever was done first.
+    for ((_, col), sums) in partials.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        before.dbias[col..].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
     }
 }
 
-pub(super) fn weight_grad<R: Real>(op: WeightGrad<'_, Cpu<R>>) {
-    let (inputs, outputs) = (op.inputs, op.outputs);
-    let rows = op.inp.len() / inputs;
-    let (inp, dout) = (Mat::new(op.inp, rows, inputs), Mat::new(op.dout, rows, outputs));
-    par_matmul(MatMut::new(op.dweight, outputs, inputs), true, dout.t(), inp, |_, _, _| {});
-}
-
-/// d *= act'(pre), and db from it in the same pass.
-fn through<R: Real>(activation: Activation, d: &mut [R], pre: &[R], width: usize, dbias: Option<&mut [R]>) {
-    by_activation!(
-        activation,
-        KIND => activation_bwd(
-            d,
-            pre,
-            width,
-            dbias,
-            #[inline(always)]
-            |x| derivative(KIND, x),
-        )
-    );
+/// dW (O, I) += doutᵀ (O, N) · inp (N, I) of several layers.
+pub(super) fn weight_grads<'a, R: Real>(ops: impl IntoIterator<Item = WeightGrad<'a, Cpu<R>>>) {
+    let jobs = ops.into_iter().map(|op| {
+        let rows = op.inp.len() / op.inputs;
+        Job {
+            c: MatMut::new(op.dweight, op.outputs, op.inputs),
+            a: Mat::new(op.dout, rows, op.outputs).t(),
+            b: Mat::new(op.inp, rows, op.inputs),
+        }
+    });
+    par_matmuls(jobs.collect(), true, |_, _, _| {});
 }
 
 /// db += column sums of dout (N, O), by partial sums over fixed row blocks.
@@ -198,34 +219,31 @@ pub(super) fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
     add_partials(&partials, 0, dbias);
 }
 
-/// dout *= f(pre), and db from it in the same pass.
-fn activation_bwd<R: Real>(
-    dout: &mut [R],
-    pre: &[R],
-    width: usize,
-    dbias: Option<&mut [R]>,
-    f: impl Fn(R) -> R + Sync,
-) {
-    let partials: Vec<Vec<R>> = dout
-        .par_chunks_mut(SUM_ROWS * width)
-        .zip(pre.par_chunks(SUM_ROWS * width))
-        .map(|(dout, pre)| {
-            let mut partial = vec![R::ZERO; width];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (dout, pre) in dout.chunks_exact_mut(width).zip(pre.chunks_exact(width)) {
-                        for ((d, &x), p) in dout.iter_mut().zip(pre).zip(&mut partial) {
-                            *d *= f(x);
-                            *p += *d;
-                        }
+/// d *= act'(pre) on a part of a matrix; returns the sums of its columns, for db.
+fn activation_bwd<R: Real>(activation: Activation, d: &mut MatMut<'_, R>, pre: Mat<'_, R>) -> Vec<R> {
+    #[inline(always)]
+    fn run<R: Real>(d: &mut MatMut<'_, R>, pre: Mat<'_, R>, f: impl Fn(R) -> R) -> Vec<R> {
+        let mut sums = vec![R::ZERO; d.cols()];
+        vectorized(
+            #[inline(always)]
+            || {
+                for row in 0..d.rows() {
+                    for ((d, &x), sum) in d.row(row).iter_mut().zip(pre.row(row)).zip(&mut sums) {
+                        *d *= f(x);
+                        *sum += *d;
                     }
-                },
-            );
-            partial
-        })
-        .collect();
-    if let Some(dbias) = dbias {
-        add_partials(&partials, 0, dbias);
+                }
+            },
+        );
+        sums
     }
+    by_activation!(
+        activation,
+        KIND => run(
+            d,
+            pre,
+            #[inline(always)]
+            |x| derivative(KIND, x),
+        )
+    )
 }

@@ -24,7 +24,6 @@ mod norm;
 mod optim;
 mod real;
 mod rtd_head;
-mod turn;
 
 pub use real::Real;
 pub(crate) use real::vectorized;
@@ -125,7 +124,7 @@ impl<R: Real> Backend for Cpu<R> {
     }
 
     fn weight_grads(&self, ops: Vec<WeightGrad<'_, Self>>) -> Result<()> {
-        ops.into_iter().for_each(linear::weight_grad);
+        linear::weight_grads(ops);
         Ok(())
     }
 

@@ -6,6 +6,8 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+use pulp::Simd;
+
 use crate::backend::{Elem, Float};
 
 impl Elem for f32 {}
@@ -49,6 +51,17 @@ pub trait Real:
     const ONE: Self;
     /// -∞
     const NEG_INFINITY: Self;
+    /// As many as fill a register.
+    type Vector<S: Simd>: bytemuck::Pod;
+    /// x in every place.
+    fn splat<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
+    /// a · b + c, rounded once where the processor has an instruction for it.
+    fn mul_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
     /// Rounds.
     fn of(x: f64) -> Self;
     /// Exact: only 23-bit uniform numbers and small integers come this way.
@@ -73,6 +86,15 @@ impl Real for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
+    type Vector<S: Simd> = S::f64s;
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, x: Self) -> S::f64s {
+        simd.splat_f64s(x)
+    }
+    #[inline(always)]
+    fn mul_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
+        simd.mul_add_e_f64s(a, b, c)
+    }
     fn of(x: f64) -> Self {
         x
     }
@@ -109,6 +131,15 @@ impl Real for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
+    type Vector<S: Simd> = S::f32s;
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, x: Self) -> S::f32s {
+        simd.splat_f32s(x)
+    }
+    #[inline(always)]
+    fn mul_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(a, b, c)
+    }
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32

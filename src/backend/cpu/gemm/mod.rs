@@ -1,0 +1,377 @@
+//! Matrix products, cut into parts whose borders depend on the shapes alone.
+//!
+//! Each part is one single-threaded call, so results do not depend on the number of threads, and whatever follows the
+//! product (bias, activation) runs on the part while it is in the cache. `benches/records` has the speed of this and
+//! of the engines of other crates.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use super::real::Real;
+
+mod kernel;
+mod pack;
+
+use kernel::{DEPTH, Product, ROWS, Right, SCRATCH_A, WIDEST};
+use pack::Pack;
+
+/// A strided matrix to read.
+#[derive(Clone, Copy)]
+pub(super) struct Mat<'a, R> {
+    data: &'a [R],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, R: Real> Mat<'a, R> {
+    /// `rows` × `cols`, consecutive rows `row_stride` apart.
+    pub(super) fn strided(data: &'a [R], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols,
+            "matrix exceeds its slice"
+        );
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// `rows` × `cols` without gaps.
+    pub(super) fn new(data: &'a [R], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// The transposed matrix.
+    #[inline(always)]
+    pub(super) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// A part of it.
+    #[inline(always)]
+    pub(super) fn block(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+        Self { data: &self.data[row * self.row_stride + col * self.col_stride..], rows, cols, ..self }
+    }
+
+    /// One row; only of a matrix that is not transposed.
+    #[inline(always)]
+    pub(super) fn row(self, row: usize) -> &'a [R] {
+        assert_eq!(self.col_stride, 1, "rows of a transposed matrix lie apart");
+        &self.data[row * self.row_stride..][..self.cols]
+    }
+
+    /// One element.
+    #[inline(always)]
+    fn at(self, row: usize, col: usize) -> R {
+        self.data[row * self.row_stride + col * self.col_stride]
+    }
+}
+
+/// A row-major matrix to write, possibly a part of a wider one that other threads write elsewhere.
+pub(super) struct MatMut<'a, R> {
+    data: *mut R,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    _borrow: std::marker::PhantomData<&'a mut [R]>,
+}
+
+// SAFETY: a `MatMut` stands for an exclusive borrow of its elements, like `&mut [R]`.
+unsafe impl<R: Send> Send for MatMut<'_, R> {}
+// SAFETY: shared references to it give no access to the elements.
+unsafe impl<R: Send> Sync for MatMut<'_, R> {}
+
+impl<'a, R: Real> MatMut<'a, R> {
+    /// `rows` × `cols` without gaps.
+    pub(super) fn new(data: &'a mut [R], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// `rows` × `cols`, consecutive rows `row_stride` apart.
+    pub(super) fn strided(data: &'a mut [R], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols,
+            "matrix exceeds its slice"
+        );
+        Self { data: data.as_mut_ptr(), rows, cols, row_stride, _borrow: std::marker::PhantomData }
+    }
+
+    /// A part of the matrix.
+    ///
+    /// # Safety
+    /// Parts in use at the same time must not overlap.
+    pub(super) unsafe fn block(&self, row: usize, rows: usize, col: usize, cols: usize) -> MatMut<'_, R> {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "block exceeds its matrix");
+        // SAFETY: inside the matrix by the assertion.
+        let data = unsafe { self.data.add(row * self.row_stride + col) };
+        MatMut { data, rows, cols, row_stride: self.row_stride, _borrow: std::marker::PhantomData }
+    }
+
+    /// Its rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its columns.
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One row.
+    #[inline(always)]
+    pub(super) fn row(&mut self, row: usize) -> &mut [R] {
+        assert!(row < self.rows, "row exceeds its matrix");
+        // SAFETY: inside the matrix by the assertion; exclusive through `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) }
+    }
+}
+
+/// Asks for a line of memory that is about to be used; a hint, so any address will do.
+#[inline(always)]
+fn prefetch<R>(at: *const R) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction accesses nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// What scratch memory is aligned to: a whole vector of any kind.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+thread_local! {
+    /// Memory that packed operands take, kept from product to product. A thread that waits for others may begin another
+    /// product meanwhile: each takes a piece and puts it back.
+    static SCRATCH: RefCell<Vec<Vec<CacheLine>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `f` on `len` elements of unspecified values.
+pub(super) fn with_scratch<R: Real>(len: usize, f: impl FnOnce(&mut [R])) {
+    let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let wanted = (len * size_of::<R>()).div_ceil(size_of::<CacheLine>());
+    if lines.len() < wanted {
+        lines = vec![CacheLine([0; 64]); wanted];
+    }
+    f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
+    SCRATCH.with_borrow_mut(|pieces| pieces.push(lines));
+}
+
+/// Whether there is anything to multiply; an empty sum is 0.
+fn is_product<R: Real>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'_, R>) -> bool {
+    assert!(c.rows == a.rows && c.cols == b.cols && a.cols == b.rows, "matrix shapes do not fit");
+    if a.cols == 0 && !add {
+        (0..c.rows).for_each(|row| c.row(row).fill(R::ZERO));
+    }
+    c.rows > 0 && c.cols > 0 && a.cols > 0
+}
+
+/// C = α · A · B, or C += α · A · B, on this thread.
+pub(super) fn matmul<R: Real>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
+    if is_product(c, add, a, b) {
+        let panels = DEPTH.min(b.rows) * b.cols.next_multiple_of(WIDEST);
+        with_scratch(SCRATCH_A + panels, |scratch| {
+            pulp::Arch::new().dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
+        });
+    }
+}
+
+/// B, packed by all threads.
+fn par_pack<R: Real>(b: Mat<'_, R>, panels: &mut [R]) {
+    /// Columns that a thread packs at a time.
+    const COLUMNS: usize = 128;
+    let padded = b.cols.next_multiple_of(WIDEST);
+    panels.par_chunks_mut(padded * DEPTH).enumerate().for_each(|(index, block)| {
+        let from = index * DEPTH;
+        let terms = DEPTH.min(b.rows - from);
+        block.par_chunks_mut(COLUMNS * terms).enumerate().for_each(|(index, out)| {
+            let b = b.block(from, terms, index * COLUMNS, COLUMNS.min(b.cols - index * COLUMNS));
+            pulp::Arch::new().dispatch(Pack { b, out });
+        });
+    });
+}
+
+/// Runs `f` on 0 to `count - 1` over all threads; each takes the next number when it is free, so the last ones should
+/// be small.
+fn par_in_order(count: usize, f: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    (0..rayon::current_num_threads().min(count)).into_par_iter().with_max_len(1).for_each(|_| {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            f(index);
+        }
+    });
+}
+
+/// A product to make: C = A · B or C += A · B.
+pub(super) struct Job<'a, R> {
+    pub(super) c: MatMut<'a, R>,
+    pub(super) a: Mat<'a, R>,
+    pub(super) b: Mat<'a, R>,
+}
+
+impl<R: Real> Job<'_, R> {
+    /// Elements of B beyond which each part of the product packs its own share: as a whole it would not stay in the
+    /// cache.
+    const LARGE: usize = 1 << 21;
+    /// Columns of such a part.
+    const COLUMNS: usize = 256;
+
+    /// Whether B is packed once for all parts, which are rows of C; otherwise they are columns.
+    fn by_rows(&self) -> bool {
+        self.b.rows * self.b.cols <= Self::LARGE
+    }
+
+    /// Elements that packed B takes.
+    fn panels(&self) -> usize {
+        if self.by_rows() { self.b.rows * self.b.cols.next_multiple_of(WIDEST) } else { 0 }
+    }
+
+    /// Rows or columns of a part.
+    fn step(&self) -> usize {
+        if self.by_rows() { ROWS } else { (self.c.cols / 2).next_multiple_of(WIDEST).min(Self::COLUMNS) }
+    }
+
+    fn parts(&self) -> usize {
+        let whole = if self.by_rows() { self.c.rows } else { self.c.cols };
+        whole.div_ceil(self.step())
+    }
+
+    /// Makes one part. No part may be made by two threads at once.
+    fn make(&self, part: usize, add: bool, panels: &[R], finish: &impl Fn(&mut MatMut<'_, R>, usize, usize)) {
+        let (Self { c, a, b }, from) = (self, part * self.step());
+        if self.by_rows() {
+            let rows = self.step().min(c.rows - from);
+            // SAFETY: rows of different parts do not overlap.
+            let mut part = unsafe { c.block(from, rows, 0, c.cols) };
+            let b = Right::Packed { panels, padded: c.cols.next_multiple_of(WIDEST) };
+            with_scratch(SCRATCH_A, |scratch| {
+                let (c, a) = (&mut part, a.block(from, rows, 0, a.cols));
+                pulp::Arch::new().dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
+            });
+            finish(&mut part, from, 0);
+        } else {
+            let cols = self.step().min(c.cols - from);
+            // SAFETY: columns of different parts do not overlap.
+            let mut part = unsafe { c.block(0, c.rows, from, cols) };
+            matmul(&mut part, add, R::ONE, *a, b.block(0, b.rows, from, cols));
+            finish(&mut part, 0, from);
+        }
+    }
+}
+
+/// Several products over all threads, which so wait for each other only once; `finish(part, first row, first column)`
+/// runs on each part when it is done.
+pub(super) fn par_matmuls<R: Real>(
+    mut jobs: Vec<Job<'_, R>>,
+    add: bool,
+    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
+) {
+    jobs.retain_mut(|job| is_product(&mut job.c, add, job.a, job.b));
+    // Large parts first.
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.c.rows * job.c.cols * job.a.cols / job.parts()));
+    let parts: Vec<_> =
+        (0..jobs.len()).flat_map(|job| (0..jobs[job].parts()).map(move |part| (job, part))).collect();
+    with_scratch(jobs.iter().map(Job::panels).sum(), |mut scratch| {
+        let mut panels = Vec::with_capacity(jobs.len());
+        for job in &jobs {
+            let (own, rest) = scratch.split_at_mut(job.panels());
+            panels.push(own);
+            scratch = rest;
+        }
+        panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack(job.b, panels));
+        par_in_order(parts.len(), |index| {
+            let (job, part) = parts[index];
+            jobs[job].make(part, add, panels[job], &finish);
+        });
+    });
+}
+
+/// C = A · B or C += A · B over all threads, with `finish` as in [`par_matmuls`].
+pub(super) fn par_matmul<R: Real>(
+    c: MatMut<'_, R>,
+    add: bool,
+    a: Mat<'_, R>,
+    b: Mat<'_, R>,
+    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
+) {
+    par_matmuls(vec![Job { c, a, b }], add, finish);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operand either way round, at sizes on either side of each block's border.
+    #[test]
+    fn products_match_plain_sums() {
+        let number = |i: usize| f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0;
+        let shapes = [
+            (1, 1, 1),
+            (5, 17, 9),
+            (13, 31, 257),
+            (97, 33, 8),
+            (200, 300, 70),
+            (50, 600, 513),
+            (3, 2, 0),
+            (2, Job::<f64>::LARGE / 8 + 5, 8),
+        ];
+        for (rows, cols, terms) in shapes {
+            let a: Vec<f64> = (0..rows * terms).map(number).collect();
+            let b: Vec<f64> = (0..terms * cols).map(|i| number(i + 5)).collect();
+            fn matrix(turned: bool, data: &[f64], rows: usize, cols: usize) -> Mat<'_, f64> {
+                if turned { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) }
+            }
+            for (turn_a, turn_b, add) in
+                [(false, false, false), (false, true, true), (true, false, true), (true, true, false)]
+            {
+                let (a, b) = (matrix(turn_a, &a, rows, terms), matrix(turn_b, &b, terms, cols));
+                let start: Vec<f64> = (0..rows * cols).map(|i| number(i + 11)).collect();
+                let (mut alone, mut shared) = (start.clone(), start.clone());
+                matmul(&mut MatMut::new(&mut alone, rows, cols), add, 0.5, a, b);
+                par_matmul(MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
+                for (i, &start) in start.iter().enumerate() {
+                    let sum: f64 = (0..terms).map(|k| a.at(i / cols, k) * b.at(k, i % cols)).sum();
+                    let start = if add { start } else { 0.0 };
+                    assert!((alone[i] - (start + 0.5 * sum)).abs() < 1e-12, "{rows} × {cols} × {terms}");
+                    assert!((shared[i] - (start + sum)).abs() < 1e-12, "{rows} × {cols} × {terms}");
+                }
+            }
+        }
+    }
+
+    /// Packing f32 goes through squares that f64 does without.
+    #[test]
+    fn single_precision_is_packed_alike() {
+        let (rows, cols, terms) = (37, 75, 131);
+        let number = |i: usize| (i * 7919 % 1013) as f32 / 506.5 - 1.0;
+        let a: Vec<f32> = (0..rows * terms).map(number).collect();
+        let b: Vec<f32> = (0..terms * cols).map(number).collect();
+        for turned in 0..4 {
+            let a = if turned & 1 == 0 { Mat::new(&a, rows, terms) } else { Mat::new(&a, terms, rows).t() };
+            let b = if turned & 2 == 0 { Mat::new(&b, terms, cols) } else { Mat::new(&b, cols, terms).t() };
+            let mut out = vec![0.0; rows * cols];
+            par_matmul(MatMut::new(&mut out, rows, cols), false, a, b, |_, _, _| {});
+            for (i, &got) in out.iter().enumerate() {
+                let products =
+                    (0..terms).map(|k| f64::from(a.at(i / cols, k)) * f64::from(b.at(k, i % cols)));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                let bound = terms as f64 * f64::from(f32::EPSILON) * size;
+                assert!((f64::from(got) - sum).abs() <= bound, "{got} for {sum} at {i}, operands {turned}");
+            }
+        }
+    }
+}
