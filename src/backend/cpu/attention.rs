@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::elementwise::{WORDS, drop_row_from, keep_factors};
-use super::gemm::{Mat, MatMut, matmul, with_scratch};
+use super::gemm::{Mat, MatMut, Scratch, matmul};
 use super::linear::bias_bwd;
 use super::real::{Real, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
@@ -82,31 +82,30 @@ pub(super) fn attention_fwd<R: Real>(op: AttentionFwd<'_, Cpu<R>>) {
     let scale = R::of(1.0 / (size as f64).sqrt());
     let (out, lse) = (Columns::new(op.out, s.heads * size), Columns::new(op.lse, s.heads));
     tasks(s).into_par_iter().with_max_len(1).for_each(|task| {
-        with_scratch(QUERY_BLOCK.min(task.rows) * task.keys, |scores| {
-            let keys = operand(op.qkv, s, task, 1, 0, task.keys);
-            let values = operand(op.qkv, s, task, 2, 0, task.keys);
-            for from in (0..task.rows).step_by(QUERY_BLOCK) {
-                let rows = QUERY_BLOCK.min(task.rows - from);
-                let scores = &mut scores[..rows * task.keys];
-                let queries = operand(op.qkv, s, task, 0, from, rows);
-                matmul(&mut MatMut::new(scores, rows, task.keys), false, scale, queries, keys.t());
-                let first = task.first + from;
-                // SAFETY: this task alone has these rows and this head.
-                let (mut out, mut lse) = unsafe {
-                    (out.part(first, rows, task.head * size, size), lse.part(first, rows, task.head, 1))
-                };
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (i, row) in scores.chunks_exact_mut(task.keys).enumerate() {
-                            lse.row(i)[0] = softmax_row(row);
-                            drop_row_from(op.dropout, first + i, task.mask_index(), row);
-                        }
-                    },
-                );
-                matmul(&mut out, false, R::ONE, Mat::new(scores, rows, task.keys), values);
-            }
-        });
+        let mut scores = Scratch::new(QUERY_BLOCK.min(task.rows) * task.keys);
+        let keys = operand(op.qkv, s, task, 1, 0, task.keys);
+        let values = operand(op.qkv, s, task, 2, 0, task.keys);
+        for from in (0..task.rows).step_by(QUERY_BLOCK) {
+            let rows = QUERY_BLOCK.min(task.rows - from);
+            let scores = &mut scores[..rows * task.keys];
+            let queries = operand(op.qkv, s, task, 0, from, rows);
+            matmul(&mut MatMut::new(scores, rows, task.keys), false, scale, queries, keys.t());
+            let first = task.first + from;
+            // SAFETY: this task alone has these rows and this head.
+            let (mut out, mut lse) = unsafe {
+                (out.part(first, rows, task.head * size, size), lse.part(first, rows, task.head, 1))
+            };
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, row) in scores.chunks_exact_mut(task.keys).enumerate() {
+                        lse.row(i)[0] = softmax_row(row);
+                        drop_row_from(op.dropout, first + i, task.mask_index(), row);
+                    }
+                },
+            );
+            matmul(&mut out, false, R::ONE, Mat::new(scores, rows, task.keys), values);
+        }
     });
 }
 
@@ -129,66 +128,59 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
     let dqkv = Columns::new(&mut *op.dqkv, 3 * channels);
     tasks(s).into_par_iter().with_max_len(1).for_each(|task| {
         let area = QUERY_BLOCK.min(task.rows) * task.keys;
-        with_scratch(2 * area, |scratch| {
-            let (probabilities, gradients) = scratch.split_at_mut(area);
-            let keys = operand(op.qkv, s, task, 1, 0, task.keys);
-            let values = operand(op.qkv, s, task, 2, 0, task.keys);
-            let column = |which: usize| which * channels + task.head * size;
-            // SAFETY: this task alone has these rows and this head; queries, keys and values lie side by side.
-            let (mut dkeys, mut dvalues) = unsafe {
-                (
-                    dqkv.part(task.first, task.rows, column(1), size),
-                    dqkv.part(task.first, task.rows, column(2), size),
-                )
-            };
-            for row in task.keys..task.rows {
-                dkeys.row(row).fill(R::ZERO);
-                dvalues.row(row).fill(R::ZERO);
-            }
+        let (mut probabilities, mut gradients) = (Scratch::new(area), Scratch::new(area));
+        let keys = operand(op.qkv, s, task, 1, 0, task.keys);
+        let values = operand(op.qkv, s, task, 2, 0, task.keys);
+        let column = |which: usize| which * channels + task.head * size;
+        // SAFETY: this task alone has these rows and this head; queries, keys and values lie side by side.
+        let (mut dkeys, mut dvalues) = unsafe {
+            (
+                dqkv.part(task.first, task.rows, column(1), size),
+                dqkv.part(task.first, task.rows, column(2), size),
+            )
+        };
+        // Padding among the keys has no gradient.
+        for row in task.keys..task.rows {
+            dkeys.row(row).fill(R::ZERO);
+            dvalues.row(row).fill(R::ZERO);
+        }
+        // SAFETY: as above.
+        let (mut dkeys, mut dvalues) = unsafe {
+            (
+                dqkv.part(task.first, task.keys, column(1), size),
+                dqkv.part(task.first, task.keys, column(2), size),
+            )
+        };
+        for from in (0..task.rows).step_by(QUERY_BLOCK) {
+            let rows = QUERY_BLOCK.min(task.rows - from);
+            let first = task.first + from;
+            let (p, dp) = (&mut probabilities[..rows * task.keys], &mut gradients[..rows * task.keys]);
+            let queries = operand(op.qkv, s, task, 0, from, rows);
+            let start = first * channels + task.head * size;
+            let (out, dout) = (&op.out[start..], &op.dout[start..]);
+            let dout_rows = Mat::strided(dout, rows, size, channels);
+            matmul(&mut MatMut::new(p, rows, task.keys), false, scale, queries, keys.t());
+            matmul(&mut MatMut::new(dp, rows, task.keys), false, R::ONE, dout_rows, values.t());
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, (p, dp)) in
+                        p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate()
+                    {
+                        let (out, dout) = (&out[i * channels..][..size], &dout[i * channels..][..size]);
+                        let delta = lane_sum(size, |c| out[c] * dout[c]);
+                        let lse = op.lse[(first + i) * s.heads + task.head];
+                        dscores_row(op.dropout, (first + i, task.mask_index()), (lse, delta, scale), p, dp);
+                    }
+                },
+            );
+            let (p, dscores) = (Mat::new(p, rows, task.keys), Mat::new(dp, rows, task.keys));
+            matmul(&mut dvalues, from > 0, R::ONE, p.t(), dout_rows);
+            matmul(&mut dkeys, from > 0, R::ONE, dscores.t(), queries);
             // SAFETY: as above.
-            let (mut dkeys, mut dvalues) = unsafe {
-                (
-                    dqkv.part(task.first, task.keys, column(1), size),
-                    dqkv.part(task.first, task.keys, column(2), size),
-                )
-            };
-            for from in (0..task.rows).step_by(QUERY_BLOCK) {
-                let rows = QUERY_BLOCK.min(task.rows - from);
-                let first = task.first + from;
-                let (p, dp) = (&mut probabilities[..rows * task.keys], &mut gradients[..rows * task.keys]);
-                let queries = operand(op.qkv, s, task, 0, from, rows);
-                let start = first * channels + task.head * size;
-                let (out, dout) = (&op.out[start..], &op.dout[start..]);
-                let dout_rows = Mat::strided(dout, rows, size, channels);
-                matmul(&mut MatMut::new(p, rows, task.keys), false, scale, queries, keys.t());
-                matmul(&mut MatMut::new(dp, rows, task.keys), false, R::ONE, dout_rows, values.t());
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (i, (p, dp)) in
-                            p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate()
-                        {
-                            let (out, dout) = (&out[i * channels..][..size], &dout[i * channels..][..size]);
-                            let delta = lane_sum(size, |c| out[c] * dout[c]);
-                            let lse = op.lse[(first + i) * s.heads + task.head];
-                            dscores_row(
-                                op.dropout,
-                                (first + i, task.mask_index()),
-                                (lse, delta, scale),
-                                p,
-                                dp,
-                            );
-                        }
-                    },
-                );
-                let (p, dscores) = (Mat::new(p, rows, task.keys), Mat::new(dp, rows, task.keys));
-                matmul(&mut dvalues, from > 0, R::ONE, p.t(), dout_rows);
-                matmul(&mut dkeys, from > 0, R::ONE, dscores.t(), queries);
-                // SAFETY: as above.
-                let mut dqueries = unsafe { dqkv.part(first, rows, column(0), size) };
-                matmul(&mut dqueries, false, R::ONE, dscores, keys);
-            }
-        });
+            let mut dqueries = unsafe { dqkv.part(first, rows, column(0), size) };
+            matmul(&mut dqueries, false, R::ONE, dscores, keys);
+        }
     });
     bias_bwd(op.dqkv, 3 * channels, op.dbias);
 }

@@ -256,25 +256,20 @@ impl<R: Real> Ahead<R> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{Operands, within};
     use super::*;
 
     /// Vectors of every length and tiles of either height, though this processor has one of each.
     fn check<S: Simd, R: Real, const MR: usize>(simd: S) {
-        let number = |i: usize| R::of(f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0);
         for (rows, cols, terms) in [(1, 1, 1), (12, 32, 16), (13, 33, 5), (31, 70, 300)] {
-            let a: Vec<R> = (0..rows * terms).map(number).collect();
-            let b: Vec<R> = (0..terms * cols).map(|i| number(i + 5)).collect();
-            let (a, b) = (Mat::new(&a, rows, terms), Mat::new(&b, terms, cols));
-            let mut out = vec![R::ONE; rows * cols];
-            let mut scratch = vec![R::ZERO; SCRATCH_A + DEPTH * cols.next_multiple_of(WIDEST)];
-            let c = &mut MatMut::new(&mut out, rows, cols);
-            Product { c, add: true, alpha: R::of(0.5), a, b: Right::Plain(b), scratch: &mut scratch }
-                .run::<S, MR>(simd);
-            for (i, &got) in out.iter().enumerate() {
-                let sum: f64 =
-                    (0..terms).map(|k| a.at(i / cols, k).to_f64() * b.at(k, i % cols).to_f64()).sum();
-                let limit = if size_of::<R>() == 4 { 1e-4 } else { 1e-12 };
-                assert!((got.to_f64() - (1.0 + 0.5 * sum)).abs() < limit, "{rows} × {cols} × {terms} at {i}");
+            let operands = Operands::<R>::new(rows, cols, terms);
+            for (a, b) in operands.every_way() {
+                let mut out = vec![R::ONE; rows * cols];
+                let mut scratch = vec![R::ZERO; SCRATCH_A + DEPTH * cols.next_multiple_of(WIDEST)];
+                let c = &mut MatMut::new(&mut out, rows, cols);
+                Product { c, add: true, alpha: R::of(0.5), a, b: Right::Plain(b), scratch: &mut scratch }
+                    .run::<S, MR>(simd);
+                within(&out, |_| R::ONE, 0.5, a, b);
             }
         }
     }

@@ -5,6 +5,8 @@
 //! of the engines of other crates.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
@@ -80,7 +82,7 @@ pub(super) struct MatMut<'a, R> {
     rows: usize,
     cols: usize,
     row_stride: usize,
-    _borrow: std::marker::PhantomData<&'a mut [R]>,
+    _borrow: PhantomData<&'a mut [R]>,
 }
 
 // SAFETY: a `MatMut` stands for an exclusive borrow of its elements, like `&mut [R]`.
@@ -100,7 +102,7 @@ impl<'a, R: Real> MatMut<'a, R> {
             rows == 0 || cols == 0 || data.len() >= (rows - 1) * row_stride + cols,
             "matrix exceeds its slice"
         );
-        Self { data: data.as_mut_ptr(), rows, cols, row_stride, _borrow: std::marker::PhantomData }
+        Self { data: data.as_mut_ptr(), rows, cols, row_stride, _borrow: PhantomData }
     }
 
     /// A part of the matrix.
@@ -111,7 +113,7 @@ impl<'a, R: Real> MatMut<'a, R> {
         assert!(row + rows <= self.rows && col + cols <= self.cols, "block exceeds its matrix");
         // SAFETY: inside the matrix by the assertion.
         let data = unsafe { self.data.add(row * self.row_stride + col) };
-        MatMut { data, rows, cols, row_stride: self.row_stride, _borrow: std::marker::PhantomData }
+        MatMut { data, rows, cols, row_stride: self.row_stride, _borrow: PhantomData }
     }
 
     /// Its rows.
@@ -156,15 +158,43 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<CacheLine>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` on `len` elements of unspecified values.
-pub(super) fn with_scratch<R: Real>(len: usize, f: impl FnOnce(&mut [R])) {
-    let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let wanted = (len * size_of::<R>()).div_ceil(size_of::<CacheLine>());
-    if lines.len() < wanted {
-        lines = vec![CacheLine([0; 64]); wanted];
+/// Elements of unspecified values; their memory goes back to the thread.
+pub(super) struct Scratch<R> {
+    lines: Vec<CacheLine>,
+    len: usize,
+    _elements: PhantomData<R>,
+}
+
+impl<R: Real> Scratch<R> {
+    pub(super) fn new(len: usize) -> Self {
+        let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let wanted = (len * size_of::<R>()).div_ceil(size_of::<CacheLine>());
+        if lines.len() < wanted {
+            lines = vec![CacheLine([0; 64]); wanted];
+        }
+        Self { lines, len, _elements: PhantomData }
     }
-    f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
-    SCRATCH.with_borrow_mut(|pieces| pieces.push(lines));
+}
+
+impl<R: Real> Deref for Scratch<R> {
+    type Target = [R];
+
+    fn deref(&self) -> &[R] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<R: Real> DerefMut for Scratch<R> {
+    fn deref_mut(&mut self) -> &mut [R] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+impl<R> Drop for Scratch<R> {
+    fn drop(&mut self) {
+        // A thread that ends needs none.
+        let _ = SCRATCH.try_with(|pieces| pieces.borrow_mut().push(std::mem::take(&mut self.lines)));
+    }
 }
 
 /// Whether there is anything to multiply; an empty sum is 0.
@@ -180,9 +210,8 @@ fn is_product<R: Real>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'
 pub(super) fn matmul<R: Real>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
     if is_product(c, add, a, b) {
         let panels = DEPTH.min(b.rows) * b.cols.next_multiple_of(WIDEST);
-        with_scratch(SCRATCH_A + panels, |scratch| {
-            pulp::Arch::new().dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
-        });
+        let scratch = &mut Scratch::new(SCRATCH_A + panels);
+        pulp::Arch::new().dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
     }
 }
 
@@ -242,7 +271,11 @@ impl<R: Real> Job<'_, R> {
 
     /// Rows or columns of a part.
     fn step(&self) -> usize {
-        if self.by_rows() { ROWS } else { (self.c.cols / 2).next_multiple_of(WIDEST).min(Self::COLUMNS) }
+        if self.by_rows() {
+            ROWS
+        } else {
+            self.c.cols.div_ceil(2).next_multiple_of(WIDEST).min(Self::COLUMNS)
+        }
     }
 
     fn parts(&self) -> usize {
@@ -258,10 +291,8 @@ impl<R: Real> Job<'_, R> {
             // SAFETY: rows of different parts do not overlap.
             let mut part = unsafe { c.block(from, rows, 0, c.cols) };
             let b = Right::Packed { panels, padded: c.cols.next_multiple_of(WIDEST) };
-            with_scratch(SCRATCH_A, |scratch| {
-                let (c, a) = (&mut part, a.block(from, rows, 0, a.cols));
-                pulp::Arch::new().dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
-            });
+            let (c, a, scratch) = (&mut part, a.block(from, rows, 0, a.cols), &mut Scratch::new(SCRATCH_A));
+            pulp::Arch::new().dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
             finish(&mut part, from, 0);
         } else {
             let cols = self.step().min(c.cols - from);
@@ -285,18 +316,17 @@ pub(super) fn par_matmuls<R: Real>(
     jobs.sort_by_key(|job| std::cmp::Reverse(job.c.rows * job.c.cols * job.a.cols / job.parts()));
     let parts: Vec<_> =
         (0..jobs.len()).flat_map(|job| (0..jobs[job].parts()).map(move |part| (job, part))).collect();
-    with_scratch(jobs.iter().map(Job::panels).sum(), |mut scratch| {
-        let mut panels = Vec::with_capacity(jobs.len());
-        for job in &jobs {
-            let (own, rest) = scratch.split_at_mut(job.panels());
-            panels.push(own);
-            scratch = rest;
-        }
-        panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack(job.b, panels));
-        par_in_order(parts.len(), |index| {
-            let (job, part) = parts[index];
-            jobs[job].make(part, add, panels[job], &finish);
-        });
+    let mut scratch = Scratch::new(jobs.iter().map(Job::panels).sum());
+    let (mut rest, mut panels) = (&mut *scratch, Vec::with_capacity(jobs.len()));
+    for job in &jobs {
+        let own;
+        (own, rest) = rest.split_at_mut(job.panels());
+        panels.push(own);
+    }
+    panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack(job.b, panels));
+    par_in_order(parts.len(), |index| {
+        let (job, part) = parts[index];
+        jobs[job].make(part, add, panels[job], &finish);
     });
 }
 
@@ -315,10 +345,50 @@ pub(super) fn par_matmul<R: Real>(
 mod tests {
     use super::*;
 
+    /// The numbers of two operands, each to be taken as it lies or transposed.
+    pub(super) struct Operands<R> {
+        a: Vec<R>,
+        b: Vec<R>,
+        shape: (usize, usize, usize),
+    }
+
+    impl<R: Real> Operands<R> {
+        pub(super) fn new(rows: usize, cols: usize, terms: usize) -> Self {
+            let number = |i: usize| R::of(f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0);
+            let a = (0..rows * terms).map(number).collect();
+            Self { a, b: (0..terms * cols).map(|i| number(i + 5)).collect(), shape: (rows, cols, terms) }
+        }
+
+        pub(super) fn every_way(&self) -> [(Mat<'_, R>, Mat<'_, R>); 4] {
+            let (rows, cols, terms) = self.shape;
+            let (a, turned_a) = (Mat::new(&self.a, rows, terms), Mat::new(&self.a, terms, rows).t());
+            let (b, turned_b) = (Mat::new(&self.b, terms, cols), Mat::new(&self.b, cols, terms).t());
+            [(a, b), (a, turned_b), (turned_a, b), (turned_a, turned_b)]
+        }
+    }
+
+    /// Compares with sums in f64, within what a sum of so many rounded products can be off (Higham 2002, eq. 3.5).
+    pub(super) fn within<R: Real>(
+        got: &[R],
+        start: impl Fn(usize) -> R,
+        alpha: f64,
+        a: Mat<'_, R>,
+        b: Mat<'_, R>,
+    ) {
+        let epsilon = if size_of::<R>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON };
+        for (i, got) in got.iter().enumerate() {
+            let start = start(i).to_f64();
+            let (row, col) = (i / b.cols, i % b.cols);
+            let products = (0..a.cols).map(|k| alpha * a.at(row, k).to_f64() * b.at(k, col).to_f64());
+            let (sum, size) = products.fold((start, start.abs()), |(sum, size), x| (sum + x, size + x.abs()));
+            let off = (got.to_f64() - sum).abs();
+            assert!(off <= (a.cols + 2) as f64 * epsilon * size, "{row}, {col}: {} for {sum}", got.to_f64());
+        }
+    }
+
     /// Every operand either way round, at sizes on either side of each block's border.
-    #[test]
-    fn products_match_plain_sums() {
-        let number = |i: usize| f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0;
+    fn check<R: Real>() {
+        let large = Job::<R>::LARGE;
         let shapes = [
             (1, 1, 1),
             (5, 17, 9),
@@ -327,51 +397,28 @@ mod tests {
             (200, 300, 70),
             (50, 600, 513),
             (3, 2, 0),
-            (2, Job::<f64>::LARGE / 8 + 5, 8),
+            (2, large / 8 + 5, 8),
+            (1, 1, large + 1),
         ];
         for (rows, cols, terms) in shapes {
-            let a: Vec<f64> = (0..rows * terms).map(number).collect();
-            let b: Vec<f64> = (0..terms * cols).map(|i| number(i + 5)).collect();
-            fn matrix(turned: bool, data: &[f64], rows: usize, cols: usize) -> Mat<'_, f64> {
-                if turned { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) }
-            }
-            for (turn_a, turn_b, add) in
-                [(false, false, false), (false, true, true), (true, false, true), (true, true, false)]
-            {
-                let (a, b) = (matrix(turn_a, &a, rows, terms), matrix(turn_b, &b, terms, cols));
-                let start: Vec<f64> = (0..rows * cols).map(|i| number(i + 11)).collect();
-                let (mut alone, mut shared) = (start.clone(), start.clone());
-                matmul(&mut MatMut::new(&mut alone, rows, cols), add, 0.5, a, b);
+            let operands = Operands::<R>::new(rows, cols, terms);
+            for (index, (a, b)) in operands.every_way().into_iter().enumerate() {
+                let add = index % 2 == 1;
+                let old = |i: usize| R::of(f64::from((i % 101) as u32) / 50.0 - 1.0);
+                let start: Vec<R> = (0..rows * cols).map(old).collect();
+                let start_of = |i| if add { old(i) } else { R::ZERO };
+                let (mut alone, mut shared) = (start.clone(), start);
+                matmul(&mut MatMut::new(&mut alone, rows, cols), add, R::of(0.5), a, b);
+                within(&alone, start_of, 0.5, a, b);
                 par_matmul(MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
-                for (i, &start) in start.iter().enumerate() {
-                    let sum: f64 = (0..terms).map(|k| a.at(i / cols, k) * b.at(k, i % cols)).sum();
-                    let start = if add { start } else { 0.0 };
-                    assert!((alone[i] - (start + 0.5 * sum)).abs() < 1e-12, "{rows} × {cols} × {terms}");
-                    assert!((shared[i] - (start + sum)).abs() < 1e-12, "{rows} × {cols} × {terms}");
-                }
+                within(&shared, start_of, 1.0, a, b);
             }
         }
     }
 
-    /// Packing f32 goes through squares that f64 does without.
     #[test]
-    fn single_precision_is_packed_alike() {
-        let (rows, cols, terms) = (37, 75, 131);
-        let number = |i: usize| (i * 7919 % 1013) as f32 / 506.5 - 1.0;
-        let a: Vec<f32> = (0..rows * terms).map(number).collect();
-        let b: Vec<f32> = (0..terms * cols).map(number).collect();
-        for turned in 0..4 {
-            let a = if turned & 1 == 0 { Mat::new(&a, rows, terms) } else { Mat::new(&a, terms, rows).t() };
-            let b = if turned & 2 == 0 { Mat::new(&b, terms, cols) } else { Mat::new(&b, cols, terms).t() };
-            let mut out = vec![0.0; rows * cols];
-            par_matmul(MatMut::new(&mut out, rows, cols), false, a, b, |_, _, _| {});
-            for (i, &got) in out.iter().enumerate() {
-                let products =
-                    (0..terms).map(|k| f64::from(a.at(i / cols, k)) * f64::from(b.at(k, i % cols)));
-                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
-                let bound = terms as f64 * f64::from(f32::EPSILON) * size;
-                assert!((f64::from(got) - sum).abs() <= bound, "{got} for {sum} at {i}, operands {turned}");
-            }
-        }
+    fn products_match_plain_sums() {
+        check::<f32>();
+        check::<f64>();
     }
 }

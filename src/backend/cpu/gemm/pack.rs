@@ -68,7 +68,7 @@ fn copy<R: Real, const W: usize>(from: Mat<'_, R>, panels: &mut [R]) {
         return;
     }
     for term in 0..terms {
-        let row = from.block(term, 1, 0, whole * W).data.as_ptr();
+        let row = from.row(term).as_ptr();
         for panel in 0..whole {
             prefetch(row.wrapping_add(AHEAD * from.row_stride + panel * W));
             // SAFETY: within the matrix's row and, by the assertion, within the panels. Slices would be checked for
