@@ -1,7 +1,7 @@
 //! One optimizer step: forward and backward of both networks, clip, AdamW. Dropout on, as in training.
 //!
 //! `cargo bench --bench step -- [--steps N] [CASE or FILTER…]`, cases named `small-g256-t128-b8`: preset, generator's hidden size, T, B. A case that
-//! is not among the usual ones may be named too. `--products`, `--no-overlap` and `--no-cuda-graph` as `elektron pretrain` has them. Tokens a second; with `--json` one line a case. On a GPU in bf16. The other options: see `common`.
+//! is not among the usual ones may be named too. `--precision` is a CPU's; `--products`, `--no-overlap` and `--no-cuda-graph` as `elektron pretrain` has them. Tokens a second; with `--json` one line a case. On a GPU in bf16. The other options: see `common`.
 #![allow(missing_docs)]
 
 use std::process::ExitCode;
@@ -39,6 +39,9 @@ struct Options {
     /// Steps that are measured; on a GPU five times as many.
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// What a CPU multiplies.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    precision: String,
     /// Who multiplies on a GPU.
     #[arg(long, default_value = "auto", value_parser = ["auto", "library", "own"])]
     products: String,
@@ -51,6 +54,10 @@ struct Options {
 }
 
 impl Options {
+    fn cpu(&self) -> Cpu<f32> {
+        if self.precision == "bf16" { Cpu::new().with_bf16_products() } else { Cpu::new() }
+    }
+
     fn gpu(&self) -> Result<Gpu<Cuda, half::bf16>> {
         let products = match self.products.as_str() {
             "library" => Products::Library,
@@ -147,7 +154,8 @@ fn both(options: &Options) -> std::result::Result<(), String> {
     if arguments.wants_cpu() {
         let session = Session::new("step", "cpu", None, arguments);
         let rounds = (options.steps, WARM_UP);
-        cases(session, arguments, &ON_CPU, rounds, "cpu fp32", || Ok(Cpu::<f32>::new()))?;
+        let device = format!("cpu {}", options.precision);
+        cases(session, arguments, &ON_CPU, rounds, &device, || Ok(options.cpu()))?;
     }
     if arguments.wants_gpu() {
         let gpu = match Cuda::new(CudaOptions::default()) {

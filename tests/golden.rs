@@ -6,6 +6,7 @@ use elektron::model::hf::Checkpoint;
 use elektron::model::{Flavour, Options, PaddedInput, Share, TokenDetection};
 use elektron::train::optim::{AdamW, AdamWOptions};
 
+use crate::steps::{HALF, check_twenty_steps};
 use crate::support::{golden, read_tensors, relative_l2, widen};
 
 const LR: f64 = 1e-3;
@@ -186,4 +187,17 @@ fn every_case_in_single_precision() {
     for case in &CASES {
         check(Cpu::<f32>::new(), case, SINGLE);
     }
+}
+
+/// With the tolerance of a GPU's bf16, which rounds more than this.
+#[test]
+fn every_case_with_products_in_bf16() {
+    for case in &CASES {
+        check(Cpu::<f32>::new().with_bf16_products(), case, HALF);
+    }
+}
+
+#[test]
+fn products_in_bf16_follow_single_precision_for_twenty_steps() {
+    check_twenty_steps(Cpu::<f32>::new(), Cpu::<f32>::new().with_bf16_products());
 }

@@ -126,10 +126,10 @@ fn gdes_separates_the_gradients_of_the_tables() {
     assert!(gradient_of(Share::Gdes, 0.0, delta).iter().all(|&x| x == 0.0));
 }
 
-fn trained(threads: usize) -> Vec<f32> {
+fn trained(backend: Cpu<f32>, threads: usize) -> Vec<f32> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let mut model = model(Cpu::<f32>::new(), Architecture::PreTraining, Share::All);
+        let mut model = model(backend, Architecture::PreTraining, Share::All);
         let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
         for step in 0..3 {
             model.step_forward(&batch(), Phase::Train { step, row0: 0, micro_batches: 1 }, None).unwrap();
@@ -142,10 +142,12 @@ fn trained(threads: usize) -> Vec<f32> {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let one = trained(1);
-    assert!(one.iter().all(|x| x.is_finite()));
-    for threads in [2, 3, 5] {
-        assert_eq!(one, trained(threads), "{threads} threads");
+    for backend in [Cpu::<f32>::new(), Cpu::new().with_bf16_products()] {
+        let one = trained(backend, 1);
+        assert!(one.iter().all(|x| x.is_finite()));
+        for threads in [2, 3, 5] {
+            assert_eq!(one, trained(backend, threads), "{threads} threads");
+        }
     }
 }
 

@@ -102,8 +102,9 @@ fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Outp
         Place { name: format!("the CPU with {} threads", rayon::current_num_threads()), free_bytes: None };
     match precision.unwrap_or(Precision::Fp32) {
         Precision::Fp32 => task.run(Cpu::<f32>::new(), &place),
+        Precision::Bf16 => task.run(Cpu::<f32>::new().with_bf16_products(), &place),
         Precision::Fp64 => task.run(Cpu::<f64>::new(), &place),
-        other => Err(Error::config(format!("the CPU computes in fp32 or fp64, not in {}", other.name()))),
+        Precision::Tf32 => Err(Error::config("the CPU computes in fp32, bf16 or fp64, not in tf32")),
     }
 }
 

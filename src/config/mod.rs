@@ -53,7 +53,7 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// bfloat16 (GPU).
+    /// bfloat16; on a CPU single, products of numbers rounded to bfloat16.
     Bf16,
     /// Single.
     Fp32,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::elementwise::{WORDS, drop_row_from, keep_factors};
-use super::gemm::{Mat, MatMut, Scratch, matmul};
+use super::gemm::{Factors, Mat, MatMut, Scratch, matmul};
 use super::linear::bias_bwd;
 use super::real::{Real, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
@@ -76,7 +76,7 @@ fn operand<'a, R: Real>(
     Mat::strided(&qkv[start..], rows, s.head_size, 3 * channels)
 }
 
-pub(super) fn attention_fwd<R: Real>(op: AttentionFwd<'_, Cpu<R>>) {
+pub(super) fn attention_fwd<R: Real>(factors: Factors, op: AttentionFwd<'_, Cpu<R>>) {
     let s = &op.sequences;
     let size = s.head_size;
     let scale = R::of(1.0 / (size as f64).sqrt());
@@ -89,7 +89,7 @@ pub(super) fn attention_fwd<R: Real>(op: AttentionFwd<'_, Cpu<R>>) {
             let rows = QUERY_BLOCK.min(task.rows - from);
             let scores = &mut scores[..rows * task.keys];
             let queries = operand(op.qkv, s, task, 0, from, rows);
-            matmul(&mut MatMut::new(scores, rows, task.keys), false, scale, queries, keys.t());
+            matmul(factors, &mut MatMut::new(scores, rows, task.keys), false, scale, queries, keys.t());
             let first = task.first + from;
             // SAFETY: this task alone has these rows and this head.
             let (mut out, mut lse) = unsafe {
@@ -104,7 +104,7 @@ pub(super) fn attention_fwd<R: Real>(op: AttentionFwd<'_, Cpu<R>>) {
                     }
                 },
             );
-            matmul(&mut out, false, R::ONE, Mat::new(scores, rows, task.keys), values);
+            matmul(factors, &mut out, false, R::ONE, Mat::new(scores, rows, task.keys), values);
         }
     });
 }
@@ -120,7 +120,7 @@ fn softmax_row<R: Real>(row: &mut [R]) -> R {
     highest + total.ln()
 }
 
-pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
+pub(super) fn attention_bwd<R: Real>(factors: Factors, op: AttentionBwd<'_, Cpu<R>>) {
     let s = &op.sequences;
     let size = s.head_size;
     let channels = s.heads * size;
@@ -159,8 +159,8 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
             let start = first * channels + task.head * size;
             let (out, dout) = (&op.out[start..], &op.dout[start..]);
             let dout_rows = Mat::strided(dout, rows, size, channels);
-            matmul(&mut MatMut::new(p, rows, task.keys), false, scale, queries, keys.t());
-            matmul(&mut MatMut::new(dp, rows, task.keys), false, R::ONE, dout_rows, values.t());
+            matmul(factors, &mut MatMut::new(p, rows, task.keys), false, scale, queries, keys.t());
+            matmul(factors, &mut MatMut::new(dp, rows, task.keys), false, R::ONE, dout_rows, values.t());
             vectorized(
                 #[inline(always)]
                 || {
@@ -175,11 +175,11 @@ pub(super) fn attention_bwd<R: Real>(op: AttentionBwd<'_, Cpu<R>>) {
                 },
             );
             let (p, dscores) = (Mat::new(p, rows, task.keys), Mat::new(dp, rows, task.keys));
-            matmul(&mut dvalues, from > 0, R::ONE, p.t(), dout_rows);
-            matmul(&mut dkeys, from > 0, R::ONE, dscores.t(), queries);
+            matmul(factors, &mut dvalues, from > 0, R::ONE, p.t(), dout_rows);
+            matmul(factors, &mut dkeys, from > 0, R::ONE, dscores.t(), queries);
             // SAFETY: as above.
             let mut dqueries = unsafe { dqkv.part(first, rows, column(0), size) };
-            matmul(&mut dqueries, false, R::ONE, dscores, keys);
+            matmul(factors, &mut dqueries, false, R::ONE, dscores, keys);
         }
     });
     bias_bwd(op.dqkv, 3 * channels, op.dbias);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::gemm::{Job, Mat, MatMut, par_matmul, par_matmuls};
+use super::gemm::{Factors, Job, Mat, MatMut, par_matmul, par_matmuls};
 use super::real::{Real, vectorized};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{LinearBwd, LinearFwd, WeightGrad, Write};
@@ -73,7 +73,7 @@ macro_rules! by_activation {
     };
 }
 
-pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
+pub(super) fn linear_fwd<R: Real>(factors: Factors, op: LinearFwd<'_, Cpu<R>>) {
     debug_assert_eq!(op.pitch, op.outputs, "rows are not padded here");
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
@@ -81,22 +81,36 @@ pub(super) fn linear_fwd<R: Real>(op: LinearFwd<'_, Cpu<R>>) {
     let bias = op.bias;
     match op.activation {
         None => {
-            par_matmul(MatMut::new(op.out, rows, outputs), false, inp, weight.t(), |tile, _, col| {
-                vectorized(|| {
-                    for row in 0..tile.rows() {
-                        tile.row(row).iter_mut().zip(&bias[col..]).for_each(|(x, &b)| *x += b);
-                    }
-                });
-            });
+            par_matmul(
+                factors,
+                MatMut::new(op.out, rows, outputs),
+                false,
+                inp,
+                weight.t(),
+                |tile, _, col| {
+                    vectorized(|| {
+                        for row in 0..tile.rows() {
+                            tile.row(row).iter_mut().zip(&bias[col..]).for_each(|(x, &b)| *x += b);
+                        }
+                    });
+                },
+            );
         }
         Some((activation, pre)) => {
             let out = MatMut::new(op.out, rows, outputs);
-            par_matmul(MatMut::new(pre, rows, outputs), false, inp, weight.t(), |tile, first, col| {
-                let (height, width) = (tile.rows(), tile.cols());
-                // SAFETY: tiles of a grid do not overlap, in `out` as in `pre`.
-                let mut result = unsafe { out.block(first, height, col, width) };
-                activate_tile(activation, &bias[col..col + width], tile, &mut result);
-            });
+            par_matmul(
+                factors,
+                MatMut::new(pre, rows, outputs),
+                false,
+                inp,
+                weight.t(),
+                |tile, first, col| {
+                    let (height, width) = (tile.rows(), tile.cols());
+                    // SAFETY: tiles of a grid do not overlap, in `out` as in `pre`.
+                    let mut result = unsafe { out.block(first, height, col, width) };
+                    activate_tile(activation, &bias[col..col + width], tile, &mut result);
+                },
+            );
         }
     }
 }
@@ -134,7 +148,7 @@ fn activate_tile<R: Real>(
     );
 }
 
-pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
+pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
     let (dout, dbias) = (op.dout, op.dbias);
@@ -164,18 +178,18 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
     }
     let dout = &*dout;
     if let Some(dweight) = op.dweight {
-        weight_grads([WeightGrad { inputs, outputs, inp: op.inp, dout, dweight }]);
+        weight_grads(factors, [WeightGrad { inputs, outputs, inp: op.inp, dout, dweight }]);
     }
     let (write, dinp) = op.dinp;
     let accumulate = write == Write::Add && op.before.is_none();
     let (dout, weight) = (Mat::new(dout, rows, outputs), Mat::new(op.weight, outputs, inputs));
     let dinp = MatMut::new(dinp, rows, inputs);
     let Some(before) = op.before else {
-        return par_matmul(dinp, accumulate, dout, weight, |_, _, _| {});
+        return par_matmul(factors, dinp, accumulate, dout, weight, |_, _, _| {});
     };
     let pre = Mat::new(before.pre, rows, inputs);
     let partials = Mutex::new(BTreeMap::new());
-    par_matmul(dinp, accumulate, dout, weight, |part, row, col| {
+    par_matmul(factors, dinp, accumulate, dout, weight, |part, row, col| {
         let pre = pre.block(row, part.rows(), col, part.cols());
         let sums = activation_bwd(before.activation, part, pre);
         partials.lock().unwrap_or_else(PoisonError::into_inner).insert((row, col), sums);
@@ -187,7 +201,10 @@ pub(super) fn linear_bwd<R: Real>(op: LinearBwd<'_, Cpu<R>>) {
 }
 
 /// dW (O, I) += doutᵀ (O, N) · inp (N, I) of several layers.
-pub(super) fn weight_grads<'a, R: Real>(ops: impl IntoIterator<Item = WeightGrad<'a, Cpu<R>>>) {
+pub(super) fn weight_grads<'a, R: Real>(
+    factors: Factors,
+    ops: impl IntoIterator<Item = WeightGrad<'a, Cpu<R>>>,
+) {
     let jobs = ops.into_iter().map(|op| {
         let rows = op.inp.len() / op.inputs;
         Job {
@@ -196,7 +213,7 @@ pub(super) fn weight_grads<'a, R: Real>(ops: impl IntoIterator<Item = WeightGrad
             b: Mat::new(op.inp, rows, op.inputs),
         }
     });
-    par_matmuls(jobs.collect(), true, |_, _, _| {});
+    par_matmuls(factors, jobs.collect(), true, |_, _, _| {});
 }
 
 /// db += column sums of dout (N, O), by partial sums over fixed row blocks.

@@ -11,17 +11,20 @@ use bytemuck::cast_slice;
 use pulp::{Simd, WithSimd};
 
 use super::super::real::Real;
+use super::factor::Factor;
 use super::pack::{Pack, pack};
 use super::{Mat, MatMut, prefetch};
 
-/// Terms summed in registers: a panel of f32 for AVX2 is then 16 KiB.
+/// Factors of a row of A summed in registers: a panel of f32 for AVX2 is then 16 KiB.
 pub(super) const DEPTH: usize = 256;
 /// Rows of A that are packed at once, a multiple of every tile's.
 pub(super) const ROWS: usize = 24;
 /// No panel of B is wider: two vectors of f32 for AVX-512.
 pub(super) const WIDEST: usize = 32;
-/// Elements of scratch memory that A takes.
+/// Factors of scratch memory that A takes.
 pub(super) const SCRATCH_A: usize = ROWS * DEPTH;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Terms in one turn of the innermost loop.
 const UNROLLED: usize = 4;
 
@@ -33,29 +36,29 @@ pub(super) fn panel_width<S: Simd, R: Real>() -> usize {
 
 /// The right-hand operand.
 #[derive(Clone, Copy)]
-pub(super) enum Right<'a, R> {
+pub(super) enum Right<'a, R, E> {
     /// As it lies, to be packed by the product.
     Plain(Mat<'a, R>),
-    /// In panels: all of the first [`DEPTH`] terms, then those of the next.
+    /// In panels: all of the first [`DEPTH`] factors of each column, then those of the next.
     Packed {
-        panels: &'a [R],
+        panels: &'a [E],
         /// Columns, rounded up to a multiple of [`WIDEST`].
         padded: usize,
     },
 }
 
-/// C = α · A · B or C += α · A · B.
-pub(super) struct Product<'p, 'c, R> {
+/// C = α · A · B or C += α · A · B, multiplied as factors `E`.
+pub(super) struct Product<'p, 'c, R, E> {
     pub(super) c: &'p mut MatMut<'c, R>,
     pub(super) add: bool,
     pub(super) alpha: R,
     pub(super) a: Mat<'p, R>,
-    pub(super) b: Right<'p, R>,
-    /// [`SCRATCH_A`] elements, and for a plain B [`DEPTH`] more for each of its columns, rounded up to [`WIDEST`].
-    pub(super) scratch: &'p mut [R],
+    pub(super) b: Right<'p, R, E>,
+    /// [`SCRATCH_A`] factors, and for a plain B [`DEPTH`] more for each of its columns, rounded up to [`WIDEST`].
+    pub(super) scratch: &'p mut [E],
 }
 
-impl<R: Real> WithSimd for Product<'_, '_, R> {
+impl<R: Real, E: Factor<R>> WithSimd for Product<'_, '_, R, E> {
     type Output = ();
 
     /// Sixteen registers hold a tile of 6 rows, two vectors of B and one of A; thirty-two hold 12 rows.
@@ -65,46 +68,63 @@ impl<R: Real> WithSimd for Product<'_, '_, R> {
     }
 }
 
-impl<R: Real> Product<'_, '_, R> {
+impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let (c, all) = (self.c, self.a);
         let (packed_a, packed_b) = self.scratch.split_at_mut(SCRATCH_A);
         let width = panel_width::<S, R>();
-        for from in (0..all.cols).step_by(DEPTH) {
-            let terms = DEPTH.min(all.cols - from);
+        for from in (0..all.cols).step_by(DEPTH * E::TERMS) {
+            let terms = (DEPTH * E::TERMS).min(all.cols - from);
+            let factors = terms.div_ceil(E::TERMS);
             let add = self.add || from > 0;
             let panels = match self.b {
                 Right::Plain(b) => {
                     Pack { b: b.block(from, terms, 0, b.cols), out: packed_b }.with_simd(simd);
                     &*packed_b
                 }
-                Right::Packed { panels, padded } => &panels[padded * from..],
+                Right::Packed { panels, padded } => &panels[padded * (from / E::TERMS)..],
             };
             for top in (0..all.rows).step_by(ROWS) {
                 let rows = ROWS.min(all.rows - top);
                 let a = all.block(top, rows, from, terms);
                 let beside = a.row_stride == 1;
+                // Rows that are read where they lie.
+                let mut direct = (E::as_factors(a.data), 0..0);
                 if beside {
-                    pack::<R, MR>(a.t(), packed_a);
-                } else if rows % MR > 0 {
-                    // So that all of its rows can be read.
-                    let last = rows / MR * MR;
-                    pack::<R, MR>(a.block(last, rows - last, 0, terms).t(), &mut packed_a[terms * last..]);
+                    pack::<R, E, MR>(a.t(), packed_a);
+                } else if direct.0.is_some() {
+                    direct.1 = 0..rows / MR * MR;
+                    if direct.1.end < rows {
+                        // So that all of its rows can be read.
+                        let rest = a.block(direct.1.end, rows - direct.1.end, 0, terms);
+                        pack::<R, E, MR>(rest.t(), &mut packed_a[factors * direct.1.end..]);
+                    }
+                } else {
+                    for (row, packed) in packed_a.chunks_exact_mut(factors).take(rows).enumerate() {
+                        E::convert(a.row(row), packed);
+                    }
                 }
+                let packed_steps = if beside || direct.0.is_some() { (1, MR) } else { (factors, 1) };
                 let tiles = c.cols.div_ceil(width) * rows.div_ceil(MR);
                 let mut ahead = Ahead::of(all, a, (top, from), tiles);
-                for (col, panel) in (0..c.cols).step_by(width).zip(panels.chunks_exact(terms * width)) {
+                for (col, panel) in (0..c.cols).step_by(width).zip(panels.chunks_exact(factors * width)) {
                     for row in (0..rows).step_by(MR) {
                         let height = MR.min(rows - row);
-                        (0..height).for_each(|i| prefetch(c.row(top + row + i)[col..].as_ptr()));
+                        for i in 0..height {
+                            let at = c.row(top + row + i)[col..].as_ptr();
+                            (0..width)
+                                .step_by(LINE / size_of::<R>())
+                                .for_each(|j| prefetch(at.wrapping_add(j)));
+                        }
                         ahead.fetch();
-                        let tile = if beside || height < MR {
-                            tile::<S, R, MR>(simd, &packed_a[terms * row..], (1, MR), panel)
-                        } else {
-                            let rows = &a.data[row * a.row_stride..];
-                            tile::<S, R, MR>(simd, rows, (a.row_stride, 1), panel)
+                        let (rows, steps) = match direct.0 {
+                            Some(data) if direct.1.contains(&row) => {
+                                (&data[row * a.row_stride..], (a.row_stride, 1))
+                            }
+                            _ => (&packed_a[factors * row..], packed_steps),
                         };
+                        let tile = tile::<S, R, E, MR>(simd, rows, steps, panel);
                         store(simd, tile, self.alpha, add, c, (top + row, height), col);
                     }
                 }
@@ -115,15 +135,15 @@ impl<R: Real> Product<'_, '_, R> {
 
 type Registers<S, R, const MR: usize> = [[<R as Real>::Vector<S>; 2]; MR];
 
-/// A · B of one tile, consecutive rows of A and consecutive terms as many elements apart as given.
+/// A · B of one tile, consecutive rows of A and consecutive factors of a row as far apart as given.
 #[inline(always)]
-fn tile<S: Simd, R: Real, const MR: usize>(
+fn tile<S: Simd, R: Real, E: Factor<R>, const MR: usize>(
     simd: S,
-    a: &[R],
+    a: &[E],
     (row_step, term_step): (usize, usize),
-    b: &[R],
+    b: &[E],
 ) -> Registers<S, R, MR> {
-    let b: &[[R::Vector<S>; 2]] = cast_slice(b);
+    let b: &[[E::Vector<S>; 2]] = cast_slice(b);
     assert!(
         b.is_empty() || a.len() > (MR - 1) * row_step + (b.len() - 1) * term_step,
         "A has too few elements"
@@ -134,33 +154,33 @@ fn tile<S: Simd, R: Real, const MR: usize>(
     for b in turns {
         for i in 0..UNROLLED {
             // SAFETY: MR rows of as many terms as B has, by the assertion.
-            unsafe { add_term(simd, &mut tile, a.add(i * term_step), row_step, &b[i]) };
+            unsafe { add_term::<S, R, E, MR>(simd, &mut tile, a.add(i * term_step), row_step, &b[i]) };
         }
         a = a.wrapping_add(UNROLLED * term_step);
     }
     for b in last {
         // SAFETY: as above.
-        unsafe { add_term(simd, &mut tile, a, row_step, b) };
+        unsafe { add_term::<S, R, E, MR>(simd, &mut tile, a, row_step, b) };
         a = a.wrapping_add(term_step);
     }
     tile
 }
 
 /// # Safety
-/// `a` points to MR elements, `row_step` apart.
+/// `a` points to MR factors, `row_step` apart.
 #[inline(always)]
-unsafe fn add_term<S: Simd, R: Real, const MR: usize>(
+unsafe fn add_term<S: Simd, R: Real, E: Factor<R>, const MR: usize>(
     simd: S,
     tile: &mut Registers<S, R, MR>,
-    a: *const R,
+    a: *const E,
     row_step: usize,
-    b: &[R::Vector<S>; 2],
+    b: &[E::Vector<S>; 2],
 ) {
     for i in 0..MR {
         // SAFETY: the caller's duty.
-        let a = R::splat(simd, unsafe { *a.add(i * row_step) });
-        tile[i][0] = R::mul_add(simd, a, b[0], tile[i][0]);
-        tile[i][1] = R::mul_add(simd, a, b[1], tile[i][1]);
+        let a = E::spread(simd, unsafe { *a.add(i * row_step) });
+        tile[i][0] = E::add_product(simd, a, b[0], tile[i][0]);
+        tile[i][1] = E::add_product(simd, a, b[1], tile[i][1]);
     }
 }
 
@@ -220,7 +240,7 @@ struct Ahead<R> {
 }
 
 impl<R: Real> Ahead<R> {
-    const LINE: usize = 64 / size_of::<R>();
+    const LINE: usize = LINE / size_of::<R>();
 
     #[inline(always)]
     fn of(all: Mat<'_, R>, now: Mat<'_, R>, (top, from): (usize, usize), tiles: usize) -> Self {
@@ -256,33 +276,42 @@ impl<R: Real> Ahead<R> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Pair;
     use super::super::tests::{Operands, within};
     use super::*;
 
     /// Vectors of every length and tiles of either height, though this processor has one of each.
-    fn check<S: Simd, R: Real, const MR: usize>(simd: S) {
-        for (rows, cols, terms) in [(1, 1, 1), (12, 32, 16), (13, 33, 5), (31, 70, 300)] {
+    fn check<S: Simd, R: Real, E: Factor<R>, const MR: usize>(simd: S) {
+        for (rows, cols, terms) in [(1, 1, 1), (12, 32, 16), (13, 33, 5), (31, 70, 600)] {
             let operands = Operands::<R>::new(rows, cols, terms);
             for (a, b) in operands.every_way() {
                 let mut out = vec![R::ONE; rows * cols];
-                let mut scratch = vec![R::ZERO; SCRATCH_A + DEPTH * cols.next_multiple_of(WIDEST)];
+                let mut scratch = vec![E::zeroed(); SCRATCH_A + DEPTH * cols.next_multiple_of(WIDEST)];
                 let c = &mut MatMut::new(&mut out, rows, cols);
                 Product { c, add: true, alpha: R::of(0.5), a, b: Right::Plain(b), scratch: &mut scratch }
                     .run::<S, MR>(simd);
-                within(&out, |_| R::ONE, 0.5, a, b);
+                within(&out, |_| R::ONE, 0.5, a, b, E::TERMS == 2);
             }
         }
     }
 
     #[test]
     fn every_length_of_vector_gives_the_product() {
-        check::<_, f32, 6>(pulp::Scalar);
-        check::<_, f64, 6>(pulp::Scalar);
-        check::<_, f32, 6>(pulp::Scalar128b);
-        check::<_, f64, 6>(pulp::Scalar128b);
-        check::<_, f32, 6>(pulp::Scalar256b);
-        check::<_, f64, 6>(pulp::Scalar256b);
-        check::<_, f32, 12>(pulp::Scalar512b);
-        check::<_, f64, 12>(pulp::Scalar512b);
+        check::<_, f32, f32, 6>(pulp::Scalar);
+        check::<_, f64, f64, 6>(pulp::Scalar);
+        check::<_, f32, f32, 6>(pulp::Scalar128b);
+        check::<_, f64, f64, 6>(pulp::Scalar128b);
+        check::<_, f32, f32, 6>(pulp::Scalar256b);
+        check::<_, f64, f64, 6>(pulp::Scalar256b);
+        check::<_, f32, f32, 12>(pulp::Scalar512b);
+        check::<_, f64, f64, 12>(pulp::Scalar512b);
+    }
+
+    #[test]
+    fn pairs_of_bf16_do_so_too() {
+        check::<_, f32, Pair<false>, 6>(pulp::Scalar);
+        check::<_, f32, Pair<false>, 6>(pulp::Scalar128b);
+        check::<_, f32, Pair<false>, 6>(pulp::Scalar256b);
+        check::<_, f32, Pair<false>, 12>(pulp::Scalar512b);
     }
 }

@@ -13,15 +13,36 @@ use rayon::prelude::*;
 
 use super::real::Real;
 
+mod factor;
 mod kernel;
 mod pack;
 
+pub(super) use factor::{Factor, Pair};
 use kernel::{DEPTH, Product, ROWS, Right, SCRATCH_A, WIDEST};
 use pack::Pack;
 
+/// What products multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Factors {
+    /// The numbers themselves.
+    #[default]
+    Full,
+    /// Pairs of numbers rounded to bf16, by the processor's own instructions.
+    NativePairs,
+    /// The same taken apart and multiplied in f32.
+    PortablePairs,
+}
+
+impl Factors {
+    /// Pairs of bf16 as this processor does them best.
+    pub(super) fn pairs() -> Self {
+        if factor::has_native_pairs() { Self::NativePairs } else { Self::PortablePairs }
+    }
+}
+
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a, R> {
+pub struct Mat<'a, R> {
     data: &'a [R],
     rows: usize,
     cols: usize,
@@ -165,7 +186,7 @@ pub(super) struct Scratch<R> {
     _elements: PhantomData<R>,
 }
 
-impl<R: Real> Scratch<R> {
+impl<R: bytemuck::Pod> Scratch<R> {
     pub(super) fn new(len: usize) -> Self {
         let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
         let wanted = (len * size_of::<R>()).div_ceil(size_of::<CacheLine>());
@@ -176,7 +197,7 @@ impl<R: Real> Scratch<R> {
     }
 }
 
-impl<R: Real> Deref for Scratch<R> {
+impl<R: bytemuck::Pod> Deref for Scratch<R> {
     type Target = [R];
 
     fn deref(&self) -> &[R] {
@@ -184,7 +205,7 @@ impl<R: Real> Deref for Scratch<R> {
     }
 }
 
-impl<R: Real> DerefMut for Scratch<R> {
+impl<R: bytemuck::Pod> DerefMut for Scratch<R> {
     fn deref_mut(&mut self) -> &mut [R] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
@@ -207,25 +228,40 @@ fn is_product<R: Real>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'
 }
 
 /// C = α · A · B, or C += α · A · B, on this thread.
-pub(super) fn matmul<R: Real>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
+pub(super) fn matmul<R: Real>(
+    factors: Factors,
+    c: &mut MatMut<'_, R>,
+    add: bool,
+    alpha: R,
+    a: Mat<'_, R>,
+    b: Mat<'_, R>,
+) {
+    match factors {
+        Factors::Full => multiply::<R, R>(c, add, alpha, a, b),
+        Factors::NativePairs => multiply::<R, R::Pair<true>>(c, add, alpha, a, b),
+        Factors::PortablePairs => multiply::<R, R::Pair<false>>(c, add, alpha, a, b),
+    }
+}
+
+fn multiply<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
     if is_product(c, add, a, b) {
-        let panels = DEPTH.min(b.rows) * b.cols.next_multiple_of(WIDEST);
-        let scratch = &mut Scratch::new(SCRATCH_A + panels);
-        pulp::Arch::new().dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
+        let panels = DEPTH.min(b.rows.div_ceil(E::TERMS)) * b.cols.next_multiple_of(WIDEST);
+        let scratch = &mut Scratch::<E>::new(SCRATCH_A + panels);
+        E::dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
     }
 }
 
 /// B, packed by all threads.
-fn par_pack<R: Real>(b: Mat<'_, R>, panels: &mut [R]) {
+fn par_pack<R: Real, E: Factor<R>>(b: Mat<'_, R>, panels: &mut [E]) {
     /// Columns that a thread packs at a time.
     const COLUMNS: usize = 128;
     let padded = b.cols.next_multiple_of(WIDEST);
     panels.par_chunks_mut(padded * DEPTH).enumerate().for_each(|(index, block)| {
-        let from = index * DEPTH;
-        let terms = DEPTH.min(b.rows - from);
-        block.par_chunks_mut(COLUMNS * terms).enumerate().for_each(|(index, out)| {
+        let from = index * DEPTH * E::TERMS;
+        let terms = (DEPTH * E::TERMS).min(b.rows - from);
+        block.par_chunks_mut(COLUMNS * terms.div_ceil(E::TERMS)).enumerate().for_each(|(index, out)| {
             let b = b.block(from, terms, index * COLUMNS, COLUMNS.min(b.cols - index * COLUMNS));
-            pulp::Arch::new().dispatch(Pack { b, out });
+            E::dispatch(Pack { b, out });
         });
     });
 }
@@ -264,9 +300,9 @@ impl<R: Real> Job<'_, R> {
         self.b.rows * self.b.cols <= Self::LARGE
     }
 
-    /// Elements that packed B takes.
-    fn panels(&self) -> usize {
-        if self.by_rows() { self.b.rows * self.b.cols.next_multiple_of(WIDEST) } else { 0 }
+    /// Factors that packed B takes, of so many terms each.
+    fn panels(&self, terms: usize) -> usize {
+        if self.by_rows() { self.b.rows.div_ceil(terms) * self.b.cols.next_multiple_of(WIDEST) } else { 0 }
     }
 
     /// Rows or columns of a part.
@@ -284,7 +320,13 @@ impl<R: Real> Job<'_, R> {
     }
 
     /// Makes one part. No part may be made by two threads at once.
-    fn make(&self, part: usize, add: bool, panels: &[R], finish: &impl Fn(&mut MatMut<'_, R>, usize, usize)) {
+    fn make<E: Factor<R>>(
+        &self,
+        part: usize,
+        add: bool,
+        panels: &[E],
+        finish: &impl Fn(&mut MatMut<'_, R>, usize, usize),
+    ) {
         let (Self { c, a, b }, from) = (self, part * self.step());
         if self.by_rows() {
             let rows = self.step().min(c.rows - from);
@@ -292,13 +334,13 @@ impl<R: Real> Job<'_, R> {
             let mut part = unsafe { c.block(from, rows, 0, c.cols) };
             let b = Right::Packed { panels, padded: c.cols.next_multiple_of(WIDEST) };
             let (c, a, scratch) = (&mut part, a.block(from, rows, 0, a.cols), &mut Scratch::new(SCRATCH_A));
-            pulp::Arch::new().dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
+            E::dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
             finish(&mut part, from, 0);
         } else {
             let cols = self.step().min(c.cols - from);
             // SAFETY: columns of different parts do not overlap.
             let mut part = unsafe { c.block(0, c.rows, from, cols) };
-            matmul(&mut part, add, R::ONE, *a, b.block(0, b.rows, from, cols));
+            multiply::<R, E>(&mut part, add, R::ONE, *a, b.block(0, b.rows, from, cols));
             finish(&mut part, 0, from);
         }
     }
@@ -307,6 +349,19 @@ impl<R: Real> Job<'_, R> {
 /// Several products over all threads, which so wait for each other only once; `finish(part, first row, first column)`
 /// runs on each part when it is done.
 pub(super) fn par_matmuls<R: Real>(
+    factors: Factors,
+    jobs: Vec<Job<'_, R>>,
+    add: bool,
+    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
+) {
+    match factors {
+        Factors::Full => par_multiply::<R, R>(jobs, add, finish),
+        Factors::NativePairs => par_multiply::<R, R::Pair<true>>(jobs, add, finish),
+        Factors::PortablePairs => par_multiply::<R, R::Pair<false>>(jobs, add, finish),
+    }
+}
+
+fn par_multiply<R: Real, E: Factor<R>>(
     mut jobs: Vec<Job<'_, R>>,
     add: bool,
     finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
@@ -316,14 +371,14 @@ pub(super) fn par_matmuls<R: Real>(
     jobs.sort_by_key(|job| std::cmp::Reverse(job.c.rows * job.c.cols * job.a.cols / job.parts()));
     let parts: Vec<_> =
         (0..jobs.len()).flat_map(|job| (0..jobs[job].parts()).map(move |part| (job, part))).collect();
-    let mut scratch = Scratch::new(jobs.iter().map(Job::panels).sum());
+    let mut scratch = Scratch::<E>::new(jobs.iter().map(|job| job.panels(E::TERMS)).sum());
     let (mut rest, mut panels) = (&mut *scratch, Vec::with_capacity(jobs.len()));
     for job in &jobs {
         let own;
-        (own, rest) = rest.split_at_mut(job.panels());
+        (own, rest) = rest.split_at_mut(job.panels(E::TERMS));
         panels.push(own);
     }
-    panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack(job.b, panels));
+    panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack::<R, E>(job.b, panels));
     par_in_order(parts.len(), |index| {
         let (job, part) = parts[index];
         jobs[job].make(part, add, panels[job], &finish);
@@ -332,13 +387,14 @@ pub(super) fn par_matmuls<R: Real>(
 
 /// C = A · B or C += A · B over all threads, with `finish` as in [`par_matmuls`].
 pub(super) fn par_matmul<R: Real>(
+    factors: Factors,
     c: MatMut<'_, R>,
     add: bool,
     a: Mat<'_, R>,
     b: Mat<'_, R>,
     finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
 ) {
-    par_matmuls(vec![Job { c, a, b }], add, finish);
+    par_matmuls(factors, vec![Job { c, a, b }], add, finish);
 }
 
 #[cfg(test)]
@@ -367,19 +423,21 @@ mod tests {
         }
     }
 
-    /// Compares with sums in f64, within what a sum of so many rounded products can be off (Higham 2002, eq. 3.5).
+    /// Compares with sums in f64 of the numbers, or of what bf16 makes of them, within what a sum of so many rounded products can be off (Higham 2002, eq. 3.5).
     pub(super) fn within<R: Real>(
         got: &[R],
         start: impl Fn(usize) -> R,
         alpha: f64,
         a: Mat<'_, R>,
         b: Mat<'_, R>,
+        pairs: bool,
     ) {
+        let number = |x: R| if pairs { half::bf16::from_f64(x.to_f64()).to_f64() } else { x.to_f64() };
         let epsilon = if size_of::<R>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON };
         for (i, got) in got.iter().enumerate() {
             let start = start(i).to_f64();
             let (row, col) = (i / b.cols, i % b.cols);
-            let products = (0..a.cols).map(|k| alpha * a.at(row, k).to_f64() * b.at(k, col).to_f64());
+            let products = (0..a.cols).map(|k| alpha * number(a.at(row, k)) * number(b.at(k, col)));
             let (sum, size) = products.fold((start, start.abs()), |(sum, size), x| (sum + x, size + x.abs()));
             let off = (got.to_f64() - sum).abs();
             assert!(off <= (a.cols + 2) as f64 * epsilon * size, "{row}, {col}: {} for {sum}", got.to_f64());
@@ -387,7 +445,8 @@ mod tests {
     }
 
     /// Every operand either way round, at sizes on either side of each block's border.
-    fn check<R: Real>() {
+    fn check<R: Real>(factors: Factors) {
+        let pairs = factors != Factors::Full;
         let large = Job::<R>::LARGE;
         let shapes = [
             (1, 1, 1),
@@ -408,17 +467,39 @@ mod tests {
                 let start: Vec<R> = (0..rows * cols).map(old).collect();
                 let start_of = |i| if add { old(i) } else { R::ZERO };
                 let (mut alone, mut shared) = (start.clone(), start);
-                matmul(&mut MatMut::new(&mut alone, rows, cols), add, R::of(0.5), a, b);
-                within(&alone, start_of, 0.5, a, b);
-                par_matmul(MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
-                within(&shared, start_of, 1.0, a, b);
+                matmul(factors, &mut MatMut::new(&mut alone, rows, cols), add, R::of(0.5), a, b);
+                within(&alone, start_of, 0.5, a, b, pairs);
+                par_matmul(factors, MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
+                within(&shared, start_of, 1.0, a, b, pairs);
             }
         }
     }
 
     #[test]
     fn products_match_plain_sums() {
-        check::<f32>();
-        check::<f64>();
+        check::<f32>(Factors::Full);
+        check::<f64>(Factors::Full);
+    }
+
+    #[test]
+    fn products_of_pairs_match_sums_of_rounded_numbers() {
+        check::<f32>(Factors::PortablePairs);
+        // The processor's own, where it has them.
+        check::<f32>(Factors::pairs());
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for factors in [Factors::Full, Factors::PortablePairs, Factors::pairs()] {
+            for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, 1)] {
+                let (mut a, b) = ([1.0f32; 2 * 40], [1.0f32; 40 * 3]);
+                a[40 * row + 7] = bad;
+                let mut c = [0.0f32; 6];
+                let (a, b) = (Mat::new(&a, 2, 40), Mat::new(&b, 40, 3));
+                matmul(factors, &mut MatMut::new(&mut c, 2, 3), false, 1.0, a, b);
+                assert!(c[3 * row..][..3].iter().all(|x| !x.is_finite()), "{factors:?} {c:?}");
+                assert_eq!(c[3 * (1 - row)..][..3], [40.0; 3], "{factors:?}");
+            }
+        }
     }
 }

@@ -1,124 +1,101 @@
 //! Copies of operands in the order in which the inner loop reads them.
 
-use bytemuck::cast_slice;
 use pulp::{Simd, WithSimd};
 
 use super::super::real::Real;
+use super::factor::Factor;
 use super::{Mat, prefetch};
 
-/// Side of a square of f32 that is transposed in registers.
-const SIDE: usize = 8;
-/// Terms of a cache line of f32: a line is read to its end before the next one.
+/// Side of a square of 32-bit factors that is transposed in registers.
+pub(super) const SIDE: usize = 8;
+/// Factors that are packed before the next column's turn comes: a cache line of f32.
 const LINE: usize = 16;
-/// Terms that are fetched ahead where every term is a line of its own.
-const AHEAD: usize = 8;
 
 /// Packs columns of B into the panels of `out`, for the vectors of the processor at hand.
-pub(super) struct Pack<'a, 'o, R> {
+pub(super) struct Pack<'a, 'o, R, E> {
     pub(super) b: Mat<'a, R>,
-    pub(super) out: &'o mut [R],
+    pub(super) out: &'o mut [E],
 }
 
-impl<R: Real> WithSimd for Pack<'_, '_, R> {
+impl<R: Real, E: Factor<R>> WithSimd for Pack<'_, '_, R, E> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         match super::kernel::panel_width::<S, R>() {
-            32 => pack::<R, 32>(self.b, self.out),
-            16 => pack::<R, 16>(self.b, self.out),
-            8 => pack::<R, 8>(self.b, self.out),
-            4 => pack::<R, 4>(self.b, self.out),
-            2 => pack::<R, 2>(self.b, self.out),
+            32 => pack::<R, E, 32>(self.b, self.out),
+            16 => pack::<R, E, 16>(self.b, self.out),
+            8 => pack::<R, E, 8>(self.b, self.out),
+            4 => pack::<R, E, 4>(self.b, self.out),
+            2 => pack::<R, E, 2>(self.b, self.out),
             width => unreachable!("panels of {width} columns"),
         }
     }
 }
 
-/// Copies a matrix of terms × columns to panels of `W` columns, one behind the other, each term by term; beyond the
+/// Copies a matrix of terms × columns to panels of `W` columns, one behind the other, each factor by factor; beyond the
 /// last column are zeros.
 #[inline(always)]
-pub(super) fn pack<R: Real, const W: usize>(from: Mat<'_, R>, out: &mut [R]) {
-    let (terms, whole, rest) = (from.rows, from.cols / W, from.cols % W);
-    let (panels, last) = out.split_at_mut(whole * terms * W);
+pub(super) fn pack<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, out: &mut [E]) {
+    let (factors, whole, rest) = (from.rows.div_ceil(E::TERMS), from.cols / W, from.cols % W);
+    let (panels, last) = out.split_at_mut(whole * factors * W);
     if from.col_stride == 1 {
-        copy::<R, W>(from, panels);
+        E::pack_rows::<W>(from, panels);
     } else {
-        for (index, panel) in panels.chunks_exact_mut(terms * W).enumerate() {
-            let columns = from.block(0, terms, index * W, W);
-            for term in turn::<R, W>(columns, panel)..terms {
-                (0..W).for_each(|col| panel[term * W + col] = columns.at(term, col));
+        for (index, panel) in panels.chunks_exact_mut(factors * W).enumerate() {
+            let columns = from.block(0, from.rows, index * W, W);
+            for factor in turn::<R, E, W>(columns, panel)..factors {
+                (0..W).for_each(|col| panel[factor * W + col] = E::at(columns, factor, col));
             }
         }
     }
     if rest > 0 {
-        for (term, out) in last[..terms * W].chunks_exact_mut(W).enumerate() {
-            out.fill(R::ZERO);
-            (0..rest).for_each(|col| out[col] = from.at(term, whole * W + col));
+        for (factor, out) in last[..factors * W].chunks_exact_mut(W).enumerate() {
+            out.fill(E::zeroed());
+            (0..rest).for_each(|col| out[col] = E::at(from, factor, whole * W + col));
         }
     }
 }
 
-/// Packs whole panels of a matrix whose columns lie side by side.
-#[inline(always)]
-fn copy<R: Real, const W: usize>(from: Mat<'_, R>, panels: &mut [R]) {
-    let (terms, whole) = (from.rows, from.cols / W);
-    assert!(panels.len() >= whole * terms * W, "panels do not fit into their slice");
-    if whole == 0 {
-        return;
-    }
-    for term in 0..terms {
-        let row = from.row(term).as_ptr();
-        for panel in 0..whole {
-            prefetch(row.wrapping_add(AHEAD * from.row_stride + panel * W));
-            // SAFETY: within the matrix's row and, by the assertion, within the panels. Slices would be checked for
-            // each of these short copies, which then took twice as long.
-            unsafe {
-                let out = panels.as_mut_ptr().add((panel * terms + term) * W);
-                row.add(panel * W).copy_to_nonoverlapping(out, W);
-            }
-        }
-    }
-}
-
-/// Packs one panel whose terms lie side by side; returns how many of its terms that covered.
+/// Packs one panel whose terms lie side by side; returns how many factors of each column that covered.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // see `transposed`
-fn turn<R: Real, const W: usize>(from: Mat<'_, R>, panel: &mut [R]) -> usize {
-    use bytemuck::{cast_slice_mut, pod_read_unaligned};
-    let (true, Some(simd)) = (size_of::<R>() == size_of::<f32>(), pulp::x86::V3::try_new()) else {
+fn turn<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, panel: &mut [E]) -> usize {
+    use bytemuck::cast_slice_mut;
+    let (true, Some(simd)) = (size_of::<E>() == size_of::<f32>(), pulp::x86::V3::try_new()) else {
         return 0;
     };
-    let terms = from.rows / LINE * LINE;
-    let (data, panel): (&[f32], &mut [f32]) = (cast_slice(from.data), cast_slice_mut(panel));
-    for start in (0..terms).step_by(LINE) {
+    let factors = from.rows / E::TERMS / LINE * LINE;
+    let panel: &mut [f32] = cast_slice_mut(panel);
+    for start in (0..factors).step_by(LINE) {
         for col in (0..W).step_by(SIDE) {
             let width = SIDE.min(W - col);
-            for term in (start..start + LINE).step_by(SIDE) {
-                let mut lines = [pod_read_unaligned(&[0; 32]); SIDE];
+            for factor in (start..start + LINE).step_by(SIDE) {
+                let mut lines = [bytemuck::cast([0f32; SIDE]); SIDE];
                 for i in 0..width {
-                    let at = (col + i) * from.col_stride + term;
-                    if term == start {
+                    let at = (col + i) * from.col_stride + factor * E::TERMS;
+                    if factor == start {
                         // The next panel's.
-                        prefetch(data.as_ptr().wrapping_add(at + W * from.col_stride));
+                        let next = from.data.as_ptr().wrapping_add(at + W * from.col_stride);
+                        (0..E::TERMS).for_each(|line| prefetch(next.wrapping_add(line * LINE)));
                     }
-                    lines[i] = pod_read_unaligned(cast_slice(&data[at..][..SIDE]));
+                    lines[i] = bytemuck::cast::<[E; SIDE], _>(E::line(&from.data[at..]));
                 }
                 let lines: [[f32; SIDE]; SIDE] = bytemuck::cast(transposed(simd, lines));
                 for i in 0..SIDE {
-                    panel[(term + i) * W + col..][..width].copy_from_slice(&lines[i][..width]);
+                    panel[(factor + i) * W + col..][..width].copy_from_slice(&lines[i][..width]);
                 }
             }
         }
     }
-    terms
+    factors
 }
 
 /// Elsewhere the plain loop does all.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn turn<R: Real, const W: usize>(_: Mat<'_, R>, _: &mut [R]) -> usize {
+fn turn<R: Real, E: Factor<R>, const W: usize>(_: Mat<'_, R>, _: &mut [E]) -> usize {
     0
 }
 
