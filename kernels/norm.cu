@@ -11,8 +11,8 @@
 constexpr u32 NORM_THREADS = 128;
 
 template <u32 CHUNKS>
-DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const X* gamma, const X* beta, float eps, X* y,
-                         float* mean, float* rstd, u32 rows, u32 width) {
+DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const u32* numbers, const X* gamma, const X* beta,
+                         float eps, X* y, float* mean, float* rstd, u32 rows, u32 width) {
     const u32 row = blockIdx.x * (NORM_THREADS / WARP) + warp_id();
     if (row >= rows) return;
     const bool aligned = rows_are_aligned(width);
@@ -27,7 +27,7 @@ DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const X* gamm
             continue;
         }
         load8(h[j], x + start + col, count, aligned);
-        drop8(h[j], dropout, row, col);
+        drop8(h[j], dropout, numbers ? numbers[row] : row, col);
         if (residual) {
             float r[EIGHT];
             load8(r, residual + start + col, count, aligned);
@@ -58,8 +58,8 @@ DEVICE void add_norm_fwd(X* x, const X* residual, Dropout dropout, const X* gamm
 }
 
 template <u32 CHUNKS>
-DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const float* mean, const float* rstd, const X* dy,
-                         X* dx, X* dresidual, float* dgamma, float* dbeta, float* dbias, float* partials, u32* counters, u32 rows,
+DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const X* gamma, const float* mean,
+                         const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma, float* dbeta, float* dbias, float* partials, u32* counters, u32 rows,
                          u32 width) {
     const bool aligned = rows_are_aligned(width);
     float sums[3][CHUNKS][EIGHT] = {};  // dγ, dβ, Σ dx
@@ -81,7 +81,7 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
             const u32 col = chunk_column(j), count = columns_left(col, width);
             if (count == 0) continue;
             if (dresidual) store8(dresidual + start + col, d[j], count, aligned);
-            drop8(d[j], now, row, col);
+            drop8(d[j], now, numbers ? numbers[row] : row, col);
             store8(dx + start + col, d[j], count, aligned);
 #pragma unroll
             for (u32 i = 0; i < EIGHT; i++) sums[2][j][i] += d[j][i];
@@ -92,17 +92,18 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const X* gamma, const floa
 }
 
 #define NORM(CHUNKS)                                                                                                      \
-    KERNEL(NORM_THREADS) add_norm_fwd_##CHUNKS(X* x, const X* residual, Dropout dropout, const X* gamma, const X* beta,    \
-                                               float eps, X* y, float* mean, float* rstd, u32 rows, u32 width) {          \
+    KERNEL(NORM_THREADS) add_norm_fwd_##CHUNKS(X* x, const X* residual, Dropout dropout, const u32* numbers,               \
+                                               const X* gamma, const X* beta, float eps, X* y, float* mean, float* rstd,  \
+                                               u32 rows, u32 width) {                                                     \
         take_turn();                                                                                                      \
-        add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), gamma, beta, eps, y, mean, rstd, rows, width);                \
+        add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), numbers, gamma, beta, eps, y, mean, rstd, rows, width);       \
     }                                                                                                                     \
-    KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const X* gamma, const float* mean,             \
-                                               const float* rstd, const X* dy, X* dx, X* dresidual, float* dgamma,        \
-                                               float* dbeta, float* dbias, float* partials, u32* counters, u32 rows,       \
-                                               u32 width) {                                                               \
+    KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const u32* numbers, const X* gamma,            \
+                                               const float* mean, const float* rstd, const X* dy, X* dx, X* dresidual,    \
+                                               float* dgamma, float* dbeta, float* dbias, float* partials, u32* counters, \
+                                               u32 rows, u32 width) {                                                     \
         take_turn();                                                                                                      \
-        add_norm_bwd<CHUNKS>(h, dropout, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,    \
+        add_norm_bwd<CHUNKS>(h, dropout, numbers, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,    \
                              rows, width);                                                                                 \
     }
 NORM(1)

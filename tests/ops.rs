@@ -60,6 +60,8 @@ fn added(x: &[f64]) -> Vec<f64> {
 fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
     let (x, r) = (noise(1, rows * width), noise(2, rows * width));
     let (gamma, beta, g) = (noise(3, width), noise(4, width), noise(5, rows * width));
+    let numbers: Vec<u32> = (0..rows as u32).rev().map(|row| 5 * row).collect();
+    let numbers = with_residual.then_some(&numbers[..]);
     let run = |x: &[f64], r: &[f64], gamma: &[f64], beta: &[f64]| {
         let (mut h, mut y) = (x.to_vec(), vec![f64::NAN; x.len()]);
         let (mut mean, mut rstd) = (vec![0.0; rows], vec![0.0; rows]);
@@ -68,6 +70,7 @@ fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
             x: &mut h,
             residual: with_residual.then_some(r),
             dropout: dropout(p),
+            numbers,
             gamma,
             beta,
             eps: 1e-3,
@@ -85,6 +88,7 @@ fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
         width,
         h: &h,
         dropout: dropout(p),
+        numbers,
         gamma: &gamma,
         mean: &mean,
         rstd: &rstd,

@@ -219,6 +219,8 @@ pub struct AddNormFwd<'a, B: Backend> {
     pub residual: Option<B::Slice<'a, B::X>>,
     /// Dropout of x.
     pub dropout: Dropout,
+    /// (N) numbers of the rows among those of the batch, for dropout; without them the first is 0, the next 1 and so on.
+    pub numbers: Option<B::Slice<'a, u32>>,
     /// (C).
     pub gamma: B::Slice<'a, B::X>,
     /// (C).
@@ -241,6 +243,8 @@ pub struct AddNormBwd<'a, B: Backend> {
     pub h: B::Slice<'a, B::X>,
     /// Dropout of the forward pass.
     pub dropout: Dropout,
+    /// (N) as in the forward pass.
+    pub numbers: Option<B::Slice<'a, u32>>,
     /// (C).
     pub gamma: B::Slice<'a, B::X>,
     /// (N).

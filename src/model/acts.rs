@@ -119,6 +119,8 @@ pub(super) struct LayerActs<B: Backend> {
     pub(super) lse: B::Buf<B::F>,
     /// (N, C)
     pub(super) attention: B::Buf<B::X>,
+    /// Where only some rows of the layer's result are wanted; N is their number from here on.
+    pub(super) picked: Option<PickedActs<B>>,
     /// (N, C) sum that the first LayerNorm reads.
     pub(super) h1: B::Buf<B::X>,
     pub(super) stats1: Stats<B>,
@@ -135,6 +137,14 @@ pub(super) struct LayerActs<B: Backend> {
     pub(super) y2: B::Buf<B::X>,
 }
 
+/// What a layer of which only M rows are wanted reads of those, once attention is done.
+pub(super) struct PickedActs<B: Backend> {
+    /// (M, C)
+    pub(super) attention: B::Buf<B::X>,
+    /// (M, C) the layer's input.
+    pub(super) x: B::Buf<B::X>,
+}
+
 /// Of a network without its head.
 pub(super) struct EncoderActs<B: Backend> {
     /// (N, E)
@@ -146,23 +156,39 @@ pub(super) struct EncoderActs<B: Backend> {
 }
 
 impl<B: Backend> EncoderActs<B> {
-    pub(super) fn new(a: &mut impl Allocator<B>, config: &ElectraConfig, n: usize) -> Result<Self> {
+    /// `picked`: how many rows of the result are wanted, if not all.
+    pub(super) fn new(
+        a: &mut impl Allocator<B>,
+        config: &ElectraConfig,
+        n: usize,
+        picked: Option<usize>,
+    ) -> Result<Self> {
         let (c, f) = (config.hidden_size, config.intermediate_size);
-        let layer = |a: &mut _| {
+        let layer = |a: &mut _, picked: Option<usize>| {
+            let rows = picked.unwrap_or(n);
+            let working = Allocator::<B>::working;
             Ok(LayerActs {
-                qkv: Allocator::<B>::working(a, "queries, keys, values", 3 * n * c)?,
+                qkv: working(a, "queries, keys, values", 3 * n * c)?,
                 lse: Allocator::<B>::exact(a, "log-sum-exp", n * config.num_attention_heads)?,
-                attention: Allocator::<B>::working(a, "attention", n * c)?,
-                h1: Allocator::<B>::working(a, "residual sums", n * c)?,
-                stats1: Stats::new(a, n)?,
-                y1: Allocator::<B>::working(a, "layer norms", n * c)?,
-                pre: Allocator::<B>::working(a, "before activation", n * f)?,
-                act: Allocator::<B>::working(a, "activation", n * f)?,
-                h2: Allocator::<B>::working(a, "residual sums", n * c)?,
-                stats2: Stats::new(a, n)?,
-                y2: Allocator::<B>::working(a, "layer norms", n * c)?,
+                attention: working(a, "attention", n * c)?,
+                picked: match picked {
+                    Some(m) => Some(PickedActs {
+                        attention: working(a, "attention", m * c)?,
+                        x: working(a, "layer norms", m * c)?,
+                    }),
+                    None => None,
+                },
+                h1: working(a, "residual sums", rows * c)?,
+                stats1: Stats::new(a, rows)?,
+                y1: working(a, "layer norms", rows * c)?,
+                pre: working(a, "before activation", rows * f)?,
+                act: working(a, "activation", rows * f)?,
+                h2: working(a, "residual sums", rows * c)?,
+                stats2: Stats::new(a, rows)?,
+                y2: working(a, "layer norms", rows * c)?,
             })
         };
+        let last = config.num_hidden_layers.saturating_sub(1);
         Ok(Self {
             embedded: a.working("embeddings", n * config.embedding_size)?,
             stats: Stats::new(a, n)?,
@@ -170,15 +196,15 @@ impl<B: Backend> EncoderActs<B> {
                 true => None,
                 false => Some(a.working("embeddings", n * c)?),
             },
-            layers: (0..config.num_hidden_layers).map(|_| layer(a)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers)
+                .map(|l| layer(a, picked.filter(|_| l == last)))
+                .collect::<Result<_>>()?,
         })
     }
 }
 
 /// Of the masked language model head, M rows.
 pub(super) struct MlmActs<B: Backend> {
-    /// (M, C)
-    pub(super) gathered: B::Buf<B::X>,
     /// (M, E)
     pub(super) pre: B::Buf<B::X>,
     /// (M, E) what the LayerNorm reads.
@@ -198,15 +224,12 @@ pub(super) struct MlmActs<B: Backend> {
     pub(super) dy: B::Buf<B::X>,
     /// (M, E)
     pub(super) dh: B::Buf<B::X>,
-    /// (M, C)
-    pub(super) dgathered: B::Buf<B::X>,
 }
 
 impl<B: Backend> MlmActs<B> {
     pub(super) fn new(a: &mut impl Allocator<B>, config: &ElectraConfig, m: usize) -> Result<Self> {
-        let (c, e) = (config.hidden_size, config.embedding_size);
+        let e = config.embedding_size;
         Ok(Self {
-            gathered: a.working("head", m * c)?,
             pre: a.working("head", m * e)?,
             h: a.working("head", m * e)?,
             stats: Stats::new(a, m)?,
@@ -217,7 +240,6 @@ impl<B: Backend> MlmActs<B> {
             sampled: a.index("head", m)?,
             dy: a.working("head", m * e)?,
             dh: a.working("head", m * e)?,
-            dgathered: a.working("head", m * c)?,
         })
     }
 }

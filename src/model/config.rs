@@ -268,9 +268,9 @@ impl ElectraConfig {
         if heads == 0 || c % heads != 0 {
             return fail(format!("`hidden_size` {c} must be a multiple of `num_attention_heads` {heads}"));
         }
-        if self.num_hidden_layers > MOST_LAYERS {
-            let layers = self.num_hidden_layers;
-            return fail(format!("`num_hidden_layers` is {layers}, expected {MOST_LAYERS} or fewer"));
+        let layers = self.num_hidden_layers;
+        if !(1..=MOST_LAYERS).contains(&layers) {
+            return fail(format!("`num_hidden_layers` is {layers}, expected 1 to {MOST_LAYERS}"));
         }
         for (name, p) in [
             ("hidden_dropout_prob", self.hidden_dropout_prob),

@@ -69,7 +69,7 @@ impl<B: Backend> Discriminator<B> {
         let limits = BatchLimits { tokens: n, sequences: rows.len(), masked: 0 };
         let mut a = OnDevice(&self.backend);
         let mut batch = DeviceBatch::<B>::new(&mut a, limits)?;
-        let mut hidden = EncoderActs::<B>::new(&mut a, config, n)?;
+        let mut hidden = EncoderActs::<B>::new(&mut a, config, n, None)?;
         let mut acts = RtdActs::<B>::new(&mut a, config, self.architecture, n)?;
         let positions: Vec<u32> = rows.iter().flat_map(|row| 0..row.len() as u32).collect();
         let lengths: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
@@ -88,6 +88,7 @@ impl<B: Backend> Discriminator<B> {
             noise: Dropout::OFF,
             training: false,
             tokens: n,
+            masked: 0,
             sequences: rows.len(),
             max_seqlen,
         };

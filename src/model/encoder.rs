@@ -3,96 +3,17 @@
 
 use std::ops::Range;
 
-use super::acts::{DeviceBatch, EncoderActs, LayerActs, Scratch, Stats};
+use super::acts::{DeviceBatch, EncoderActs, LayerActs, Scratch};
 use super::config::ElectraConfig;
 use super::linear::{Also, Behind, Linear};
+use super::norm::{Norm, Rows};
 use super::params::{DELTA, ParamTable, Params};
 use crate::Result;
 use crate::backend::{
-    AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables,
-    Sequences, WeightGrad, Write,
+    AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables, Sequences, WeightGrad,
+    Write,
 };
 use crate::rng::{Site, threshold};
-
-/// Where a LayerNorm's parameters lie.
-#[derive(Clone, Debug)]
-pub(super) struct Norm {
-    gamma: Range<usize>,
-    beta: Range<usize>,
-    eps: f64,
-}
-
-impl Norm {
-    pub(super) fn new(table: &ParamTable, name: &str, eps: f64) -> Result<Self> {
-        let gamma = table.range(&format!("{name}.LayerNorm.weight"))?;
-        Ok(Self { gamma, beta: table.range(&format!("{name}.LayerNorm.bias"))?, eps })
-    }
-
-    /// y = LN(residual + dropout(x)) on `rows` rows; x becomes the sum.
-    #[allow(clippy::too_many_arguments)] // the operands of one op
-    pub(super) fn forward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &Params<B>,
-        rows: usize,
-        x: &mut B::Buf<B::X>,
-        residual: Option<&B::Buf<B::X>>,
-        dropout: Dropout,
-        y: &mut B::Buf<B::X>,
-        stats: &mut Stats<B>,
-    ) -> Result<()> {
-        let width = self.gamma.len();
-        backend.add_dropout_layernorm_fwd(AddNormFwd {
-            width,
-            x: B::slice_mut(x, 0..rows * width),
-            residual: residual.map(|r| B::slice(r, 0..rows * width)),
-            dropout,
-            gamma: B::slice(&params.working, self.gamma.clone()),
-            beta: B::slice(&params.working, self.beta.clone()),
-            eps: self.eps,
-            y: B::slice_mut(y, 0..rows * width),
-            mean: B::slice_mut(&mut stats.mean, 0..rows),
-            rstd: B::slice_mut(&mut stats.rstd, 0..rows),
-        })
-    }
-
-    /// `before`: the linear layer that made x; its bias gradient is added here.
-    #[allow(clippy::too_many_arguments)] // as above
-    pub(super) fn backward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &mut Params<B>,
-        rows: usize,
-        h: &B::Buf<B::X>,
-        stats: &Stats<B>,
-        dropout: Dropout,
-        dy: &B::Buf<B::X>,
-        dx: &mut B::Buf<B::X>,
-        dresidual: Option<&mut B::Buf<B::X>>,
-        before: Option<&Linear>,
-    ) -> Result<()> {
-        let width = self.gamma.len();
-        let (gamma, beta) = (self.gamma.clone(), self.beta.clone());
-        // Nothing is an empty stretch at the end.
-        let bias = before.map_or(beta.end..beta.end, |linear| linear.bias.clone());
-        let [dgamma, dbeta, dbias] = B::disjoint_mut(&mut params.grads, [gamma, beta, bias])?;
-        let dbias = before.map(|_| dbias);
-        backend.add_dropout_layernorm_bwd(AddNormBwd {
-            width,
-            h: B::slice(h, 0..rows * width),
-            dropout,
-            gamma: B::slice(&params.working, self.gamma.clone()),
-            mean: B::slice(&stats.mean, 0..rows),
-            rstd: B::slice(&stats.rstd, 0..rows),
-            dy: B::slice(dy, 0..rows * width),
-            dx: B::slice_mut(dx, 0..rows * width),
-            dresidual: dresidual.map(|d| B::slice_mut(d, 0..rows * width)),
-            dgamma,
-            dbeta,
-            dbias,
-        })
-    }
-}
 
 /// Where the embedding block's parameters lie.
 #[derive(Clone, Debug)]
@@ -124,6 +45,8 @@ pub(super) struct StepContext {
     pub(super) training: bool,
     /// N.
     pub(super) tokens: usize,
+    /// M.
+    pub(super) masked: usize,
     /// B.
     pub(super) sequences: usize,
     /// Longest sequence.
@@ -148,6 +71,9 @@ pub(super) struct Encoder {
     embedding: Embedding,
     project: Option<Linear>,
     layers: Vec<Layer>,
+    /// Whether only the masked rows of the result are read, so that the last layer computes no others once its attention
+    /// is done.
+    masked_only: bool,
 }
 
 impl Encoder {
@@ -184,6 +110,7 @@ impl Encoder {
             embedding,
             project,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            masked_only: prefix == "generator.",
         })
     }
 
@@ -217,6 +144,17 @@ impl Encoder {
             gamma: B::slice(working, e.norm.gamma.clone()),
             beta: B::slice(working, e.norm.beta.clone()),
         }
+    }
+
+    /// The rows that a layer computes once its attention is done, if not all.
+    fn picked<'a, B: Backend>(
+        &self,
+        step: &StepContext,
+        batch: &'a DeviceBatch<B>,
+        l: usize,
+    ) -> Option<Rows<'a, B>> {
+        let last = l + 1 == self.layers.len();
+        (self.masked_only && last).then_some(Rows { count: step.masked, numbers: Some(&batch.masked_index) })
     }
 
     /// Leaves the result in [`EncoderActs::output`].
@@ -276,12 +214,38 @@ impl Encoder {
             out: B::slice_mut(&mut a.attention, 0..n * c),
             lse: B::slice_mut(&mut a.lse, 0..n * self.config.num_attention_heads),
         })?;
-        layer.attention_out.forward(backend, params, n, &a.attention, None, &mut a.h1)?;
-        layer.norm1.forward(backend, params, n, &mut a.h1, Some(x), hidden(1), &mut a.y1, &mut a.stats1)?;
+        let (mut rows, mut attention, mut residual) = (Rows::first(n), &a.attention, x);
+        if let (Some(picked), Some(of)) = (&mut a.picked, self.picked(step, batch, l)) {
+            let pick = |from, to| gather(backend, of, n, c, from, to);
+            pick(attention, &mut picked.attention)?;
+            pick(residual, &mut picked.x)?;
+            (rows, attention, residual) = (of, &picked.attention, &picked.x);
+        }
+        let m = rows.count;
+        layer.attention_out.forward(backend, params, m, attention, None, &mut a.h1)?;
+        layer.norm1.forward(
+            backend,
+            params,
+            rows,
+            &mut a.h1,
+            Some(residual),
+            hidden(1),
+            &mut a.y1,
+            &mut a.stats1,
+        )?;
         let activation = Some((self.config.hidden_act, &mut a.pre));
-        layer.ff1.forward(backend, params, n, &a.y1, activation, &mut a.act)?;
-        layer.ff2.forward(backend, params, n, &a.act, None, &mut a.h2)?;
-        layer.norm2.forward(backend, params, n, &mut a.h2, Some(&a.y1), hidden(2), &mut a.y2, &mut a.stats2)
+        layer.ff1.forward(backend, params, m, &a.y1, activation, &mut a.act)?;
+        layer.ff2.forward(backend, params, m, &a.act, None, &mut a.h2)?;
+        layer.norm2.forward(
+            backend,
+            params,
+            rows,
+            &mut a.h2,
+            Some(&a.y1),
+            hidden(2),
+            &mut a.y2,
+            &mut a.stats2,
+        )
     }
 
     /// `scratch.dy` holds the gradient of the encoder's output on entry.
@@ -357,21 +321,44 @@ impl Encoder {
         let (n, c) = (step.tokens, self.config.hidden_size);
         let site = |which| self.site.layer(l + 1, which);
         let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
+        let picked = self.picked(step, batch, l);
+        let rows = picked.unwrap_or(Rows::first(n));
+        let m = rows.count;
         let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
         let before = Some(&layer.ff2);
-        norm.backward(backend, params, n, &a.h2, &a.stats2, hidden(2), &s.dy, &mut s.dff, dresidual, before)?;
+        norm.backward(
+            backend,
+            params,
+            rows,
+            &a.h2,
+            &a.stats2,
+            hidden(2),
+            &s.dy,
+            &mut s.dff,
+            dresidual,
+            before,
+        )?;
         let before = Some(Behind { linear: &layer.ff1, activation: self.config.hidden_act, pre: &a.pre });
         let dinp = (Write::Set, &mut s.dact);
         let also = Also { before, ..Also::NOTHING };
-        layer.ff2.backward(backend, params, n, &a.act, also, &mut s.dff, dinp)?;
+        layer.ff2.backward(backend, params, m, &a.act, also, &mut s.dff, dinp)?;
         let dinp = (Write::Add, &mut s.dy1);
-        layer.ff1.backward(backend, params, n, &a.y1, Also::NOTHING, &mut s.dact, dinp)?;
+        layer.ff1.backward(backend, params, m, &a.y1, Also::NOTHING, &mut s.dact, dinp)?;
 
-        let (norm, dresidual) = (&layer.norm1, Some(&mut s.dy));
-        let before = Some(&layer.attention_out);
-        norm.backward(backend, params, n, &a.h1, &a.stats1, hidden(1), &s.dy1, &mut s.dx, dresidual, before)?;
-        let dinp = (Write::Set, &mut s.dattention);
-        layer.attention_out.backward(backend, params, n, &a.attention, Also::NOTHING, &mut s.dx, dinp)?;
+        // Gradients of picked rows wait in buffers that are free, until they lie among all rows again.
+        let dresidual = if picked.is_some() { &mut s.dattention } else { &mut s.dy };
+        let (norm, before) = (&layer.norm1, Some(&layer.attention_out));
+        let (dy, dresidual) = (&s.dy1, Some(dresidual));
+        norm.backward(backend, params, rows, &a.h1, &a.stats1, hidden(1), dy, &mut s.dx, dresidual, before)?;
+        if let Some(of) = picked {
+            scatter(backend, of, n, c, &s.dattention, &mut s.dy)?;
+        }
+        let dattention = if picked.is_some() { &mut s.dqkv } else { &mut s.dattention };
+        let (attention, dinp) = (a.attention_read(), (Write::Set, dattention));
+        layer.attention_out.backward(backend, params, m, attention, Also::NOTHING, &mut s.dx, dinp)?;
+        if let Some(of) = picked {
+            scatter(backend, of, n, c, &s.dqkv, &mut s.dattention)?;
+        }
         backend.attention_bwd(AttentionBwd {
             sequences: self.sequences(step, batch),
             dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),
@@ -383,33 +370,74 @@ impl Encoder {
             dbias: B::slice_mut(&mut params.grads, layer.qkv.bias.clone()),
         })?;
         layer.qkv.backward(backend, params, n, x, Also::NOTHING, &mut s.dqkv, (Write::Add, &mut s.dy))?;
-        layer.weight_grads(backend, params, n, x, a, s)
+        layer.weight_grads(backend, params, (n, m), x, a, s)
+    }
+}
+
+/// Rows of (N, C) `from` to (M, C) `to`.
+fn gather<B: Backend>(
+    backend: &B,
+    rows: Rows<'_, B>,
+    n: usize,
+    c: usize,
+    from: &B::Buf<B::X>,
+    to: &mut B::Buf<B::X>,
+) -> Result<()> {
+    let Rows { count: m, numbers: Some(numbers) } = rows else { return Ok(()) };
+    let to = B::slice_mut(to, 0..m * c);
+    backend.gather_rows_fwd(c, B::slice(numbers, 0..m), B::slice(from, 0..n * c), to)
+}
+
+/// Gradient of [`gather`].
+fn scatter<B: Backend>(
+    backend: &B,
+    rows: Rows<'_, B>,
+    n: usize,
+    c: usize,
+    from: &B::Buf<B::X>,
+    to: &mut B::Buf<B::X>,
+) -> Result<()> {
+    let Rows { count: m, numbers: Some(numbers) } = rows else { return Ok(()) };
+    let to = B::slice_mut(to, 0..n * c);
+    backend.gather_rows_bwd(c, B::slice(numbers, 0..m), B::slice(from, 0..m * c), to)
+}
+
+impl<B: Backend> LayerActs<B> {
+    /// What the linear layer after attention has read.
+    fn attention_read(&self) -> &B::Buf<B::X> {
+        self.picked.as_ref().map_or(&self.attention, |picked| &picked.attention)
     }
 }
 
 impl Layer {
-    /// Of its four linear layers, together.
+    /// Of its four linear layers, those of as many rows together: N before attention, M behind it.
     fn weight_grads<B: Backend>(
         &self,
         backend: &B,
         params: &mut Params<B>,
-        rows: usize,
+        (n, m): (usize, usize),
         x: &B::Buf<B::X>,
         a: &LayerActs<B>,
         s: &Scratch<B>,
     ) -> Result<()> {
         let linears = [&self.ff2, &self.ff1, &self.attention_out, &self.qkv];
-        let operands = [(&a.act, &s.dff), (&a.y1, &s.dact), (&a.attention, &s.dx), (x, &s.dqkv)];
+        let operands =
+            [(m, &a.act, &s.dff), (m, &a.y1, &s.dact), (m, a.attention_read(), &s.dx), (n, x, &s.dqkv)];
         let dweights = B::disjoint_mut(&mut params.grads, linears.map(|linear| linear.weight.clone()))?;
         let each = linears.into_iter().zip(operands).zip(dweights);
-        let ops = each.map(|((&Linear { inputs, outputs, .. }, (inp, dout)), dweight)| WeightGrad {
+        let ops = each.map(|((&Linear { inputs, outputs, .. }, (rows, inp, dout)), dweight)| WeightGrad {
             inputs,
             outputs,
             inp: B::slice(inp, 0..rows * inputs),
             dout: B::slice(dout, 0..rows * outputs),
             dweight,
         });
-        backend.weight_grads(ops.collect())
+        let mut behind: Vec<_> = ops.collect();
+        let before = behind.split_off(if n == m { behind.len() } else { 3 });
+        [behind, before]
+            .into_iter()
+            .filter(|ops| !ops.is_empty())
+            .try_for_each(|ops| backend.weight_grads(ops))
     }
 }
 
@@ -419,7 +447,7 @@ impl<B: Backend> EncoderActs<B> {
         self.projected.as_ref().unwrap_or(&self.embedded)
     }
 
-    /// (N, C) what the head reads.
+    /// (N, C) what the head reads; of the generator (M, C), the masked rows.
     pub(super) fn output(&self) -> &B::Buf<B::X> {
         self.layers.last().map_or_else(|| self.input(), |layer| &layer.y2)
     }

@@ -1,10 +1,11 @@
-//! The generator's head at the masked positions: rows gathered, dense + GELU + LayerNorm, decoder tied to the word
-//! embeddings, loss and sample.
+//! The generator's head at the masked positions, which alone the encoder has left: dense + GELU + LayerNorm, decoder tied
+//! to the word embeddings, loss and sample.
 
 use super::acts::{DeviceBatch, EncoderActs, MlmActs, Scratch};
 use super::config::Activation;
-use super::encoder::{Encoder, Norm};
+use super::encoder::Encoder;
 use super::linear::{Also, Linear};
+use super::norm::{Norm, Rows};
 use super::params::{ParamTable, Params};
 use crate::Result;
 use crate::backend::{Backend, Dropout, MlmLoss, Write};
@@ -54,21 +55,16 @@ impl MlmHead {
         &self,
         backend: &B,
         params: &Params<B>,
-        (n, m): (usize, usize),
-        batch: &DeviceBatch<B>,
+        m: usize,
         encoder: &EncoderActs<B>,
         acts: &mut MlmActs<B>,
     ) -> Result<()> {
-        let c = self.transform.inputs;
-        let index = B::slice(&batch.masked_index, 0..m);
-        let hidden = B::slice(encoder.output(), 0..n * c);
-        backend.gather_rows_fwd(c, index, hidden, B::slice_mut(&mut acts.gathered, 0..m * c))?;
         let activation = Some((Activation::Gelu, &mut acts.pre));
-        self.transform.forward(backend, params, m, &acts.gathered, activation, &mut acts.h)?;
+        self.transform.forward(backend, params, m, encoder.output(), activation, &mut acts.h)?;
         self.norm.forward(
             backend,
             params,
-            m,
+            Rows::first(m),
             &mut acts.h,
             None,
             Dropout::OFF,
@@ -105,17 +101,16 @@ impl MlmHead {
         })
     }
 
-    /// Leaves the gradient of the encoder's output in `scratch.dy`.
+    /// Leaves the gradient of the encoder's output, masked rows alone, in `scratch.dy`.
     pub(super) fn backward<B: Backend>(
         &self,
         backend: &B,
         params: &mut Params<B>,
-        (n, m): (usize, usize),
-        batch: &DeviceBatch<B>,
+        m: usize,
+        encoder: &EncoderActs<B>,
         acts: &mut MlmActs<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
-        let c = self.transform.inputs;
         self.decoder.backward(
             backend,
             params,
@@ -126,11 +121,21 @@ impl MlmHead {
             (Write::Set, &mut acts.dy),
         )?;
         let (stats, dy) = (&acts.stats, &acts.dy);
-        self.norm.backward(backend, params, m, &acts.h, stats, Dropout::OFF, dy, &mut acts.dh, None, None)?;
+        let rows = Rows::first(m);
+        self.norm.backward(
+            backend,
+            params,
+            rows,
+            &acts.h,
+            stats,
+            Dropout::OFF,
+            dy,
+            &mut acts.dh,
+            None,
+            None,
+        )?;
         let also = Also { activation: Some((Activation::Gelu, &acts.pre)), ..Also::PARAMETERS };
-        let dinp = (Write::Set, &mut acts.dgathered);
-        self.transform.backward(backend, params, m, &acts.gathered, also, &mut acts.dh, dinp)?;
-        let (index, dgathered) = (B::slice(&batch.masked_index, 0..m), B::slice(&acts.dgathered, 0..m * c));
-        backend.gather_rows_bwd(c, index, dgathered, B::slice_mut(&mut scratch.dy, 0..n * c))
+        let dinp = (Write::Set, &mut scratch.dy);
+        self.transform.backward(backend, params, m, encoder.output(), also, &mut acts.dh, dinp)
     }
 }

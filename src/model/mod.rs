@@ -21,6 +21,7 @@ pub mod hf;
 mod input;
 mod linear;
 mod mlm_head;
+mod norm;
 mod params;
 mod pass;
 mod plan;

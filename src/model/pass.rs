@@ -110,9 +110,9 @@ impl<B: Backend> TokenDetection<B> {
         self.acts = Some(Activations {
             limits,
             batches: [DeviceBatch::new(&mut a, limits)?, DeviceBatch::new(&mut a, limits)?],
-            generator: EncoderActs::new(&mut a, ours, limits.tokens)?,
+            generator: EncoderActs::new(&mut a, ours, limits.tokens, Some(limits.masked))?,
             mlm: MlmActs::new(&mut a, ours, limits.masked)?,
-            discriminator: EncoderActs::new(&mut a, theirs, limits.tokens)?,
+            discriminator: EncoderActs::new(&mut a, theirs, limits.tokens, None)?,
             rtd: RtdActs::new(&mut a, theirs, self.head, limits.tokens)?,
             scratch: Scratch::new(&mut a, [ours, theirs], limits.tokens)?,
         });
@@ -221,8 +221,8 @@ impl<B: Backend> TokenDetection<B> {
         let slot0 = staged.masking.map_or(0, |masking| masking.slot0);
         let clock = Clock { step, row0, slot0 };
         let noise = Dropout { rng: Philox::new(self.options.seed), clock, ..Dropout::OFF };
-        let Staged { tokens, sequences, max_seqlen, .. } = staged;
-        let context = StepContext { noise, training, tokens, sequences, max_seqlen };
+        let Staged { tokens, masked, sequences, max_seqlen, .. } = staged;
+        let context = StepContext { noise, training, tokens, masked, sequences, max_seqlen };
         self.backend.begin(staged.slot)?;
         self.backend.set_clock(clock)?;
         Ok((staged, Pass { context, micro_batches, draw: true, can_go_back: training, keep_logits: false }))
@@ -239,7 +239,7 @@ impl<B: Backend> TokenDetection<B> {
         let batch = &acts.batches[staged.slot];
 
         self.generator.forward(backend, params, context, batch, &batch.masked_ids, &mut acts.generator)?;
-        self.mlm.forward(backend, params, (n, m), batch, &acts.generator, &mut acts.mlm)?;
+        self.mlm.forward(backend, params, m, &acts.generator, &mut acts.mlm)?;
         if pass.keep_logits {
             let width = self.generator.config.vocab_size;
             let logits = backend.download(B::slice(&acts.mlm.logits, 0..m * B::pitch(width)))?;
@@ -280,12 +280,11 @@ impl<B: Backend> TokenDetection<B> {
     fn backward_ops(&mut self, staged: Staged, step: StepContext) -> Result<()> {
         let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
         let (backend, params, step) = (&self.backend, &mut self.params, &step);
-        let (n, m) = (staged.tokens, staged.masked);
         let (scratch, batch) = (&mut acts.scratch, &acts.batches[staged.slot]);
         let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
         self.rtd.backward(backend, params, step, encoder, hidden, &mut acts.rtd, scratch)?;
         encoder.backward(backend, params, step, batch, &acts.rtd.corrupted, hidden, scratch)?;
-        self.mlm.backward(backend, params, (n, m), batch, &mut acts.mlm, scratch)?;
+        self.mlm.backward(backend, params, staged.masked, &acts.generator, &mut acts.mlm, scratch)?;
         self.generator.backward(backend, params, step, batch, &batch.masked_ids, &acts.generator, scratch)
     }
 
@@ -357,6 +356,12 @@ impl<B: Backend> TokenDetection<B> {
             || batch.masked_weight.len() != m
         {
             return Err(Error::argument("a batch needs tokens, and fields of one length"));
+        }
+        if batch.masked() > n {
+            return Err(Error::argument(format!(
+                "{} positions of {n} tokens cannot be masked",
+                batch.masked()
+            )));
         }
         let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
         let positions = ours.max_position_embeddings.min(theirs.max_position_embeddings);

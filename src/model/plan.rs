@@ -68,10 +68,10 @@ pub fn memory_plan<B: Backend>(
         .map(|(name, bytes)| PlanEntry { family: "parameters", name: name.to_owned(), bytes })
         .to_vec();
     let mut a = Counting { backend, family: "generator", entries };
-    EncoderActs::<B>::new(&mut a, generator, limits.tokens)?;
+    EncoderActs::<B>::new(&mut a, generator, limits.tokens, Some(limits.masked))?;
     MlmActs::<B>::new(&mut a, generator, limits.masked)?;
     a.family = "discriminator";
-    EncoderActs::<B>::new(&mut a, discriminator, limits.tokens)?;
+    EncoderActs::<B>::new(&mut a, discriminator, limits.tokens, None)?;
     RtdActs::<B>::new(&mut a, discriminator, head, limits.tokens)?;
     a.family = "scratch";
     Scratch::<B>::new(&mut a, [generator, discriminator], limits.tokens)?;

@@ -44,6 +44,12 @@ pub(super) fn normalize_row_bwd<R: Real>(
     }
 }
 
+/// Of a row among those of the batch.
+#[inline(always)]
+fn number(numbers: Option<&[u32]>, row: usize) -> usize {
+    numbers.map_or(row, |numbers| numbers[row] as usize)
+}
+
 pub(super) fn add_dropout_layernorm_fwd<R: Real>(op: AddNormFwd<'_, Cpu<R>>) {
     let (width, eps) = (op.width, R::of(op.eps));
     let block = ROW_BLOCK * width;
@@ -57,7 +63,7 @@ pub(super) fn add_dropout_layernorm_fwd<R: Real>(op: AddNormFwd<'_, Cpu<R>>) {
                 #[inline(always)]
                 || {
                     for (i, (h, y)) in x.chunks_exact_mut(width).zip(y.chunks_exact_mut(width)).enumerate() {
-                        drop_row(op.dropout, first + i, h);
+                        drop_row(op.dropout, number(op.numbers, first + i), h);
                         if let Some(residual) = op.residual {
                             let residual = &residual[(first + i) * width..][..width];
                             h.iter_mut().zip(residual).for_each(|(h, &r)| *h += r);
@@ -103,7 +109,7 @@ pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
                         let stats = (op.mean[row], op.rstd[row]);
                         normalize_row_bwd(h, op.gamma, stats, dy, dh, (&mut *dgamma, &mut *dbeta));
                         dx.copy_from_slice(dh);
-                        drop_row(op.dropout, row, dx);
+                        drop_row(op.dropout, number(op.numbers, row), dx);
                         if with_bias {
                             dbias.iter_mut().zip(&*dx).for_each(|(b, &d)| *b += d);
                         }

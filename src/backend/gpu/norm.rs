@@ -43,6 +43,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (&op.x).into(),
                 op.residual.map(|r| r.region).into(),
                 self.dropout_args(op.dropout)?,
+                op.numbers.map(|n| n.region).into(),
                 op.gamma.into(),
                 op.beta.into(),
                 (op.eps as f32).into(),
@@ -70,6 +71,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             &[
                 op.h.into(),
                 self.dropout_args(op.dropout)?,
+                op.numbers.map(|n| n.region).into(),
                 op.gamma.into(),
                 op.mean.into(),
                 op.rstd.into(),

@@ -142,6 +142,9 @@ pub(super) fn norm<B: Backend>(
     with_residual: bool,
 ) -> Result<()> {
     let n = rows * width;
+    // With a residual the rows are some of a larger batch.
+    let numbers: Vec<u32> = (0..rows as u32).map(|row| 3 * row + 1).collect();
+    let numbers = b.u(&numbers)?;
     let (mut x, residual) = (b.x(&input(1, n))?, b.x(&input(2, n))?);
     let (gamma, beta) = (b.x(&input(3, width))?, b.x(&input(4, width))?);
     let mut y = b.x(&nan(n))?;
@@ -153,6 +156,7 @@ pub(super) fn norm<B: Backend>(
                 x: B::slice_mut(x, 0..n),
                 residual: residual.map(|r| B::slice(r, 0..n)),
                 dropout,
+                numbers: with_residual.then(|| B::slice(&numbers, 0..rows)),
                 gamma: B::slice(&gamma, 0..width),
                 beta: B::slice(&beta, 0..width),
                 eps: 1e-3,
@@ -188,6 +192,7 @@ pub(super) fn norm<B: Backend>(
         width,
         h: B::slice(&h, 0..n),
         dropout: dropout(p),
+        numbers: with_residual.then(|| B::slice(&numbers, 0..rows)),
         gamma: B::slice(&gamma, 0..width),
         mean: B::slice(&mean, 0..rows),
         rstd: B::slice(&rstd, 0..rows),
