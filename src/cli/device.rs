@@ -98,11 +98,15 @@ fn open(choice: Choice) -> Result<Cuda> {
 }
 
 fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Output> {
-    let place =
-        Place { name: format!("the CPU with {} threads", rayon::current_num_threads()), free_bytes: None };
+    let name = format!("the CPU with {} threads", rayon::current_num_threads());
+    let place = Place { name, free_bytes: None };
     match precision.unwrap_or(Precision::Fp32) {
         Precision::Fp32 => task.run(Cpu::<f32>::new(), &place),
-        Precision::Bf16 => task.run(Cpu::<f32>::new().with_bf16_products(), &place),
+        Precision::Bf16 => {
+            let cpu = Cpu::<f32>::new().with_bf16_products();
+            let name = format!("{}, {}", place.name, cpu.description());
+            task.run(cpu, &Place { name, ..place })
+        }
         Precision::Fp64 => task.run(Cpu::<f64>::new(), &place),
         Precision::Tf32 => Err(Error::config("the CPU computes in fp32, bf16 or fp64, not in tf32")),
     }

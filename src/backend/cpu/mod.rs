@@ -52,6 +52,11 @@ impl Cpu<f32> {
     pub fn with_bf16_products(self) -> Self {
         Self { factors: Factors::pairs(), ..self }
     }
+
+    /// How it multiplies.
+    pub fn description(&self) -> &'static str {
+        self.factors.description()
+    }
 }
 
 /// total += Σ partials\[..\]\[offset..\], in order.

@@ -38,6 +38,15 @@ impl Factors {
     pub(super) fn pairs() -> Self {
         if factor::has_native_pairs() { Self::NativePairs } else { Self::PortablePairs }
     }
+
+    /// For a log.
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Full => "products of full precision",
+            Self::NativePairs => "products in bf16 by AVX512_BF16",
+            Self::PortablePairs => "products in bf16 without AVX512_BF16: no faster than fp32",
+        }
+    }
 }
 
 /// A strided matrix to read.

@@ -8,7 +8,7 @@ use super::{Mat, prefetch};
 
 /// Side of a square of 32-bit factors that is transposed in registers.
 pub(super) const SIDE: usize = 8;
-/// Factors that are packed before the next column's turn comes: a cache line of f32.
+/// Numbers of f32 in a cache line.
 const LINE: usize = 16;
 
 /// Packs columns of B into the panels of `out`, for the vectors of the processor at hand.
@@ -60,36 +60,54 @@ pub(super) fn pack<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, out:
 /// Packs one panel whose terms lie side by side; returns how many factors of each column that covered.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // see `transposed`
 fn turn<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, panel: &mut [E]) -> usize {
     use bytemuck::cast_slice_mut;
     let (true, Some(simd)) = (size_of::<E>() == size_of::<f32>(), pulp::x86::V3::try_new()) else {
         return 0;
     };
-    let factors = from.rows / E::TERMS / LINE * LINE;
+    let factors = from.rows / E::TERMS / SIDE * SIDE;
     let panel: &mut [f32] = cast_slice_mut(panel);
-    for start in (0..factors).step_by(LINE) {
-        for col in (0..W).step_by(SIDE) {
-            let width = SIDE.min(W - col);
-            for factor in (start..start + LINE).step_by(SIDE) {
-                let mut lines = [bytemuck::cast([0f32; SIDE]); SIDE];
-                for i in 0..width {
-                    let at = (col + i) * from.col_stride + factor * E::TERMS;
-                    if factor == start {
-                        // The next panel's.
-                        let next = from.data.as_ptr().wrapping_add(at + W * from.col_stride);
-                        (0..E::TERMS).for_each(|line| prefetch(next.wrapping_add(line * LINE)));
-                    }
-                    lines[i] = bytemuck::cast::<[E; SIDE], _>(E::line(&from.data[at..]));
-                }
-                let lines: [[f32; SIDE]; SIDE] = bytemuck::cast(transposed(simd, lines));
-                for i in 0..SIDE {
-                    panel[(factor + i) * W + col..][..width].copy_from_slice(&lines[i][..width]);
-                }
-            }
-        }
+    for col in (0..W / SIDE * SIDE).step_by(SIDE) {
+        turn_columns::<R, E, W, SIDE>(simd, from, panel, factors, col);
+    }
+    // The lengths of copies must be constants: otherwise each becomes a call.
+    match W % SIDE {
+        0 => {}
+        2 => turn_columns::<R, E, W, 2>(simd, from, panel, factors, W - 2),
+        4 => turn_columns::<R, E, W, 4>(simd, from, panel, factors, W - 4),
+        6 => turn_columns::<R, E, W, 6>(simd, from, panel, factors, W - 6),
+        rest => unreachable!("panels of {W} columns leave {rest}"),
     }
     factors
+}
+
+/// A few columns, from the first factor to the last: the processor foresees as many streams.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // see `transposed`
+fn turn_columns<R: Real, E: Factor<R>, const W: usize, const WIDTH: usize>(
+    simd: pulp::x86::V3,
+    from: Mat<'_, R>,
+    panel: &mut [f32],
+    factors: usize,
+    col: usize,
+) {
+    for factor in (0..factors).step_by(SIDE) {
+        let mut lines = [bytemuck::cast([0f32; SIDE]); SIDE];
+        for i in 0..WIDTH {
+            let at = (col + i) * from.col_stride + factor * E::TERMS;
+            if factor % LINE == 0 {
+                // Of the columns that are next.
+                let next = from.data.as_ptr().wrapping_add(at + SIDE * from.col_stride);
+                (0..E::TERMS).for_each(|line| prefetch(next.wrapping_add(line * LINE)));
+            }
+            lines[i] = bytemuck::cast::<[E; SIDE], _>(E::line(&from.data[at..]));
+        }
+        let lines: [[f32; SIDE]; SIDE] = bytemuck::cast(transposed(simd, lines));
+        for i in 0..SIDE {
+            panel[(factor + i) * W + col..][..WIDTH].copy_from_slice(&lines[i][..WIDTH]);
+        }
+    }
 }
 
 /// Elsewhere the plain loop does all.
