@@ -152,7 +152,8 @@ fn main() -> ExitCode {
 fn both(options: &Options) -> std::result::Result<(), String> {
     let arguments = &options.common;
     if arguments.wants_cpu() {
-        let session = Session::new("step", "cpu", None, arguments);
+        let name = if options.precision == "bf16" { "cpu-bf16" } else { "cpu" };
+        let session = Session::new("step", name, None, arguments);
         let rounds = (options.steps, WARM_UP);
         let device = format!("cpu {}", options.precision);
         cases(session, arguments, &ON_CPU, rounds, &device, || Ok(options.cpu()))?;

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::steps::HALF;
 use crate::support::{golden, read_tensors, relative_l2, repository, widen};
 
 pub(crate) fn elektron(arguments: &[&str]) -> Output {
@@ -228,20 +229,21 @@ fn forward_equals_transformers() {
         let d = checkpoint(discriminator);
         let mut arguments = vec!["forward", "--generator", &g, "--discriminator", &d, "--batch", &batch];
         arguments.extend(["--output", &out, "--flavour", flavour, "--share", share, "--gradients"]);
-        let mut places = vec![("cpu", "fp32"), ("cpu", "fp64")];
+        let mut places = vec![("cpu", "fp32"), ("cpu", "bf16"), ("cpu", "fp64")];
         if cfg!(feature = "simt") {
             places.push(("simt", "fp32"));
         }
         for (device, precision) in places {
             let arguments = [&arguments[..], &["--device", device, "--precision", precision]].concat();
             succeed(&arguments);
+            let (near, nearer) = if precision == "bf16" { (HALF.tensor, HALF.loss) } else { (1e-4, 1e-5) };
             let got = read_tensors(Path::new(&out));
             let want = read_tensors(&golden(case).join("forward.safetensors")).floats;
             for (name, reference) in
                 [("loss", "total_loss"), ("gen_loss", "gen_loss"), ("disc_loss", "disc_loss")]
             {
                 let error = relative_l2(name, &widen(&got.floats[name].data), &widen(&want[reference].data));
-                assert!(error < 1e-5, "{case} {name}: {error}");
+                assert!(error < nearer, "{case} {name}: {error}");
             }
             assert_eq!(got.floats["loss"].shape, Vec::<usize>::new());
             assert_eq!(got.floats["gen_logits"].shape, want["gen_logits_masked"].shape);
@@ -250,7 +252,7 @@ fn forward_equals_transformers() {
             for (name, want) in gradients.iter().filter(|(name, _)| !name.ends_with("key.bias")) {
                 let error =
                     relative_l2(name, &widen(&got.floats[&format!("grad.{name}")].data), &widen(&want.data));
-                assert!(error < 1e-4, "{case} {name}: {error}");
+                assert!(error < near, "{case} {name}: {error}");
             }
             assert_eq!(got.ints["sampled_ids"].len(), 10);
         }

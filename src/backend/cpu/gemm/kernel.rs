@@ -89,23 +89,20 @@ impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
                 let rows = ROWS.min(all.rows - top);
                 let a = all.block(top, rows, from, terms);
                 let beside = a.row_stride == 1;
-                // Rows that are read where they lie.
-                let mut direct = (E::as_factors(a.data), 0..0);
+                // The first rows may be read where they lie, up to the last whole tile.
+                let numbers = E::as_factors(a.data).filter(|_| !beside);
+                let direct = if numbers.is_some() { rows / MR * MR } else { 0 };
+                let packed_steps = if beside || numbers.is_some() { (1, MR) } else { (factors, 1) };
                 if beside {
                     pack::<R, E, MR>(a.t(), packed_a);
-                } else if direct.0.is_some() {
-                    direct.1 = 0..rows / MR * MR;
-                    if direct.1.end < rows {
-                        // So that all of its rows can be read.
-                        let rest = a.block(direct.1.end, rows - direct.1.end, 0, terms);
-                        pack::<R, E, MR>(rest.t(), &mut packed_a[factors * direct.1.end..]);
-                    }
-                } else {
+                } else if numbers.is_none() {
                     for (row, packed) in packed_a.chunks_exact_mut(factors).take(rows).enumerate() {
                         E::convert(a.row(row), packed);
                     }
+                } else if direct < rows {
+                    let rest = a.block(direct, rows - direct, 0, terms);
+                    pack::<R, E, MR>(rest.t(), &mut packed_a[factors * direct..]);
                 }
-                let packed_steps = if beside || direct.0.is_some() { (1, MR) } else { (factors, 1) };
                 let tiles = c.cols.div_ceil(width) * rows.div_ceil(MR);
                 let mut ahead = Ahead::of(all, a, (top, from), tiles);
                 for (col, panel) in (0..c.cols).step_by(width).zip(panels.chunks_exact(factors * width)) {
@@ -118,13 +115,14 @@ impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
                                 .for_each(|j| prefetch(at.wrapping_add(j)));
                         }
                         ahead.fetch();
-                        let (rows, steps) = match direct.0 {
-                            Some(data) if direct.1.contains(&row) => {
-                                (&data[row * a.row_stride..], (a.row_stride, 1))
+                        // One loop for both: with one of these steps a constant, the compiler spills the tile.
+                        let (left, steps) = match numbers {
+                            Some(numbers) if row < direct => {
+                                (&numbers[row * a.row_stride..], (a.row_stride, 1))
                             }
                             _ => (&packed_a[factors * row..], packed_steps),
                         };
-                        let tile = tile::<S, R, E, MR>(simd, rows, steps, panel);
+                        let tile = tile::<S, R, E, MR>(simd, left, steps, panel);
                         store(simd, tile, self.alpha, add, c, (top + row, height), col);
                     }
                 }

@@ -4,9 +4,7 @@
 //! product (bias, activation) runs on the part while it is in the cache. `benches/records` has the speed of this and
 //! of the engines of other crates.
 
-use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
@@ -16,10 +14,12 @@ use super::real::Real;
 mod factor;
 mod kernel;
 mod pack;
+mod scratch;
 
 pub(super) use factor::{Factor, Pair};
 use kernel::{DEPTH, Product, ROWS, Right, SCRATCH_A, WIDEST};
 use pack::Pack;
+pub(super) use scratch::Scratch;
 
 /// What products multiply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,56 +175,6 @@ fn prefetch<R>(at: *const R) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
-}
-
-/// What scratch memory is aligned to: a whole vector of any kind.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct CacheLine([u8; 64]);
-
-thread_local! {
-    /// Memory that packed operands take, kept from product to product. A thread that waits for others may begin another
-    /// product meanwhile: each takes a piece and puts it back.
-    static SCRATCH: RefCell<Vec<Vec<CacheLine>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Elements of unspecified values; their memory goes back to the thread.
-pub(super) struct Scratch<R> {
-    lines: Vec<CacheLine>,
-    len: usize,
-    _elements: PhantomData<R>,
-}
-
-impl<R: bytemuck::Pod> Scratch<R> {
-    pub(super) fn new(len: usize) -> Self {
-        let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let wanted = (len * size_of::<R>()).div_ceil(size_of::<CacheLine>());
-        if lines.len() < wanted {
-            lines = vec![CacheLine([0; 64]); wanted];
-        }
-        Self { lines, len, _elements: PhantomData }
-    }
-}
-
-impl<R: bytemuck::Pod> Deref for Scratch<R> {
-    type Target = [R];
-
-    fn deref(&self) -> &[R] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
-    }
-}
-
-impl<R: bytemuck::Pod> DerefMut for Scratch<R> {
-    fn deref_mut(&mut self) -> &mut [R] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
-    }
-}
-
-impl<R> Drop for Scratch<R> {
-    fn drop(&mut self) {
-        // A thread that ends needs none.
-        let _ = SCRATCH.try_with(|pieces| pieces.borrow_mut().push(std::mem::take(&mut self.lines)));
-    }
 }
 
 /// Whether there is anything to multiply; an empty sum is 0.
