@@ -119,7 +119,7 @@ pub(super) struct LayerActs<B: Backend> {
     pub(super) lse: B::Buf<B::F>,
     /// (N, C)
     pub(super) attention: B::Buf<B::X>,
-    /// Where only some rows of the layer's result are wanted; N is their number from here on.
+    /// Where only the masked rows of the layer's result are wanted: N is their number from here on.
     pub(super) picked: Option<PickedActs<B>>,
     /// (N, C) sum that the first LayerNorm reads.
     pub(super) h1: B::Buf<B::X>,
@@ -137,7 +137,7 @@ pub(super) struct LayerActs<B: Backend> {
     pub(super) y2: B::Buf<B::X>,
 }
 
-/// What a layer of which only M rows are wanted reads of those, once attention is done.
+/// What a layer of which only the M masked rows are wanted reads of those, once attention is done.
 pub(super) struct PickedActs<B: Backend> {
     /// (M, C)
     pub(super) attention: B::Buf<B::X>,
@@ -156,7 +156,7 @@ pub(super) struct EncoderActs<B: Backend> {
 }
 
 impl<B: Backend> EncoderActs<B> {
-    /// `picked`: how many rows of the result are wanted, if not all.
+    /// `picked`: M, if only the masked rows of the result are wanted.
     pub(super) fn new(
         a: &mut impl Allocator<B>,
         config: &ElectraConfig,

@@ -71,9 +71,6 @@ pub(super) struct Encoder {
     embedding: Embedding,
     project: Option<Linear>,
     layers: Vec<Layer>,
-    /// Whether only the masked rows of the result are read, so that the last layer computes no others once its attention
-    /// is done.
-    masked_only: bool,
 }
 
 impl Encoder {
@@ -110,7 +107,6 @@ impl Encoder {
             embedding,
             project,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            masked_only: prefix == "generator.",
         })
     }
 
@@ -144,17 +140,6 @@ impl Encoder {
             gamma: B::slice(working, e.norm.gamma.clone()),
             beta: B::slice(working, e.norm.beta.clone()),
         }
-    }
-
-    /// The rows that a layer computes once its attention is done, if not all.
-    fn picked<'a, B: Backend>(
-        &self,
-        step: &StepContext,
-        batch: &'a DeviceBatch<B>,
-        l: usize,
-    ) -> Option<Rows<'a, B>> {
-        let last = l + 1 == self.layers.len();
-        (self.masked_only && last).then_some(Rows { count: step.masked, numbers: Some(&batch.masked_index) })
     }
 
     /// Leaves the result in [`EncoderActs::output`].
@@ -214,12 +199,14 @@ impl Encoder {
             out: B::slice_mut(&mut a.attention, 0..n * c),
             lse: B::slice_mut(&mut a.lse, 0..n * self.config.num_attention_heads),
         })?;
-        let (mut rows, mut attention, mut residual) = (Rows::first(n), &a.attention, x);
-        if let (Some(picked), Some(of)) = (&mut a.picked, self.picked(step, batch, l)) {
-            let pick = |from, to| gather(backend, of, n, c, from, to);
-            pick(attention, &mut picked.attention)?;
-            pick(residual, &mut picked.x)?;
-            (rows, attention, residual) = (of, &picked.attention, &picked.x);
+        let rows = a.rows(step, batch);
+        let (mut attention, mut residual) = (&a.attention, x);
+        if let (Some(picked), Some(numbers)) = (&mut a.picked, rows.numbers) {
+            for (from, to) in [(attention, &mut picked.attention), (residual, &mut picked.x)] {
+                let (from, to) = (B::slice(from, 0..n * c), B::slice_mut(to, 0..rows.count * c));
+                backend.gather_rows_fwd(c, B::slice(numbers, 0..rows.count), from, to)?;
+            }
+            (attention, residual) = (&picked.attention, &picked.x);
         }
         let m = rows.count;
         layer.attention_out.forward(backend, params, m, attention, None, &mut a.h1)?;
@@ -321,8 +308,7 @@ impl Encoder {
         let (n, c) = (step.tokens, self.config.hidden_size);
         let site = |which| self.site.layer(l + 1, which);
         let hidden = |which| step.dropout(self.config.hidden_dropout_prob, site(which));
-        let picked = self.picked(step, batch, l);
-        let rows = picked.unwrap_or(Rows::first(n));
+        let rows = a.rows(step, batch);
         let m = rows.count;
         let (norm, dresidual) = (&layer.norm2, Some(&mut s.dy1));
         let before = Some(&layer.ff2);
@@ -346,19 +332,23 @@ impl Encoder {
         layer.ff1.backward(backend, params, m, &a.y1, Also::NOTHING, &mut s.dact, dinp)?;
 
         // Gradients of picked rows wait in buffers that are free, until they lie among all rows again.
-        let dresidual = if picked.is_some() { &mut s.dattention } else { &mut s.dy };
+        let among_all = |from: &B::Buf<B::X>, to: &mut B::Buf<B::X>| match rows.numbers {
+            Some(numbers) => {
+                let (from, to) = (B::slice(from, 0..m * c), B::slice_mut(to, 0..n * c));
+                backend.gather_rows_bwd(c, B::slice(numbers, 0..m), from, to)
+            }
+            None => Ok(()),
+        };
+        let picked = rows.numbers.is_some();
+        let dresidual = if picked { &mut s.dattention } else { &mut s.dy };
         let (norm, before) = (&layer.norm1, Some(&layer.attention_out));
         let (dy, dresidual) = (&s.dy1, Some(dresidual));
         norm.backward(backend, params, rows, &a.h1, &a.stats1, hidden(1), dy, &mut s.dx, dresidual, before)?;
-        if let Some(of) = picked {
-            scatter(backend, of, n, c, &s.dattention, &mut s.dy)?;
-        }
-        let dattention = if picked.is_some() { &mut s.dqkv } else { &mut s.dattention };
+        among_all(&s.dattention, &mut s.dy)?;
+        let dattention = if picked { &mut s.dqkv } else { &mut s.dattention };
         let (attention, dinp) = (a.attention_read(), (Write::Set, dattention));
         layer.attention_out.backward(backend, params, m, attention, Also::NOTHING, &mut s.dx, dinp)?;
-        if let Some(of) = picked {
-            scatter(backend, of, n, c, &s.dqkv, &mut s.dattention)?;
-        }
+        among_all(&s.dqkv, &mut s.dattention)?;
         backend.attention_bwd(AttentionBwd {
             sequences: self.sequences(step, batch),
             dropout: step.dropout(self.config.attention_probs_dropout_prob, site(0)),
@@ -374,35 +364,15 @@ impl Encoder {
     }
 }
 
-/// Rows of (N, C) `from` to (M, C) `to`.
-fn gather<B: Backend>(
-    backend: &B,
-    rows: Rows<'_, B>,
-    n: usize,
-    c: usize,
-    from: &B::Buf<B::X>,
-    to: &mut B::Buf<B::X>,
-) -> Result<()> {
-    let Rows { count: m, numbers: Some(numbers) } = rows else { return Ok(()) };
-    let to = B::slice_mut(to, 0..m * c);
-    backend.gather_rows_fwd(c, B::slice(numbers, 0..m), B::slice(from, 0..n * c), to)
-}
-
-/// Gradient of [`gather`].
-fn scatter<B: Backend>(
-    backend: &B,
-    rows: Rows<'_, B>,
-    n: usize,
-    c: usize,
-    from: &B::Buf<B::X>,
-    to: &mut B::Buf<B::X>,
-) -> Result<()> {
-    let Rows { count: m, numbers: Some(numbers) } = rows else { return Ok(()) };
-    let to = B::slice_mut(to, 0..n * c);
-    backend.gather_rows_bwd(c, B::slice(numbers, 0..m), B::slice(from, 0..m * c), to)
-}
-
 impl<B: Backend> LayerActs<B> {
+    /// What the layer computes once its attention is done.
+    fn rows<'a>(&self, step: &StepContext, batch: &'a DeviceBatch<B>) -> Rows<'a, B> {
+        match self.picked {
+            Some(_) => Rows { count: step.masked, numbers: Some(&batch.masked_index) },
+            None => Rows::first(step.tokens),
+        }
+    }
+
     /// What the linear layer after attention has read.
     fn attention_read(&self) -> &B::Buf<B::X> {
         self.picked.as_ref().map_or(&self.attention, |picked| &picked.attention)

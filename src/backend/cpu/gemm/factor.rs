@@ -157,9 +157,8 @@ impl<const NATIVE: bool> Factor<f32> for Pair<NATIVE> {
 
     #[inline(always)]
     fn line(numbers: &[f32]) -> [Self; SIDE] {
-        let numbers: &[f32; 2 * SIDE] = numbers[..2 * SIDE].try_into().expect("as long as it was cut");
         let mut pairs = [Self(0); SIDE];
-        Self::convert(numbers, &mut pairs);
+        Self::convert(&numbers[..2 * SIDE], &mut pairs);
         pairs
     }
 
