@@ -57,6 +57,38 @@ fn added(x: &[f64]) -> Vec<f64> {
     x.iter().map(|x| x - BEFORE).collect()
 }
 
+/// Some rows alone, by their numbers, are dropped as they are among all.
+#[test]
+fn numbered_rows_keep_their_dropout() {
+    let width = 70;
+    let (gamma, beta) = (vec![1.0; width], vec![0.0; width]);
+    let sums = |x: &[f64], numbers: Option<&[u32]>| {
+        let (mut h, rows) = (x.to_vec(), x.len() / width);
+        CPU.add_dropout_layernorm_fwd(AddNormFwd {
+            width,
+            x: &mut h,
+            residual: None,
+            dropout: dropout(0.5),
+            numbers,
+            gamma: &gamma,
+            beta: &beta,
+            eps: 1e-3,
+            y: &mut vec![0.0; x.len()],
+            mean: &mut vec![0.0; rows],
+            rstd: &mut vec![0.0; rows],
+        })
+        .unwrap();
+        h
+    };
+    let x = noise(1, 6 * width);
+    let all = sums(&x, None);
+    for row in [4, 0, 5] {
+        let of = row * width..(row + 1) * width;
+        assert_eq!(sums(&x[of.clone()], Some(&[row as u32])), all[of.clone()]);
+        assert_ne!(sums(&x[of.clone()], Some(&[row as u32 + 1])), all[of]);
+    }
+}
+
 fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
     let (x, r) = (noise(1, rows * width), noise(2, rows * width));
     let (gamma, beta, g) = (noise(3, width), noise(4, width), noise(5, rows * width));

@@ -191,6 +191,8 @@ fn batches_that_do_not_fit_are_refused() {
     refuse(|b| b.positions[3] = 12, "position 12");
     refuse(|b| b.types[3] = 2, "token type 2");
     refuse(|b| b.masked_index[3] = 12, "masked position 12");
+    let too_many = |b: &mut Batch| (b.masked_index, b.masked_weight) = (vec![1; 13], vec![1.0; 13]);
+    refuse(too_many, "13 positions of 12 tokens");
     refuse(|b| b.cu_seqlens[1] = 13, "cu_seqlens");
     refuse(|b| b.key_len[0] = 8, "key");
 }
