@@ -2,9 +2,10 @@
 //
 // With P = exp(S - lse), D the dropout factors, dP = (dO Vᵀ) ∘ D and delta = rowsum(dO ∘ O):
 //   dV = (P ∘ D)ᵀ dO,   dS = P ∘ (dP - delta),   dQ = dS K / √HS,   dK = dSᵀ Q / √HS.
-// Decomposition: blocks of two kinds, a pair a tile. Queries: 64 of them, walking over the keys. Keys and values: 64 of them, walking over the queries.
-// Scores are computed in both: 7 products instead of 5, but every gradient has one writer and no atomic addition is needed. Tiles are transposed
-// in the second kind (keys down), so probabilities pass from product to product in registers. Pairs share their operands in the L2 cache.
+// Decomposition: two kernels. Queries: a block 64 of them, walking over the keys; it leaves delta and which probabilities are kept for the
+// other. Keys and values: a block 64 of them, walking over the queries. Scores are computed in both: 7 products instead of 5, but
+// every gradient has one writer and no atomic addition is needed. Tiles are transposed in the second (keys down), so probabilities pass from
+// product to product in registers. What a block walks over is copied a tile ahead.
 // dbias, the column sums of dqkv: a block's tile in registers, then the blocks of a head.
 // FLOPs: 14 · T · HS a query and head. Bound: tensor cores and the exponential for long sequences, memory for T = 128.
 // Determinism: a key's queries, and a query's keys, are summed in order by one warp; column sums warps, then blocks in order.
@@ -18,14 +19,34 @@ struct Saved {
     const float* lse;
 };
 
-/// A lane's share of Σ out ∘ dout over the channels of a head; `at` is packed row · heads + head.
-DEVICE float delta_share(const Saved& s, u64 at, u32 head_size, u32 lane, u32 lanes) {
+/// What the queries' kernel leaves for the keys': delta (N, heads), and bits (N, heads, words), one for each key: whether its probability is kept.
+/// `bits` is null without dropout.
+struct Between {
+    float* delta;
+    u32* bits;
+    u32 words;
+};
+constexpr u32 BITS = 32;
+
+/// What the keys' kernel knows of a query.
+struct alignas(16) Query {
+    float lse;  // times log2 e; infinite beyond the last query, which makes probabilities 0
+    float delta;
+    u32 bits[TILE / BITS];  // of the block's keys
+};
+
+/// A lane's share of Σ out ∘ dout over the channels of a head, four lanes a row; `at` is packed row · heads + head.
+template <u32 HSP>
+DEVICE float delta_share(const Saved& s, u64 at, u32 head_size) {
     const bool aligned = rows_are_aligned(head_size);
     float sum = 0.0f;
-    for (u32 c = lane * EIGHT; c < head_size; c += lanes * EIGHT) {
+#pragma unroll
+    for (u32 c0 = 0; c0 < HSP; c0 += 4 * EIGHT) {
+        const u32 c = c0 + lane_id() % 4 * EIGHT, count = columns_left(c, head_size);
+        if (count == 0) continue;
         float x[EIGHT], y[EIGHT];
-        load8(x, s.out + at * head_size + c, columns_left(c, head_size), aligned);
-        load8(y, s.dout + at * head_size + c, columns_left(c, head_size), aligned);
+        load8(x, s.out + at * head_size + c, count, aligned);
+        load8(y, s.dout + at * head_size + c, count, aligned);
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) sum += x[i] * y[i];
     }
@@ -57,164 +78,217 @@ DEVICE void sum_columns(const float (&acc)[HSP / 8][4], float factor, float* scr
 }
 
 template <u32 HSP>
-DEVICE void attention_bwd_keys(const Saved& s, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k, u32 k0, float* sums) {
-    constexpr u32 ROWS = INNER<HSP>;
-    X* keys = reinterpret_cast<X*>(shared_memory());                    // (64, LD)
-    X* values = keys + TILE * LD<HSP>;                                  // (64, LD)
-    X* queries = values + TILE * LD<HSP>;                               // (ROWS, LD)
-    X* gradients = queries + ROWS * LD<HSP>;                            // (ROWS, LD)
-    float* row_lse = reinterpret_cast<float*>(gradients + ROWS * LD<HSP>);  // (ROWS), times log2 e
-    float* row_delta = row_lse + ROWS;                                  // (ROWS)
-    const u64 stride = 3 * k.channels;
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-    const u32 warp_key = k0 + warp_id() * 16;
-    const u32 keys_left = k.keys > k0 ? k.keys - k0 : 0;
-    const float scale = a.scale * LOG2E;
-
-    load_tile<TILE, HSP>(keys, operand(s.qkv, k, 1, k0, a.head_size), stride, keys_left, a.head_size);
-    load_tile<TILE, HSP>(values, operand(s.qkv, k, 2, k0, a.head_size), stride, keys_left, a.head_size);
-    float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
-    // A tile of padded keys only keeps its zeros.
-    for (u32 q0 = 0; q0 < (keys_left ? k.rows : 0); q0 += ROWS) {
-        __syncthreads();  // all have read the tiles of the last round
-        const X* dout_rows = s.dout + static_cast<u64>(k.first + q0) * k.channels + k.head * a.head_size;
-        load_tile<ROWS, HSP>(queries, operand(s.qkv, k, 0, q0, a.head_size), stride, k.rows - q0, a.head_size);
-        load_tile<ROWS, HSP>(gradients, dout_rows, k.channels, k.rows - q0, a.head_size);
-        cp_async_commit();
-        constexpr u32 LANES = ATTENTION_THREADS / ROWS;  // of a row
-        const u32 row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-        const bool has_row = q0 + row < k.rows;
-        const u64 at = static_cast<u64>(k.first + q0 + row) * a.heads + k.head;
-        float delta = has_row ? delta_share(s, at, a.head_size, lane, LANES) : 0.0f;
-#pragma unroll
-        for (u32 d = 1; d < LANES; d *= 2) delta += shuffle_xor(delta, d);
-        if (lane == 0) {
-            row_lse[row] = has_row ? s.lse[at] * LOG2E : INFINITE;  // an infinite lse makes probabilities 0
-            row_delta[row] = delta;
-        }
-        cp_async_wait<0>();
-        __syncthreads();  // every thread's part of the tiles has arrived
-
-        float p[ROWS / 8][4] = {}, ds[ROWS / 8][4] = {};
-        multiply_rows<HSP, ROWS>(p, keys + warp_id() * 16 * LD<HSP>, queries);
-        multiply_rows<HSP, ROWS>(ds, values + warp_id() * 16 * LD<HSP>, gradients);
-#pragma unroll
-        for (u32 n = 0; n < ROWS / 8; n++) {
-            float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-            if (dropout.threshold) keep_keys_by_queries(keep, dropout, k.first + q0 + n * 8, k.head, warp_key);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const u32 column = n * 8 + 2 * t + i % 2;
-                const bool exists = warp_key + g + i / 2 * 8 < k.keys;
-                const float probability = exists ? power_of_2(p[n][i] * scale - row_lse[column]) : 0.0f;
-                ds[n][i] = probability * (ds[n][i] * keep[i] - row_delta[column]);
-                p[n][i] = probability * keep[i];
-            }
-        }
-        multiply_registers<HSP, ROWS>(dv, p, gradients);
-        multiply_registers<HSP, ROWS>(dk, ds, queries);
-    }
-    cp_async_wait<0>();  // copies may not outlive the block
-    X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
-    store_rows<HSP>(dk, a.scale, a.scale, to + k.channels, stride, warp_key, k.rows, a.head_size);
-    store_rows<HSP>(dv, 1.0f, 1.0f, to + 2 * k.channels, stride, warp_key, k.rows, a.head_size);
-    __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns<HSP>(dk, a.scale, reinterpret_cast<float*>(keys), sums, a.head_size);
-    sum_columns<HSP>(dv, 1.0f, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
-}
-
-template <u32 HSP>
-DEVICE void attention_bwd_queries(const Saved& s, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k, u32 q0, float* sums) {
-    constexpr u32 COLS = INNER<HSP>;
+DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k,
+                                  u32 q0, float* sums) {
+    constexpr u32 COLS = INNER;
     X* queries = reinterpret_cast<X*>(shared_memory());  // (64, LD)
     X* gradients = queries + TILE * LD<HSP>;             // (64, LD)
-    X* keys = gradients + TILE * LD<HSP>;                // (COLS, LD)
-    X* values = keys + COLS * LD<HSP>;                   // (COLS, LD)
+    X* keys = gradients + TILE * LD<HSP>;                // (2, COLS, LD)
+    X* values = keys + 2 * COLS * LD<HSP>;               // (2, COLS, LD)
     const u64 stride = 3 * k.channels;
     const u32 g = lane_id() / 4, t = lane_id() % 4;
     const u32 warp_row = q0 + warp_id() * 16;
     const float scale = a.scale * LOG2E;
     const X* dout_rows = s.dout + static_cast<u64>(k.first + q0) * k.channels + k.head * a.head_size;
+    auto fetch = [&](u32 k0, u32 stage) {
+        load_tile<COLS, HSP>(keys + stage * COLS * LD<HSP>, operand(s.qkv, k, 1, k0, a.head_size), stride, k.keys - k0, a.head_size);
+        load_tile<COLS, HSP>(values + stage * COLS * LD<HSP>, operand(s.qkv, k, 2, k0, a.head_size), stride, k.keys - k0, a.head_size);
+    };
 
     load_tile<TILE, HSP>(queries, operand(s.qkv, k, 0, q0, a.head_size), stride, k.rows - q0, a.head_size);
     load_tile<TILE, HSP>(gradients, dout_rows, k.channels, k.rows - q0, a.head_size);
+    fetch(0, 0);
+    cp_async_commit();
     float row_lse[2], row_delta[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 row = warp_row + g + 8 * half;
         const bool exists = row < k.rows;
         const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        float sum = exists ? delta_share(s, at, a.head_size, t, 4) : 0.0f;
+        float sum = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
         sum += shuffle_xor(sum, 1);
         sum += shuffle_xor(sum, 2);
         row_lse[half] = exists ? s.lse[at] * LOG2E : INFINITE;
         row_delta[half] = sum;
+        if (exists && t == 0) between.delta[at] = sum;
     }
     float dq[HSP / 8][4] = {};
-    for (u32 k0 = 0; k0 < k.keys; k0 += COLS) {
-        __syncthreads();  // all have read the tiles of the last round
-        load_tile<COLS, HSP>(keys, operand(s.qkv, k, 1, k0, a.head_size), stride, k.keys - k0, a.head_size);
-        load_tile<COLS, HSP>(values, operand(s.qkv, k, 2, k0, a.head_size), stride, k.keys - k0, a.head_size);
-        cp_async_commit();
+    u32 stage = 0;
+    for (u32 k0 = 0; k0 < k.keys; k0 += COLS, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // every thread's part of the tiles has arrived
-
+        __syncthreads();  // this round's tiles are there, and all have left the other stage
+        if (k0 + COLS < k.keys) fetch(k0 + COLS, stage ^ 1);
+        cp_async_commit();
+        const X *key_rows = keys + stage * COLS * LD<HSP>, *value_rows = values + stage * COLS * LD<HSP>;
         float p[COLS / 8][4] = {}, ds[COLS / 8][4] = {};
-        multiply_rows<HSP, COLS>(p, queries + warp_id() * 16 * LD<HSP>, keys);
-        multiply_rows<HSP, COLS>(ds, gradients + warp_id() * 16 * LD<HSP>, values);
+        multiply_rows<HSP, COLS>(p, queries + warp_id() * 16 * LD<HSP>, key_rows);
+        multiply_rows<HSP, COLS>(ds, gradients + warp_id() * 16 * LD<HSP>, value_rows);
+        u32 of_row[2] = {};
 #pragma unroll
-        for (u32 n = 0; n < COLS / 8; n++) {
-            float keep[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-            if (dropout.threshold) keep_queries_by_keys(keep, dropout, k.first + warp_row, k.head, k0 + n * 8);
+        for (u32 n = 0; n < COLS / 8; n += 2) {
+            const u32 bits = dropout.threshold ? kept(dropout, k.first + warp_row, k.head, k0 + n * 8) : ~0u;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const bool exists = k0 + n * 8 + 2 * t + i % 2 < k.keys;
-                const float probability = exists ? power_of_2(p[n][i] * scale - row_lse[i / 2]) : 0.0f;
-                ds[n][i] = probability * (ds[n][i] * keep[i] - row_delta[i / 2]);
+            for (u32 i = 0; i < 8; i++) {
+                const u32 tile = n + i / 4, half = i % 4 / 2, column = tile * 8 + 2 * t + i % 2;
+                const float probability = k0 + column < k.keys ? power_of_2(p[tile][i % 4] * scale - row_lse[half]) : 0.0f;
+                float& d = ds[tile][i % 4];
+                d = probability * ((bits >> i & 1 ? d * dropout.scale : 0.0f) - row_delta[half]);
+                of_row[half] |= (bits >> i & 1) << (k0 + column) % BITS;
             }
         }
-        multiply_registers<HSP, COLS>(dq, ds, keys);
+        if (dropout.threshold) {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                of_row[half] |= shuffle_xor(of_row[half], 1);
+                of_row[half] |= shuffle_xor(of_row[half], 2);
+            }
+            // Tiles are as wide as a word, or half as wide: the second half finds the first in memory.
+            if (t < 2 && warp_row + g + 8 * t < k.rows) {
+                const u64 at = static_cast<u64>(k.first + warp_row + g + 8 * t) * a.heads + k.head;
+                u32* to = between.bits + at * between.words + k0 / BITS;
+                const u32 own = t ? of_row[1] : of_row[0];
+                *to = k0 % BITS ? *to | own : own;
+            }
+        }
+        multiply_registers<HSP, COLS>(dq, ds, key_rows);
     }
+    cp_async_wait<0>();  // copies may not outlive the block
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
     store_rows<HSP>(dq, a.scale, a.scale, to, stride, warp_row, k.rows, a.head_size);
     __syncthreads();  // all have read the last tiles: sums may take their place
     sum_columns<HSP>(dq, a.scale, reinterpret_cast<float*>(queries), sums, a.head_size);
 }
 
-/// grid (2 · tiles, heads, sequences); partials (sequences · tiles, heads, 3 HS); counters (heads, 2, a tree's).
 template <u32 HSP>
-DEVICE void attention_bwd(const Saved& s, X* dqkv, float* dbias, float* partials, u32* counters, const Attention& a, const Dropout& dropout) {
+DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k, u32 k0,
+                               float* sums) {
+    constexpr u32 ROWS = INNER;
+    X* keys = reinterpret_cast<X*>(shared_memory());                                 // (64, LD)
+    X* values = keys + TILE * LD<HSP>;                                               // (64, LD)
+    X* queries = values + TILE * LD<HSP>;                                            // (2, ROWS, LD)
+    X* gradients = queries + 2 * ROWS * LD<HSP>;                                     // (2, ROWS, LD)
+    Query* about = reinterpret_cast<Query*>(gradients + 2 * ROWS * LD<HSP>);         // (2, ROWS)
+    const u64 stride = 3 * k.channels;
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    const u32 warp_key = k0 + warp_id() * 16;
+    const u32 keys_left = k.keys > k0 ? k.keys - k0 : 0;
+    const float scale = a.scale * LOG2E;
+    auto fetch = [&](u32 q0, u32 stage) {
+        const X* dout_rows = s.dout + static_cast<u64>(k.first + q0) * k.channels + k.head * a.head_size;
+        load_tile<ROWS, HSP>(queries + stage * ROWS * LD<HSP>, operand(s.qkv, k, 0, q0, a.head_size), stride, k.rows - q0, a.head_size);
+        load_tile<ROWS, HSP>(gradients + stage * ROWS * LD<HSP>, dout_rows, k.channels, k.rows - q0, a.head_size);
+    };
+    // Of query q0 + thread.
+    auto look = [&](u32 q0) {
+        Query query = {INFINITE, 0.0f, {~0u, ~0u}};
+        const u32 row = q0 + threadIdx.x;
+        if (threadIdx.x < ROWS && row < k.rows) {
+            const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
+            query.lse = s.lse[at] * LOG2E, query.delta = between.delta[at];
+#pragma unroll
+            for (u32 i = 0; i < TILE / BITS; i++) {
+                const u32 word = k0 / BITS + i;
+                if (between.bits && word < between.words) query.bits[i] = between.bits[at * between.words + word];
+            }
+        }
+        return query;
+    };
+
+    load_tile<TILE, HSP>(keys, operand(s.qkv, k, 1, k0, a.head_size), stride, keys_left, a.head_size);
+    load_tile<TILE, HSP>(values, operand(s.qkv, k, 2, k0, a.head_size), stride, keys_left, a.head_size);
+    fetch(0, 0);
+    cp_async_commit();
+    Query next = look(0);
+    if (threadIdx.x < ROWS) about[threadIdx.x] = next;
+    float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
+    u32 stage = 0;
+    // A tile of padded keys only keeps its zeros.
+    for (u32 q0 = 0; q0 < (keys_left ? k.rows : 0); q0 += ROWS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // this round's tiles are there, and all have left the other stage
+        const bool more = q0 + ROWS < k.rows;
+        if (more) {
+            fetch(q0 + ROWS, stage ^ 1);
+            next = look(q0 + ROWS);
+        }
+        cp_async_commit();
+        const X *query_rows = queries + stage * ROWS * LD<HSP>, *gradient_rows = gradients + stage * ROWS * LD<HSP>;
+        float p[ROWS / 8][4] = {}, ds[ROWS / 8][4] = {};
+        multiply_rows<HSP, ROWS>(p, keys + warp_id() * 16 * LD<HSP>, query_rows);
+        multiply_rows<HSP, ROWS>(ds, values + warp_id() * 16 * LD<HSP>, gradient_rows);
+#pragma unroll
+        for (u32 n = 0; n < ROWS / 8; n++)
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                const Query query = about[stage * ROWS + n * 8 + 2 * t + i];
+                const u32 bits = (warp_id() < 2 ? query.bits[0] : query.bits[1]) >> (warp_id() % 2 * 16 + g);
+#pragma unroll
+                for (u32 half = 0; half < 2; half++) {
+                    float &x = p[n][2 * half + i], &d = ds[n][2 * half + i];
+                    const float probability = warp_key + g + half * 8 < k.keys ? power_of_2(x * scale - query.lse) : 0.0f;
+                    const bool keep = bits >> half * 8 & 1;
+                    d = probability * ((keep ? d * dropout.scale : 0.0f) - query.delta);
+                    x = keep ? probability : 0.0f;
+                }
+            }
+        multiply_registers<HSP, ROWS>(dv, p, gradient_rows);
+        multiply_registers<HSP, ROWS>(dk, ds, query_rows);
+        if (more && threadIdx.x < ROWS) about[(stage ^ 1) * ROWS + threadIdx.x] = next;
+    }
+    cp_async_wait<0>();  // copies may not outlive the block
+    X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
+    store_rows<HSP>(dk, a.scale, a.scale, to + k.channels, stride, warp_key, k.rows, a.head_size);
+    store_rows<HSP>(dv, dropout.scale, dropout.scale, to + 2 * k.channels, stride, warp_key, k.rows, a.head_size);
+    __syncthreads();  // all have read the last tiles: sums may take their place
+    sum_columns<HSP>(dk, a.scale, reinterpret_cast<float*>(keys), sums, a.head_size);
+    sum_columns<HSP>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
+}
+
+/// What both kernels end with: column sums of dqkv, which their blocks add up.
+struct Sums {
+    float *dbias, *partials;
+    u32* counters;
+};
+
+/// grid (tiles, heads, sequences); partials (sequences · tiles, heads, 3 HS); counters (heads, a tree's).
+template <u32 HSP, bool OF_KEYS>
+DEVICE void attention_bwd(const Saved& s, const Between& between, X* dqkv, const Sums& sums, const Attention& a, const Dropout& dropout) {
     const Task k = task(a);
-    const u32 tiles = gridDim.x / 2, tile = blockIdx.x / 2, of_keys = blockIdx.x % 2, size = a.head_size;
-    const u32 index = blockIdx.z * tiles + tile, count = gridDim.z * tiles;
+    const u32 size = a.head_size, index = blockIdx.z * gridDim.x + blockIdx.x, count = gridDim.z * gridDim.x;
     // Of the queries' columns, or the keys' and the values'.
-    const u32 width = of_keys ? 2 * size : size;
-    float* first = partials + static_cast<u64>(k.head) * 3 * size + of_keys * size;
+    const u32 width = OF_KEYS ? 2 * size : size;
+    float* first = sums.partials + static_cast<u64>(k.head) * 3 * size + OF_KEYS * size;
     const u64 stride = static_cast<u64>(a.heads) * 3 * size;
     float* own = first + index * stride;
-    if (tile * TILE >= k.rows) {
+    if (blockIdx.x * TILE >= k.rows) {
         for (u32 c = threadIdx.x; c < width; c += ATTENTION_THREADS) own[c] = 0.0f;
-    } else if (of_keys) {
-        attention_bwd_keys<HSP>(s, dqkv, a, dropout, k, tile * TILE, own);
+    } else if (OF_KEYS) {
+        attention_bwd_keys<HSP>(s, between, dqkv, a, dropout, k, blockIdx.x * TILE, own);
     } else {
-        attention_bwd_queries<HSP>(s, dqkv, a, dropout, k, tile * TILE, own);
+        attention_bwd_queries<HSP>(s, between, dqkv, a, dropout, k, blockIdx.x * TILE, own);
     }
-    add_over_blocks(first, width, stride, index, count, counters + (k.head * 2 + of_keys) * tree_counters(count),
-                    reinterpret_cast<u32*>(shared_memory()), [&](u32 c, float total) {
-                        const u32 which = of_keys + c / size;
-                        dbias[which * k.channels + k.head * size + c % size] += total;
+    add_over_blocks(first, width, stride, index, count, sums.counters + k.head * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
+                    [&](u32 c, float total) {
+                        const u32 which = OF_KEYS + c / size;
+                        sums.dbias[which * k.channels + k.head * size + c % size] += total;
                     });
 }
 
-#define ATTENTION_BWD(HSP)                                                                                                        \
-    KERNEL(ATTENTION_THREADS) attention_bwd_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, float* dbias, \
-                                                  float* partials, u32* counters, Attention a, Dropout dropout) {                 \
-        take_turn();                                                                                                              \
-        attention_bwd<HSP>({qkv, out, dout, lse}, dqkv, dbias, partials, counters, a, at_clock(dropout));                          \
+#define ATTENTION_BWD(NAME, OF_KEYS, HSP, BLOCKS)                                                                                          \
+    KERNEL_RESIDENT(ATTENTION_THREADS, BLOCKS) attention_bwd_##NAME##_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,    \
+                                                                             Between between, X* dqkv, Sums sums, Attention a, Dropout dropout) { \
+        take_turn();                                                                                                                       \
+        attention_bwd<HSP, OF_KEYS>({qkv, out, dout, lse}, between, dqkv, sums, a, at_clock(dropout));                                      \
     }
-ATTENTION_BWD(16)
-ATTENTION_BWD(32)
-ATTENTION_BWD(64)
-ATTENTION_BWD(128)
+ATTENTION_BWD(queries, false, 16, 4)
+ATTENTION_BWD(queries, false, 32, 4)
+ATTENTION_BWD(queries, false, 64, 4)
+ATTENTION_BWD(queries, false, 128, 2)
+ATTENTION_BWD(keys, true, 16, 4)
+ATTENTION_BWD(keys, true, 32, 4)
+ATTENTION_BWD(keys, true, 64, 3)
+ATTENTION_BWD(keys, true, 128, 2)
 
-ENTRIES(attention_bwd, ENTRY(attention_bwd_16), ENTRY(attention_bwd_32), ENTRY(attention_bwd_64), ENTRY(attention_bwd_128))
+ENTRIES(attention_bwd, ENTRY(attention_bwd_queries_16), ENTRY(attention_bwd_queries_32), ENTRY(attention_bwd_queries_64),
+        ENTRY(attention_bwd_queries_128), ENTRY(attention_bwd_keys_16), ENTRY(attention_bwd_keys_32), ENTRY(attention_bwd_keys_64),
+        ENTRY(attention_bwd_keys_128))

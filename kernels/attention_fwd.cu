@@ -58,17 +58,14 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
             for (u32 n = 0; n < HSP / 8; n++) acc[n][2 * half] *= rescale, acc[n][2 * half + 1] *= rescale;
         }
 #pragma unroll
-        for (u32 n = 0; n < TILE / 8; n++) {
+        for (u32 n = 0; n < TILE / 8; n += 2) {
+            const u32 bits = dropout.threshold ? kept(dropout, k.first + warp_row, k.head, k0 + n * 8) : ~0u;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                s[n][i] = power_of_2(s[n][i] - m[i / 2]);
-                l[i / 2] += s[n][i];
-            }
-            if (dropout.threshold) {
-                float keep[4];
-                keep_queries_by_keys(keep, dropout, k.first + warp_row, k.head, k0 + n * 8);
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) s[n][i] *= keep[i];
+            for (u32 i = 0; i < 8; i++) {
+                float& p = s[n + i / 4][i % 4];
+                p = power_of_2(p - m[i % 4 / 2]);
+                l[i % 4 / 2] += p;
+                p = bits >> i & 1 ? p : 0.0f;
             }
         }
         cp_async_wait<1>();
@@ -86,11 +83,11 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
         if (t == 0 && row < k.rows) lse[static_cast<u64>(k.first + row) * a.heads + k.head] = m[half] * LN2 + logf(l[half]);
     }
     X* to = out + static_cast<u64>(k.first) * k.channels + k.head * a.head_size;
-    store_rows<HSP>(acc, 1.0f / l[0], 1.0f / l[1], to, k.channels, warp_row, k.rows, a.head_size);
+    store_rows<HSP>(acc, dropout.scale / l[0], dropout.scale / l[1], to, k.channels, warp_row, k.rows, a.head_size);
 }
 
 #define ATTENTION_FWD(HSP)                                                                                                   \
-    KERNEL(ATTENTION_THREADS) attention_fwd_##HSP(const X* qkv, X* out, float* lse, Attention a, Dropout dropout) {          \
+    KERNEL_RESIDENT(ATTENTION_THREADS, HSP <= 64 ? 4 : 2) attention_fwd_##HSP(const X* qkv, X* out, float* lse, Attention a, Dropout dropout) {          \
         take_turn();                                                                                                         \
         attention_fwd<HSP>(qkv, out, lse, a, at_clock(dropout));                                                              \
     }

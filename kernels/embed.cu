@@ -1,19 +1,43 @@
 // The embedding block: out = dropout(LN(word[id] (+ delta[id]) + type[t] + position[p])), and its gradients.
 //
 // Forward: a warp a token, the row in registers. Backward, two kernels: (1) `embed_bwd`, a warp a token: gradient of the sum in place of
-// dout, partial dγ and dβ, and for each table row the first token that uses it (integer atomicMin: order does not matter); (2) `scatter`,
-// all tables: a block a token, which leaves unless it is the first user of its row: then it finds all later users by
-// ballots over the ids, its eight warps each a contiguous share of the tokens, and adds them in order; tables of a few rows (token types),
-// used by all tokens, are summed by blocks over spans of tokens instead, and the spans in order.
+// dout, partial dγ and dβ, and for each table row its users: the first token and which of 64 groups of tokens hold any (atomicMin and atomicAnd
+// of integers: order does not matter); (2) `scatter`, all tables: a warp a token, which adds all users of its row if it is the first of
+// them: it looks for them in their groups alone, by ballots over the ids. Rows with users in many groups are done by the whole block, its
+// warps each a contiguous share of the groups; tables of a few rows (token types), used by all tokens, are summed by blocks over spans of
+// tokens instead, and the spans in order.
 // Bytes a token: forward 6E read, 2E written; backward about 10E + 4E for each table. Bound: memory, and the latency of the most frequent id.
-// Determinism: each table row has one writer, adding in token order within shares whose borders depend on N alone.
+// Determinism: each table row has one writer, adding in token order within shares whose borders depend on the ids alone.
 #include "common/layernorm.cuh"
 
 constexpr u32 EMBED_THREADS = 128;
 constexpr u32 SCATTER_THREADS = 256;
 constexpr u32 SCATTER_WARPS = SCATTER_THREADS / WARP;
-/// Rows that a warp of `scatter` loads before it adds them.
+static_assert(SCATTER_THREADS == CHUNK, "a thread sums up one column of a chunk");
+/// Rows that a warp of `scatter` loads before it adds them, and steps of ids.
 constexpr u32 AT_ONCE = 4;
+/// Groups of tokens.
+constexpr u32 GROUPS = 64;
+/// With users in more groups than this a row is the whole block's.
+constexpr u32 ALONE = 8;
+
+/// Tokens of a group, whole warps.
+DEVICE u32 group_size(u32 n) { return ceil_div(ceil_div(n, GROUPS), WARP) * WARP; }
+
+/// Who uses a row of a table; all ones before. Mirrors `USE_WORDS` of the launcher.
+struct alignas(16) Use {
+    u32 first;
+    u32 absent[GROUPS / WARP];  // bit per group: no token in it
+    u32 unused;
+};
+
+/// Token `token`, in group `group`, uses the row. What others have noted already is not noted again: many tokens share a row.
+DEVICE void note_use(Use* use, u32 token, u32 group) {
+    u32* absent = use->absent + group / WARP;
+    const u32 bit = 1u << group % WARP;
+    if (load_again(&use->first) > token) atomicMin(&use->first, token);
+    if (load_again(absent) & bit) atomicAnd(absent, ~bit);
+}
 
 /// Where an embedding reads; mirrors `TablesArgs` of the launcher.
 struct Tables {
@@ -75,13 +99,13 @@ DEVICE void embed_fwd(const Tables& tables, float eps, const Dropout& dropout, X
     }
 }
 
-/// For each row of a table the first token that uses it, all ones before; mirrors `FirstUseArgs` of the launcher.
-struct FirstUse {
-    u32 *word, *position, *token_type;
+/// For each row of the tables its users; mirrors `UsesArgs` of the launcher.
+struct Uses {
+    Use *word, *position, *token_type;
 };
 
 template <u32 CHUNKS>
-DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, const FirstUse& first,
+DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, const Uses& uses,
                       float* dgamma, float* dbeta, float* partials, u32* counters, u32 rows, u32 width) {
     const bool aligned = rows_are_aligned(width);
     float sums[2][CHUNKS][EIGHT] = {};  // dγ, dβ
@@ -103,9 +127,10 @@ DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float*
             if (count) store8(dout + start + col, d[j], count, aligned);
         }
         if (lane_id() == 0) {
-            atomicMin(first.word + tables.ids[row], row);
-            atomicMin(first.position + tables.positions[row], row);
-            if (first.token_type) atomicMin(first.token_type + tables.types[row], row);
+            const u32 group = row / group_size(rows);
+            note_use(uses.word + tables.ids[row], row, group);
+            note_use(uses.position + tables.positions[row], row, group);
+            if (uses.token_type) note_use(uses.token_type + tables.types[row], row, group);
         }
     }
     float* const totals[2] = {dgamma, dbeta};
@@ -115,8 +140,8 @@ DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float*
 /// One table of `scatter`: table[ids[n]] += rows[n]. Mirrors `ScatterArgs` of the launcher.
 struct Scatter {
     const u32* ids;
-    /// For each of its rows the first token that uses it; null: a table of a few rows.
-    const u32* first;
+    /// Of each of its rows; null: a table of a few rows.
+    const Use* uses;
     float* table;
     u32 entries;
     /// The id that is left out (all ones: none).
@@ -126,50 +151,114 @@ struct Scatters {
     Scatter of[3];
 };
 
-/// A block a token: the first user of a row adds all its users.
-DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
-    const u32* ids = s.ids;
-    const u32 id = ids[blockIdx.x];
-    if (s.first[id] != blockIdx.x || id == s.skip) return;
-    // Shares are multiples of a warp, so that a ballot never crosses their borders.
-    const u32 share = ceil_div(ceil_div(n - blockIdx.x, SCATTER_WARPS), WARP) * WARP;
-    const u32 begin = blockIdx.x + warp_id() * share, end = min_u32(begin + share, n);
-    const bool aligned = rows_are_aligned(width);
-    float* scratch = reinterpret_cast<float*>(shared_memory());  // (SCATTER_WARPS, 256)
-    for (u32 col0 = 0; col0 < width; col0 += CHUNK) {
-        const u32 col = col0 + lane_id() * EIGHT, count = columns_left(col, width);
-        float sum[EIGHT] = {};
-        for (u32 start = begin; start < end; start += WARP) {
-            const u32 token = start + lane_id();
-            u32 users = ballot(token < end && ids[token < n ? token : n - 1] == id);
-            while (users) {
+/// The lane's columns of a row of the gradient, and the tokens that it is summed over.
+struct Summand {
+    const u32* ids;
+    const X* rows;
+    u32 n, width, id;
+};
+
+/// sum += the rows of the tokens from `begin` to `end` with this id, in order.
+DEVICE void add_users(float (&sum)[EIGHT], const Summand& s, u32 begin, u32 end, u32 col) {
+    const u32 count = columns_left(col, s.width);
+    const bool aligned = rows_are_aligned(s.width);
+    for (u32 start = begin; start < end; start += AT_ONCE * WARP) {
+        u32 users[AT_ONCE];
+#pragma unroll
+        for (u32 r = 0; r < AT_ONCE; r++) {
+            const u32 token = start + r * WARP + lane_id();
+            users[r] = s.ids[token < end ? token : begin];
+        }
+#pragma unroll
+        for (u32 r = 0; r < AT_ONCE; r++) users[r] = ballot(start + r * WARP + lane_id() < end && users[r] == s.id);
+        u32 step = start, left = users[0];
+#pragma unroll
+        for (u32 r = 1; r < AT_ONCE + 1; r++) {
+            while (left) {
                 // Several rows are under way at a time: [MASK] alone has a seventh of all tokens. They are added in order.
                 float x[AT_ONCE][EIGHT];
                 bool exists[AT_ONCE];
-                u32 user = 0;
+                u32 user = begin;
 #pragma unroll
-                for (u32 r = 0; r < AT_ONCE; r++) {
-                    exists[r] = users != 0;
-                    user = exists[r] ? start + __ffs(static_cast<int>(users)) - 1 : user;
-                    users &= users - 1;
-                    load8(x[r], rows + static_cast<u64>(user) * width + (count ? col : 0), count, aligned && count);
+                for (u32 i = 0; i < AT_ONCE; i++) {
+                    exists[i] = left != 0;
+                    user = exists[i] ? step + __ffs(static_cast<int>(left)) - 1 : user;
+                    left &= left - 1;
+                    load8(x[i], s.rows + static_cast<u64>(user) * s.width + (count ? col : 0), count, aligned && count);
                 }
 #pragma unroll
-                for (u32 r = 0; r < AT_ONCE; r++)
+                for (u32 i = 0; i < AT_ONCE; i++)
 #pragma unroll
-                    for (u32 i = 0; i < EIGHT; i++) sum[i] += exists[r] ? x[r][i] : 0.0f;
+                    for (u32 j = 0; j < EIGHT; j++) sum[j] += exists[i] ? x[i][j] : 0.0f;
             }
+            step += WARP;
+            left = r < AT_ONCE ? users[r] : 0;
         }
+    }
+}
+
+/// sum += the rows of those users that lie in the groups number `first` to `last` among the groups that hold any.
+DEVICE void add_groups(float (&sum)[EIGHT], const Summand& s, const Use& use, u32 first, u32 last, u32 col) {
+    const u32 size = group_size(s.n);
+    u32 number = 0;
 #pragma unroll
-        for (u32 i = 0; i < EIGHT; i++) scratch[warp_id() * CHUNK + lane_id() * EIGHT + i] = sum[i];
-        __syncthreads();  // every warp's share is written
-        const u32 c = col0 + threadIdx.x;
-        if (c < width) {
-            float total = 0.0f;
-            for (u32 w = 0; w < SCATTER_WARPS; w++) total += scratch[w * CHUNK + threadIdx.x];
-            s.table[static_cast<u64>(id) * width + c] += total;
+    for (u32 half = 0; half < GROUPS / WARP; half++) {
+        for (u32 present = ~use.absent[half]; present; present &= present - 1, number++) {
+            if (number < first || number >= last) continue;
+            const u32 begin = (half * WARP + __ffs(static_cast<int>(present)) - 1) * size;
+            add_users(sum, s, begin, min_u32(begin + size, s.n), col);
         }
-        __syncthreads();  // all have read before scratch is written again
+    }
+}
+
+/// The warps' sums in order, of column `threadIdx.x` of a chunk; `scratch` holds (SCATTER_WARPS, 256), free on entry and return.
+DEVICE float sum_of_warps(const float (&sum)[EIGHT], float* scratch) {
+    store8(scratch + warp_id() * CHUNK + lane_id() * EIGHT, sum, EIGHT, true);
+    __syncthreads();  // every warp's sum is written
+    float total = 0.0f;
+    for (u32 w = 0; w < SCATTER_WARPS; w++) total += scratch[w * CHUNK + threadIdx.x];
+    __syncthreads();  // all have read before scratch is written again
+    return total;
+}
+
+DEVICE u32 groups_of(const Use& use) { return GROUPS - popcount(use.absent[0]) - popcount(use.absent[1]); }
+
+/// A warp a token, those of a block far from each other: the first users of rows that many use lie side by side.
+DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
+    const u32 blocks = ceil_div(n, SCATTER_WARPS);
+    if (blockIdx.x >= blocks) return;
+    float* scratch = reinterpret_cast<float*>(shared_memory());             // (SCATTER_WARPS, 256)
+    u32* busy = reinterpret_cast<u32*>(scratch + SCATTER_WARPS * CHUNK);  // (SCATTER_WARPS)
+    const u32 token = blockIdx.x + warp_id() * blocks;
+    const u32 id = s.ids[token < n ? token : 0];
+    const Use use = s.uses[id];
+    const bool mine = token < n && use.first == token && id != s.skip, alone = groups_of(use) <= ALONE;
+    if (lane_id() == 0) busy[warp_id()] = mine && !alone;
+    if (mine && alone) {
+        for (u32 col = lane_id() * EIGHT; col < ceil_div(width, CHUNK) * CHUNK; col += CHUNK) {
+            float sum[EIGHT] = {}, before[EIGHT];
+            add_groups(sum, {s.ids, rows, n, width, id}, use, 0, GROUPS, col);
+            const u32 count = columns_left(col, width);
+            const bool whole = rows_are_aligned(width) && count;
+            float* to = s.table + static_cast<u64>(id) * width + (count ? col : 0);
+            load8(before, to, count, whole);
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) sum[i] += before[i];
+            if (count) store8(to, sum, count, whole);
+        }
+    }
+    __syncthreads();  // every warp has said whether its row is the block's
+    for (u32 w = 0; w < SCATTER_WARPS; w++) {
+        if (!busy[w]) continue;
+        const u32 shared_id = s.ids[blockIdx.x + w * blocks];
+        const Use users = s.uses[shared_id];
+        const u32 groups = groups_of(users), first = warp_id() * groups / SCATTER_WARPS, last = (warp_id() + 1) * groups / SCATTER_WARPS;
+        for (u32 col0 = 0; col0 < width; col0 += CHUNK) {
+            float sum[EIGHT] = {};
+            add_groups(sum, {s.ids, rows, n, width, shared_id}, users, first, last, col0 + lane_id() * EIGHT);
+            const float total = sum_of_warps(sum, scratch);
+            if (col0 + threadIdx.x < width) s.table[static_cast<u64>(shared_id) * width + col0 + threadIdx.x] += total;
+        }
     }
 }
 
@@ -180,12 +269,12 @@ DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* c
     const u32 begin = index * span, end = min_u32(begin + span, n);
     const u64 stride = static_cast<u64>(s.entries) * width;
     float* own = partials + static_cast<u64>(entry) * width;
-    for (u32 c = threadIdx.x; c < width; c += SCATTER_THREADS) {
-        float sum = 0.0f;
-        for (u32 token = begin; token < end; token++) {
-            if (s.ids[token] == entry) sum += to_float(rows[static_cast<u64>(token) * width + c]);
-        }
-        own[index * stride + c] = sum;
+    const u32 share = ceil_div(end - begin, SCATTER_WARPS), first = begin + warp_id() * share, last = min_u32(first + share, end);
+    for (u32 col0 = 0; col0 < width; col0 += CHUNK) {
+        float sum[EIGHT] = {};
+        add_users(sum, {s.ids, rows, n, width, entry}, first, last, col0 + lane_id() * EIGHT);
+        const float total = sum_of_warps(sum, reinterpret_cast<float*>(shared_memory()));
+        if (col0 + threadIdx.x < width) own[index * stride + col0 + threadIdx.x] = total;
     }
     float* table = s.table + static_cast<u64>(entry) * width;
     add_over_blocks(own, width, stride, index, count, counters + entry * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
@@ -196,9 +285,9 @@ DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* c
 KERNEL(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
     take_turn();
     const Scatter s = blockIdx.y == 0 ? all.of[0] : blockIdx.y == 1 ? all.of[1] : all.of[2];
-    if (!s.first) {
+    if (!s.uses) {
         scatter_few(s, rows, partials, counters, n, width, span);
-    } else if (blockIdx.x < n) {
+    } else {
         scatter_rows(s, rows, n, width);
     }
 }
@@ -210,10 +299,10 @@ KERNEL(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u3
         embed_fwd<CHUNKS>(tables, eps, at_clock(dropout), out, mean, rstd, rows, width);                                        \
     }                                                                                                                          \
     KERNEL(EMBED_THREADS) embed_bwd_##CHUNKS(Tables tables, Dropout dropout, const float* mean, const float* rstd, X* dout,     \
-                                             FirstUse first, float* dgamma, float* dbeta, float* partials, u32* counters,      \
+                                             Uses uses, float* dgamma, float* dbeta, float* partials, u32* counters,      \
                                              u32 rows, u32 width) {                                                            \
         take_turn();                                                                                                           \
-        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, first, dgamma, dbeta, partials, counters, rows, width);  \
+        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, uses, dgamma, dbeta, partials, counters, rows, width);  \
     }
 EMBED(1)
 EMBED(2)

@@ -1,8 +1,7 @@
-// What stands round the matrix products of linear layers where no product takes it along (gemm.cu does): bias and activation around the library's
-// products, and column sums.
+// What stands round the matrix products of linear layers where no product takes it along (gemm.cu does): activations and their
+// derivatives, and column sums.
 //
-// Forward: pre += b, out = act(pre): a thread eight elements; reads 2 and writes 4 bytes an element (bf16). Without an
-// activation the product's own epilogue adds the bias.
+// Forward: out = act(pre), a thread eight elements; reads 2 and writes 2 bytes an element (bf16). The product adds the bias.
 // Backward: dout *= act'(pre) in place and db from it in the same pass: a block 256 columns of a span of rows; reads 4 and writes
 // 2 bytes an element. Without an activation it only reads dout. Bound: memory.
 // Determinism: a warp adds its rows in order, a block its warps in order, the blocks that come last the blocks in order.
@@ -14,28 +13,20 @@ constexpr u32 LINEAR_THREADS = 256;
 constexpr u32 LINEAR_WARPS = LINEAR_THREADS / WARP;
 
 template <Activation A>
-DEVICE void bias_act_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {
-    const bool aligned = rows_are_aligned(width);
-    const u32 steps = ceil_div(width, EIGHT);
-    const u64 index = static_cast<u64>(blockIdx.x) * LINEAR_THREADS + threadIdx.x;
-    const u32 row = static_cast<u32>(index / steps), col = static_cast<u32>(index % steps) * EIGHT;
-    if (row >= rows) return;
-    const u32 count = columns_left(col, width);
-    const u64 at = static_cast<u64>(row) * width + col;
-    float x[EIGHT], b[EIGHT];
-    load8(x, pre + at, count, aligned);
-    load8(b, bias + col, count, aligned);
-#pragma unroll
-    for (u32 i = 0; i < EIGHT; i++) x[i] = rounded<X>(x[i] + b[i]);  // the backward pass reads the stored argument
-    store8(pre + at, x, count, aligned);
+DEVICE void act_fwd(const X* pre, X* out, u64 n) {
+    const u64 at = (static_cast<u64>(blockIdx.x) * LINEAR_THREADS + threadIdx.x) * EIGHT;
+    if (at >= n) return;
+    const u32 count = n - at < EIGHT ? static_cast<u32>(n - at) : EIGHT;
+    float x[EIGHT];
+    load8(x, pre + at, count, count == EIGHT);
 #pragma unroll
     for (u32 i = 0; i < EIGHT; i++) x[i] = activate(A, x[i]);
-    store8(out + at, x, count, aligned);
+    store8(out + at, x, count, count == EIGHT);
 }
 
 /// partials (gridDim.y, width): this block's column sums over its `span` rows; added to dbias by the blocks that come last.
 template <Activation A>
-DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters, u32 rows, u32 width, u32 pitch,
+DEVICE void act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters, u32 rows, u32 width, u32 pitch,
                          u32 span) {
     const bool aligned = rows_are_aligned(pitch);
     const u32 col = blockIdx.x * WARP * EIGHT + lane_id() * EIGHT, count = columns_left(col, width);
@@ -73,25 +64,25 @@ DEVICE void bias_act_bwd(X* dout, const X* pre, float* dbias, float* partials, u
                     [&](u32 c, float total) { dbias[first_col + c] += total; });
 }
 
-#define BIAS_ACT(NAME, KIND)                                                                                         \
-    KERNEL(LINEAR_THREADS) bias_##NAME##_fwd(X* pre, const X* bias, X* out, u32 rows, u32 width) {                    \
+#define ACTIVATION(NAME, KIND)                                                                                        \
+    KERNEL(LINEAR_THREADS) NAME##_fwd(const X* pre, X* out, u64 n) {                                                  \
         take_turn();                                                                                                  \
-        bias_act_fwd<Activation::KIND>(pre, bias, out, rows, width);                                                  \
-    }                                                                                                                \
-    KERNEL(LINEAR_THREADS) bias_##NAME##_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters,      \
-                                              u32 rows, u32 width, u32 pitch, u32 span) {                             \
+        act_fwd<Activation::KIND>(pre, out, n);                                                                       \
+    }                                                                                                                 \
+    KERNEL(LINEAR_THREADS) NAME##_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* counters, u32 rows,  \
+                                      u32 width, u32 pitch, u32 span) {                                               \
         take_turn();                                                                                                  \
-        bias_act_bwd<Activation::KIND>(dout, pre, dbias, partials, counters, rows, width, pitch, span);                       \
+        act_bwd<Activation::KIND>(dout, pre, dbias, partials, counters, rows, width, pitch, span);                    \
     }
-BIAS_ACT(gelu, GELU)
-BIAS_ACT(gelu_tanh, GELU_TANH)
-BIAS_ACT(relu, RELU)
+ACTIVATION(gelu, GELU)
+ACTIVATION(gelu_tanh, GELU_TANH)
+ACTIVATION(relu, RELU)
 
 KERNEL(LINEAR_THREADS) bias_bwd(const X* dout, float* dbias, float* partials, u32* counters, u32 rows, u32 width, u32 pitch,
                                    u32 span) {
     take_turn();
-    bias_act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, dbias, partials, counters, rows, width, pitch, span);
+    act_bwd<Activation::NONE>(const_cast<X*>(dout), nullptr, dbias, partials, counters, rows, width, pitch, span);
 }
 
-ENTRIES(linear, ENTRY(bias_gelu_fwd), ENTRY(bias_gelu_bwd), ENTRY(bias_gelu_tanh_fwd), ENTRY(bias_gelu_tanh_bwd),
-        ENTRY(bias_relu_fwd), ENTRY(bias_relu_bwd), ENTRY(bias_bwd))
+ENTRIES(linear, ENTRY(gelu_fwd), ENTRY(gelu_bwd), ENTRY(gelu_tanh_fwd), ENTRY(gelu_tanh_bwd), ENTRY(relu_fwd), ENTRY(relu_bwd),
+        ENTRY(bias_bwd))

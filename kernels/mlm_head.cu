@@ -4,7 +4,8 @@
 // dx = scale · weight · (softmax(x) - one_hot(target)), in place.
 // Decomposition: a block a row. One sweep finds the maximum, the running Σ exp (Milakov & Gimelshein 2018), the most probable
 // token and the sample; a second, which finds the row in L2, writes the gradient.
-// Bytes a row, bf16: 2V read, 2V read from L2, 2V written. Bound: memory, beside about 100 instructions for four words of noise.
+// Noise is worth its two logarithms only where a cheap bound on it could win against the best score of the warp so far.
+// Bytes a row, bf16: 2V read, 2V read from L2, 2V written. Bound: memory, and the words of noise.
 // Determinism: each thread takes fixed tokens, threads are combined in order; of equal scores the lowest token wins.
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
@@ -16,6 +17,9 @@ constexpr u32 MLM_THREADS = 512;
 struct Exponentials {
     float highest, sum;
 };
+
+/// e^x: to two units in the last place is enough for bf16.
+DEVICE float exponential(float x) { return sizeof(X) == 2 ? exp2_approx(x * 1.44269504088896341f) : expf(x); }
 
 DEVICE Exponentials merge(Exponentials a, Exponentials b) {
     const float highest = a.highest > b.highest ? a.highest : b.highest;
@@ -38,6 +42,9 @@ DEVICE Exponentials block_merge(Exponentials x, Exponentials* scratch) {
     return total;
 }
 
+/// Not below `gumbel(word)`: with k leading ones 1 - u >= 2^-(k + 1), and -ln u >= 1 - u. The slack is for the two 1e-9.
+DEVICE float most_gumbel(u32 word) { return static_cast<float>(leading_zeros(~word) + 1) * 0.69314718f + 0.03f; }
+
 DEVICE float gumbel(u32 word) { return -logf(-logf(open_unit(word) + 1e-9f) + 1e-9f); }
 
 /// `sampled` null: samples are given elsewhere. `gradient` 0: the logits stay.
@@ -53,26 +60,43 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
     Exponentials seen = {-INFINITE, 0.0f};
     Best highest = {-INFINITE, 0xffffffffu}, drawn = {-INFINITE, 0xffffffffu};
     const bool aligned = rows_are_aligned(pitch);
-    for (u32 first = threadIdx.x * EIGHT; first < vocabulary; first += MLM_THREADS * EIGHT) {
-        const u32 count = columns_left(first, vocabulary);
-        float values[EIGHT];
-        load8(values, x + first, count, aligned && count == EIGHT);
+    float best_of_warp = -INFINITE;
+    for (u32 start = 0; start < vocabulary; start += MLM_THREADS * EIGHT) {  // warps stay together
+        const u32 first = start + threadIdx.x * EIGHT, count = columns_left(first, vocabulary);
+        float values[EIGHT], most = -INFINITE;
+        load8(values, x + (count ? first : 0), count, aligned && count == EIGHT);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            values[i] = i < count ? values[i] : -INFINITE;
+            most = fmaxf(most, values[i]);
+        }
+        if (most > highest.score || highest.index > vocabulary) {
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) {
+                if (i < count) highest = better(highest, Best{values[i], first + i});
+            }
+        }
+        const float now = fmaxf(seen.highest, most), base = now == -INFINITE ? 0.0f : now;
+        seen.sum *= exponential(seen.highest - base);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) seen.sum += exponential(values[i] - base);
+        seen.highest = now;
+        if (!sampled) continue;
+        bool better_now = false;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            Words words = {};
-            if (sampled) words = philox(noise, first / 4 + half, noise_row);
+            const Words words = philox(noise, first / 4 + half, noise_row);
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 token = first + half * 4 + i;
-                if (token >= vocabulary) break;
-                const float value = values[half * 4 + i];
-                highest = better(highest, Best{value, token});
-                seen = merge(seen, Exponentials{value, 1.0f});
-                if (sampled && !(disallow_correct && token == target)) {
-                    drawn = better(drawn, Best{value * inverse_temperature + gumbel(words.w[i]), token});
+                const float score = values[half * 4 + i] * inverse_temperature;
+                if (half * 4 + i < count && score + most_gumbel(words.w[i]) >= best_of_warp && !(disallow_correct && token == target)) {
+                    drawn = better(drawn, Best{score + gumbel(words.w[i]), token});
+                    better_now |= drawn.score > best_of_warp;
                 }
             }
         }
+        if (ballot(better_now)) best_of_warp = warp_max(drawn.score);
     }
     seen = block_merge(seen, reinterpret_cast<Exponentials*>(scratch));
     highest = block_best(highest, reinterpret_cast<Best*>(scratch));
@@ -94,7 +118,7 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
         load8(d, x + first, count, aligned && count == EIGHT);
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) {
-            d[i] = factor * expf(d[i] - seen.highest);
+            d[i] = factor * exponential(d[i] - seen.highest);
             if (first + i == target) d[i] -= share;
         }
         store8(x + first, d, count, aligned && count == EIGHT);

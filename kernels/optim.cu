@@ -52,28 +52,34 @@ KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* 
                             u32 count, u64 n) {
     take_turn();
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
+    if (begin >= n) return;
+    const u32 here = n - begin < 4 ? static_cast<u32>(n - begin) : 4;
     const Update u = *rule;
     const float norm = sqrtf(norm_squared[0]);
     const bool finite = norm - norm == 0.0f;
     const float clip = u.max_norm > 0.0f && norm > u.max_norm ? u.max_norm / norm : 1.0f;
-    const bool first = begin < n && decays(ranges, count, begin), last = begin + 3 < n && decays(ranges, count, begin + 3);
+    float g[4], m4[4], v4[4], p[4];
+    load4(g, grads + begin, here);
+    const float zeros[4] = {};
+    store4(grads + begin, zeros, here);
+    if (!finite) return;
+    load4(m4, m + begin, here);
+    load4(v4, v + begin, here);
+    load4(p, master + begin, here);
+    const bool first = decays(ranges, count, begin), last = decays(ranges, count, begin + here - 1);
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        const u64 i = begin + j;
-        if (i >= n) return;
-        const float g = grads[i] * clip;
-        grads[i] = 0.0f;
-        if (!finite) continue;
         // Ranges are longer than four elements, or the ends of these four would not tell about the middle.
-        const bool decay = first == last ? first : decays(ranges, count, i);
-        const float m_new = u.beta1 * m[i] + (1.0f - u.beta1) * g;
-        const float v_new = u.beta2 * v[i] + (1.0f - u.beta2) * g * g;
-        m[i] = m_new;
-        v[i] = v_new;
-        const float p = master[i] - (decay ? u.decay * master[i] : 0.0f) - u.rate * m_new / (sqrtf(v_new) * u.root + u.eps);
-        master[i] = p;
-        working[i] = from_float<X>(p);
+        const bool decay = first == last ? first : decays(ranges, count, begin + j);
+        g[j] *= clip;
+        m4[j] = u.beta1 * m4[j] + (1.0f - u.beta1) * g[j];
+        v4[j] = u.beta2 * v4[j] + (1.0f - u.beta2) * g[j] * g[j];
+        p[j] = p[j] - (decay ? u.decay * p[j] : 0.0f) - u.rate * m4[j] / (sqrtf(v4[j]) * u.root + u.eps);
     }
+    store4(m + begin, m4, here);
+    store4(v + begin, v4, here);
+    store4(master + begin, p, here);
+    store4(working + begin, p, here);
 }
 
 ENTRIES(optim, ENTRY(norm_squared), ENTRY(adamw))

@@ -392,24 +392,40 @@ fn a_full_disk_is_an_error_that_harms_nothing() {
     );
 }
 
-/// A step stays within what its fusions allow: kernels, and kB of device memory traffic a token of which a tenth may be weights,
-/// optimizer and what the roofline leaves out.
+/// A step stays within what its fusions allow: kernels, and kB of device memory traffic a token, as shares of the roofline that leaves out weights
+/// and optimizer. Around a library's products activations are passes of their own.
 #[test]
 fn a_dry_run_counts_a_gpu_step() {
     let scratch = Scratch::new();
     let (book, out) = (scratch.book(60), scratch.path("out"));
     let small: &[&str] = &["--preset", "small", "--generator", "small", "--batch-size", "128"];
     let base: &[&str] = &["--preset", "base", "--batch-size", "256"];
-    for (sizes, seq_len, most_kernels, roofline) in [(small, 128, 450, 1134.0), (base, 512, 450, 2223.0)] {
-        let common =
-            ["pretrain", "--train", &book, "--output", &out, "--dry-run", "--json", "--device", "cpu"];
+    for (products, sizes, seq_len, most_kernels, roofline, most) in [
+        ("own", small, 128, 450, 1134.0, 1.15),
+        ("own", base, 512, 480, 2223.0, 1.1),
+        ("auto", small, 128, 560, 1134.0, 1.25),
+        ("auto", base, 512, 560, 2223.0, 1.25),
+    ] {
+        let common = [
+            "pretrain",
+            "--train",
+            &book,
+            "--output",
+            &out,
+            "--dry-run",
+            "--json",
+            "--device",
+            "cpu",
+            "--products",
+            products,
+        ];
         let text = succeed(&[&common, sizes].concat());
         let plan: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(plan["config"]["seq-len"], seq_len);
         let kernels = plan["kernels_per_step"].as_u64().unwrap();
         let traffic = plan["kb_per_token"].as_f64().unwrap();
         assert!((300..=most_kernels).contains(&kernels), "{kernels} kernels");
-        assert!((0.8 * roofline..1.1 * roofline).contains(&traffic), "{traffic} kB a token");
+        assert!((0.8 * roofline..most * roofline).contains(&traffic), "{traffic} kB a token");
         let each = plan["kernels"].as_array().unwrap();
         assert_eq!(each.iter().map(|k| k["launches"].as_u64().unwrap()).sum::<u64>(), kernels);
         assert!(!Path::new(&out).exists(), "a dry run writes nothing");

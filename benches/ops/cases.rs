@@ -6,7 +6,7 @@ use elektron::backend::{
     EmbedTables, Float, Sequences, UpdateRule,
 };
 use elektron::model::config::Activation;
-use elektron::rng::{Philox, Site, threshold};
+use elektron::rng::{Philox, Site};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
@@ -52,7 +52,7 @@ pub(super) struct Cases<'a, B: Backend> {
 
 pub(super) fn dropout() -> Dropout {
     let clock = Clock { step: 1, ..Clock::default() };
-    Dropout { threshold: threshold(0.1), scale: 1.0 / 0.9, rng: Philox::new(1), site: Site(9), clock }
+    Dropout::new(0.1, Philox::new(1), Site(9), clock)
 }
 
 /// Bytes of a working value and of an exact one.

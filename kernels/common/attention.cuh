@@ -21,9 +21,8 @@ constexpr u32 VECTOR = 16 / sizeof(X);
 template <u32 HSP>
 constexpr u32 LD = HSP + VECTOR;
 
-/// Rows of the tiles that a backward pass walks over; fewer where registers (128 wide) or shared memory (fp32) are short.
-template <u32 HSP>
-constexpr u32 INNER = (HSP <= 64 ? 64 : 32) / (sizeof(X) / 2);
+/// Rows of the tiles that a backward pass walks over; fewer where shared memory is short (fp32).
+constexpr u32 INNER = 64 / sizeof(X);
 
 /// Mirrors `AttentionArgs` of the launcher.
 struct Attention {
@@ -69,38 +68,32 @@ DEVICE void load_tile(X* tile, const X* from, u64 stride, u32 rows, u32 head_siz
 /// 2^x: to two units in the last place is enough for bf16.
 DEVICE float power_of_2(float x) { return sizeof(X) == 2 ? exp2_approx(x) : exp2f(x); }
 
-/// Index of the dropout word of a head's first key.
+/// Index of the dropout decision about a head's first key.
 DEVICE u32 mask_index(u32 head) { return head << 20; }
 
-/// What the probabilities of a C tile, queries down and keys across, are multiplied with. `row` is the packed row of the tile's first query,
-/// `key` its first key. A block of Philox serves four keys of a row, that is two lanes: each draws one row's and they exchange halves.
-DEVICE void keep_queries_by_keys(float (&keep)[4], const Dropout& d, u32 row, u32 head, u32 key) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-    const bool odd = t % 2;
-    const Words mine = philox(d, (mask_index(head) + key) / 4 + t / 2, row + g + (odd ? 8 : 0));
-    const u32 first = shuffle_xor(odd ? mine.w[0] : mine.w[2], 1);
-    const u32 second = shuffle_xor(odd ? mine.w[1] : mine.w[3], 1);
-    keep[0] = keep_factor(d, odd ? first : mine.w[0]);
-    keep[1] = keep_factor(d, odd ? second : mine.w[1]);
-    keep[2] = keep_factor(d, odd ? mine.w[2] : first);
-    keep[3] = keep_factor(d, odd ? mine.w[3] : second);
+/// Lane t of four holds row t of a 4 × 4 matrix before, column t after.
+DEVICE void transpose_quad(u32 (&w)[4]) {
+    const bool high = lane_id() & 2, odd = lane_id() & 1;
+    const u32 x = shuffle_xor(high ? w[0] : w[2], 2), y = shuffle_xor(high ? w[1] : w[3], 2);
+    (high ? w[0] : w[2]) = x, (high ? w[1] : w[3]) = y;
+    const u32 p = shuffle_xor(odd ? w[0] : w[1], 1), q = shuffle_xor(odd ? w[2] : w[3], 1);
+    (odd ? w[0] : w[1]) = p, (odd ? w[2] : w[3]) = q;
 }
 
-/// The same with keys down and queries across. The four keys of a block are the rows of four lanes: each draws one of the
-/// four blocks that they need (two queries, two halves of the tile) and they exchange words.
-DEVICE void keep_keys_by_queries(float (&keep)[4], const Dropout& d, u32 row, u32 head, u32 key) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4, q = g % 4;
-    const Words mine = philox(d, (mask_index(head) + key) / 4 + g / 4 + q / 2 * 2, row + 2 * t + q % 2);
+/// Which probabilities of two C tiles side by side are kept: bit i of tile n is bit 4n + i. `row` is the packed row of the tiles' first query,
+/// `key` their first key. A block of Philox serves a row of one tile, that is four lanes: each draws one of their four (two rows, two tiles) and
+/// they exchange words.
+DEVICE u32 kept(const Dropout& d, u32 row, u32 head, u32 key) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    Words mine = philox(d, (mask_index(head) + key) / 8 + t / 2, row + g + t % 2 * 8);
+    transpose_quad(mine.w);
+    u32 bits = 0;
 #pragma unroll
-    for (u32 r = 0; r < 4; r++) {
-        const u32 partner = q ^ r;
-        u32 word = mine.w[0];
-#pragma unroll
-        for (u32 i = 1; i < 4; i++) word = partner == i ? mine.w[i] : word;
-        const float factor = keep_factor(d, shuffle_xor(word, r * 4));
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) keep[i] = partner == i ? factor : keep[i];
+    for (u32 i = 0; i < 4; i++) {
+        bits |= keeps_low(d, mine.w[i]) ? 1u << 2 * i : 0;
+        bits |= keeps_high(d, mine.w[i]) ? 2u << 2 * i : 0;
     }
+    return bits;
 }
 
 /// acc (16 × COLS) += A · B over HSP, A's rows and B's columns both rows of tiles in shared memory.

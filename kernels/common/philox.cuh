@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC'11): the same numbers as src/rng.rs, so that every backend drops, masks and samples
+// Philox4x32-7 (Salmon et al., SC'11): the same numbers as src/rng.rs, so that every backend drops, masks and samples
 // alike and nothing is stored for the backward pass.
 #pragma once
 #include "ptx.cuh"
@@ -10,10 +10,13 @@ struct Clock {
     u32 slot0;  // number of the batch's first sequence among all sequences of the step
 };
 
+/// Rounds of the generator: as few as pass BigCrush.
+constexpr u32 ROUNDS = 7;
+
 /// The stream (seed, site, step) and the rule of inverted dropout; mirrors `DropoutArgs` of the launchers, which leave step and row0 to
 /// `at_clock`.
 struct Dropout {
-    u32 threshold;  // an element is dropped when its word is below; 0 switches dropout off
+    u32 threshold;  // an element is dropped when its 16 bits are below; 0 switches dropout off
     float scale;    // 1 / (1 - p)
     u32 key0, key1;
     u32 site, step;
@@ -41,7 +44,7 @@ DEVICE Words philox(const Dropout& d, u32 index, u32 row) {
     u32 c0 = index, c1 = d.row0 + row, c2 = d.site, c3 = d.step;
     u32 k0 = d.key0, k1 = d.key1;
 #pragma unroll
-    for (u32 round = 0; round < 10; round++) {
+    for (u32 round = 0; round < ROUNDS; round++) {
         if (round > 0) k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
         const u32 high0 = mul_high(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
         const u32 high1 = mul_high(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
@@ -53,17 +56,18 @@ DEVICE Words philox(const Dropout& d, u32 index, u32 row) {
     return Words{{c0, c1, c2, c3}};
 }
 
-/// What an element with this word is multiplied with.
-DEVICE float keep_factor(const Dropout& d, u32 word) { return word < d.threshold ? 0.0f : d.scale; }
+/// Whether an element is kept: a block of Philox decides about eight, 16 bits each, the lower half of a word before the upper.
+DEVICE bool keeps_low(const Dropout& d, u32 word) { return (word & 0xffffu) >= d.threshold; }
+DEVICE bool keeps_high(const Dropout& d, u32 word) { return word >> 16 >= d.threshold; }
 
-/// Drops eight elements of a row, from column `col` (a multiple of 4) on.
+/// Drops eight elements of a row, from column `col` (a multiple of 8) on.
 DEVICE void drop8(float (&x)[8], const Dropout& d, u32 row, u32 col) {
     if (d.threshold == 0) return;
-    const Words low = philox(d, col / 4, row), high = philox(d, col / 4 + 1, row);
+    const Words words = philox(d, col / 8, row);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        x[i] *= keep_factor(d, low.w[i]);
-        x[4 + i] *= keep_factor(d, high.w[i]);
+        x[2 * i] *= keeps_low(d, words.w[i]) ? d.scale : 0.0f;
+        x[2 * i + 1] *= keeps_high(d, words.w[i]) ? d.scale : 0.0f;
     }
 }
 

@@ -15,6 +15,8 @@ typedef unsigned long long u64;
 // One block a multiprocessor is enough: the compiler may use every register rather than spill.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 // Two blocks a multiprocessor, one with the wider registers of fp32: while one waits for memory, the other multiplies.
+// As many blocks a multiprocessor, if need be with fewer registers.
+#define KERNEL_RESIDENT(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, sizeof(X) == 2 ? blocks : 1)
 #define KERNEL_PAIRED(threads) extern "C" __global__ void __launch_bounds__(threads, sizeof(X) == 2 ? 2 : 1)
 #define ENTRIES(...)
 #define INFINITE __int_as_float(0x7f800000)

@@ -24,11 +24,17 @@ DEVICE u32 float2_to_bf16x2(float low, float high) {
 /// 2^x.
 DEVICE float exp2_approx(float x) { return ::exp2f(x); }
 
+/// 1 / x, to the last place or so.
+DEVICE float reciprocal_approx(float x) { return 1.0f / x; }
+
 /// Upper half of the 64-bit product.
 DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }
 
 /// Bits that are set.
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+
+/// Zeros above the highest bit that is set; 32 of 0.
+DEVICE u32 leading_zeros(u32 x) { return x ? static_cast<u32>(__builtin_clz(x)) : 32; }
 
 /// A word of global memory that the compiler shall not keep in a register.
 DEVICE u32 load_again(const u32* at) { return *at; }
@@ -84,9 +90,17 @@ DEVICE float exp2_approx(float x) {
     return out;
 }
 
+DEVICE float reciprocal_approx(float x) {
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__popc(x)); }
+
+DEVICE u32 leading_zeros(u32 x) { return static_cast<u32>(__clz(static_cast<int>(x))); }
 
 DEVICE u32 load_again(const u32* at) {
     u32 out;

@@ -9,6 +9,12 @@ DEVICE float warp_sum(float x) {
     return x;
 }
 
+DEVICE float warp_max(float x) {
+#pragma unroll
+    for (u32 d = WARP / 2; d > 0; d /= 2) x = fmaxf(x, shuffle_xor(x, d));
+    return x;
+}
+
 /// The sum over the block's threads, on every thread. `scratch` holds one float a warp and is free on return.
 DEVICE float block_sum(float x, float* scratch) {
     x = warp_sum(x);

@@ -71,5 +71,39 @@ DEVICE void store8(float* p, const float (&x)[EIGHT], u32 count, bool aligned) {
     }
 }
 
+/// x = p[0 .. 4] of floats, in one access where all four exist: `p` is a multiple of four elements.
+DEVICE void load4(float (&x)[4], const float* p, u32 count) {
+    if (count == 4) {
+        const float4 all = *reinterpret_cast<const float4*>(p);
+        x[0] = all.x, x[1] = all.y, x[2] = all.z, x[3] = all.w;
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) x[i] = i < count ? p[i] : 0.0f;
+    }
+}
+
+/// p[0 .. 4] = x, or the first `count` of them.
+DEVICE void store4(float* p, const float (&x)[4], u32 count) {
+    if (count == 4) {
+        *reinterpret_cast<float4*>(p) = float4{x[0], x[1], x[2], x[3]};
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (i < count) p[i] = x[i];
+        }
+    }
+}
+
+DEVICE void store4(bf16* p, const float (&x)[4], u32 count) {
+    if (count == 4) {
+        *reinterpret_cast<uint2*>(p) = uint2{float2_to_bf16x2(x[0], x[1]), float2_to_bf16x2(x[2], x[3])};
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (i < count) p[i] = from_float<bf16>(x[i]);
+        }
+    }
+}
+
 /// How many of the eight elements from column `col` on exist.
 DEVICE u32 columns_left(u32 col, u32 width) { return col >= width ? 0 : min_u32(width - col, EIGHT); }

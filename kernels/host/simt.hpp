@@ -22,6 +22,9 @@ typedef unsigned long long u64;
 struct alignas(16) uint4 {
     u32 x, y, z, w;
 };
+struct alignas(8) uint2 {
+    u32 x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -31,6 +34,7 @@ struct alignas(8) float2 {
 
 #define DEVICE [[maybe_unused]] static inline
 #define KERNEL(threads) static void
+#define KERNEL_RESIDENT(threads, blocks) static void
 #define KERNEL_PAIRED(threads) static void
 #define INFINITE (__builtin_inff())
 #define threadIdx (simt::thread_index())
@@ -132,6 +136,11 @@ template <typename T>
 DEVICE T atomicAdd(T* at, T value) {
     const T before = *at;
     *at = before + value;
+    return before;
+}
+DEVICE u32 atomicAnd(u32* at, u32 value) {
+    const u32 before = *at;
+    *at = before & value;
     return before;
 }
 DEVICE u32 atomicMin(u32* at, u32 value) {

@@ -53,9 +53,9 @@ pub struct Clock {
 /// equal on every backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    /// An element is dropped when its random word is below this; 0 switches dropout off.
+    /// An element is dropped when its 16 random bits ([`Philox::half`]) are below this; 0 switches dropout off.
     pub threshold: u32,
-    /// 1 / (1 - p), applied to what is kept.
+    /// 1 / (1 - threshold / 2¹⁶), applied to what is kept.
     pub scale: f64,
     /// The run's generator.
     pub rng: Philox,
@@ -74,6 +74,12 @@ impl Dropout {
         site: Site(0),
         clock: Clock { step: 0, row0: 0, slot0: 0 },
     };
+
+    /// Drops with probability `p`, to 2⁻¹⁷.
+    pub fn new(p: f64, rng: Philox, site: Site, clock: Clock) -> Self {
+        let threshold = (p * 65_536.0).round().clamp(0.0, 65_535.0);
+        Self { threshold: threshold as u32, scale: 65_536.0 / (65_536.0 - threshold), rng, site, clock }
+    }
 
     /// Whether anything is dropped.
     pub fn is_on(&self) -> bool {

@@ -37,11 +37,11 @@ impl Choice {
 /// Who multiplies matrices on a GPU, as users say it.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Multiply {
-    /// cuBLASLt, and own kernels where they save a pass over memory
+    /// cuBLASLt where it is found, own kernels elsewhere
     Auto,
-    /// cuBLASLt alone, for comparison
+    /// As with cuBLASLt, with or without it
     Library,
-    /// Own kernels alone
+    /// Own kernels
     Own,
 }
 

@@ -100,7 +100,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         ..Choice::new(config.device, config.precision)
     };
     if arguments.dry_run {
-        with_backend(choice, DryRun { config: &config, machine: arguments.json })?;
+        with_backend(choice, DryRun { config: &config, machine: arguments.json, products: choice.products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;

@@ -13,7 +13,7 @@ use crate::backend::{
     AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables, Sequences, WeightGrad,
     Write,
 };
-use crate::rng::{Site, threshold};
+use crate::rng::Site;
 
 /// Where the embedding block's parameters lie.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ impl StepContext {
         if !self.training || p == 0.0 {
             return Dropout::OFF;
         }
-        Dropout { threshold: threshold(p), scale: 1.0 / (1.0 - p), site, ..self.noise }
+        Dropout::new(p, self.noise.rng, site, self.noise.clock)
     }
 }
 

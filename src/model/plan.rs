@@ -5,6 +5,7 @@ use super::acts::{BatchLimits, Counting, DeviceBatch, EncoderActs, MlmActs, Plan
 use super::config::{Architecture, ElectraConfig};
 use super::params::ParamTable;
 use crate::Result;
+use crate::backend::gpu::Products;
 use crate::backend::gpu::driver::tally::{Counter, Tally};
 use crate::backend::{Backend, Gpu};
 use crate::data::Batch;
@@ -88,8 +89,9 @@ pub fn step_tally(
     discriminator: Checkpoint,
     options: Options,
     limits: BatchLimits,
+    products: Products,
 ) -> Result<Tally> {
-    let backend = Gpu::<Counter, half::bf16>::new(Counter::default());
+    let backend = Gpu::<Counter, half::bf16>::new(Counter::default()).with_products(products);
     let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;
     let mut optimizer = AdamW::new(&mut model, AdamWOptions::default())?;
     model.reserve(limits)?;

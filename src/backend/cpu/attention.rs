@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::elementwise::{WORDS, drop_row_from, keep_factors};
+use super::elementwise::{DECIDED, drop_row_from, keep_factors};
 use super::gemm::{Factors, Mat, MatMut, Scratch, matmul};
 use super::linear::bias_bwd;
 use super::real::{Real, lane_sum, maximum, vectorized};
@@ -195,9 +195,9 @@ fn dscores_row<R: Real>(
     p: &mut [R],
     dp: &mut [R],
 ) {
-    let mut keep = [R::ONE; WORDS];
-    for (chunk, (p, dp)) in p.chunks_mut(WORDS).zip(dp.chunks_mut(WORDS)).enumerate() {
-        keep_factors(dropout, row, index + (chunk * WORDS) as u32, &mut keep);
+    let mut keep = [R::ONE; DECIDED];
+    for (chunk, (p, dp)) in p.chunks_mut(DECIDED).zip(dp.chunks_mut(DECIDED)).enumerate() {
+        keep_factors(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
         for ((p, dp), &keep) in p.iter_mut().zip(dp).zip(&keep) {
             let probability = (*p - lse).exp();
             *dp = probability * (*dp * keep - delta) * scale;

@@ -7,8 +7,8 @@ use super::real::{Real, vectorized};
 use crate::backend::Dropout;
 use crate::rng;
 
-/// Numbers that [`Philox::blocks`](rng::Philox::blocks) makes at once.
-pub(super) const WORDS: usize = 4 * rng::LANES;
+/// Elements about which the numbers decide that [`Philox::blocks`](rng::Philox::blocks) makes at once.
+pub(super) const DECIDED: usize = 8 * rng::LANES;
 
 /// Applies the mask of row `row` in place; `row` counts from the batch's first row.
 #[inline(always)]
@@ -16,31 +16,33 @@ pub(super) fn drop_row<R: Real>(dropout: Dropout, row: usize, x: &mut [R]) {
     drop_row_from(dropout, row, 0, x);
 }
 
-/// The same from column `index` (a multiple of 4) on.
+/// The same from column `index` (a multiple of 8) on.
 #[inline(always)]
 pub(super) fn drop_row_from<R: Real>(dropout: Dropout, row: usize, index: u32, x: &mut [R]) {
     if !dropout.is_on() {
         return;
     }
-    let mut keep = [R::ONE; WORDS];
-    for (chunk, x) in x.chunks_mut(WORDS).enumerate() {
-        keep_factors(dropout, row, index + (chunk * WORDS) as u32, &mut keep);
+    let mut keep = [R::ONE; DECIDED];
+    for (chunk, x) in x.chunks_mut(DECIDED).enumerate() {
+        keep_factors(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
         x.iter_mut().zip(&keep).for_each(|(x, &keep)| *x *= keep);
     }
 }
 
 /// What dropout multiplies the elements from column `index` on with: 0 or 1 / (1 - p). Without dropout `keep` stays.
 #[inline(always)]
-pub(super) fn keep_factors<R: Real>(dropout: Dropout, row: usize, index: u32, keep: &mut [R; WORDS]) {
+pub(super) fn keep_factors<R: Real>(dropout: Dropout, row: usize, index: u32, keep: &mut [R; DECIDED]) {
     if !dropout.is_on() {
         return;
     }
     let row = dropout.clock.row0.wrapping_add(row as u32);
     let scale = R::of(dropout.scale);
-    let mut words = [0; WORDS];
-    dropout.rng.blocks(index / 4, row, dropout.site, dropout.clock.step, &mut words);
-    for (keep, &word) in keep.iter_mut().zip(&words) {
-        *keep = if word < dropout.threshold { R::ZERO } else { scale };
+    let mut words = [0; DECIDED / 2];
+    dropout.rng.blocks(index / 8, row, dropout.site, dropout.clock.step, &mut words);
+    // The lower half of a word comes first.
+    let words = words.map(u32::to_le);
+    for (keep, &half) in keep.iter_mut().zip(bytemuck::cast_slice::<u32, u16>(&words)) {
+        *keep = if u32::from(u16::from_le(half)) < dropout.threshold { R::ZERO } else { scale };
     }
 }
 

@@ -4,10 +4,12 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::elementwise::WORDS;
 use super::real::{Real, lane_sum, maximum, sum, vectorized};
 use crate::backend::{Dropout, MlmLoss};
 use crate::rng::{LANES, open_unit};
+
+/// Numbers that [`Philox::blocks`](crate::rng::Philox::blocks) makes at once.
+const WORDS: usize = 4 * LANES;
 
 pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
     let vocabulary = op.vocabulary;

@@ -22,6 +22,39 @@ struct AttentionArgs {
     unused: u32,
 }
 
+/// `Between` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct BetweenArgs {
+    delta: u64,
+    bits: u64,
+    words: u32,
+    /// The structure's size is a multiple of its alignment.
+    unused: u32,
+}
+
+/// `Sums` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct SumsArgs {
+    dbias: u64,
+    partials: u64,
+    counters: u64,
+}
+
+/// Keys of which a word tells whether their probabilities are kept.
+const BITS: usize = 32;
+/// Of `Query` of the kernels.
+const QUERY_BYTES: usize = 16;
+const QUERIES: [&str; 4] = [
+    "attention_bwd_queries_16",
+    "attention_bwd_queries_32",
+    "attention_bwd_queries_64",
+    "attention_bwd_queries_128",
+];
+const KEYS: [&str; 4] =
+    ["attention_bwd_keys_16", "attention_bwd_keys_32", "attention_bwd_keys_64", "attention_bwd_keys_128"];
+
 /// What the kernels are compiled for.
 const HEAD_SIZES: [usize; 4] = [16, 32, 64, 128];
 
@@ -57,9 +90,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     }
 
     /// Rows of the tiles that a backward pass walks over: `INNER` of the kernels.
-    fn inner_rows(head: usize) -> usize {
-        (if head <= 64 { 64 } else { 32 }) / (size_of::<W>() / 2)
-    }
+    const INNER: usize = 64 / size_of::<W>();
 
     pub(super) fn attention_fwd_op(&self, op: AttentionFwd<'_, Self>) -> Result<()> {
         let s = &op.sequences;
@@ -88,29 +119,44 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let s = &op.sequences;
         let which = padded(s.head_size)?;
         let head = HEAD_SIZES[which];
-        let [tiles, heads, sequences] = Self::attention_grid(s)?;
-        let (blocks, rows) = (tiles as usize * sequences as usize, Self::inner_rows(head));
-        let sums = self.workspace(blocks * op.dbias.len())?;
-        let counters = self.counters(2 * s.heads * tree_counters(blocks))?;
-        let kernel = ["attention_bwd_16", "attention_bwd_32", "attention_bwd_64", "attention_bwd_128"][which];
+        let grid = Self::attention_grid(s)?;
+        let blocks = grid[0] as usize * grid[2] as usize;
+        let rows = op.lse.len();
+        let words = if op.dropout.is_on() { s.max_seqlen.div_ceil(BITS) } else { 0 };
+        let [sums, delta, bits] = self.workspaces([blocks * op.dbias.len(), rows, rows * words])?;
+        let between = BetweenArgs {
+            delta: delta.address(),
+            bits: if words > 0 { bits.address() } else { 0 },
+            words: size(words)?,
+            unused: 0,
+        };
+        let sums_of = SumsArgs {
+            dbias: op.dbias.region.address(),
+            partials: sums.address(),
+            counters: self.counters(s.heads * tree_counters(blocks))?.address(),
+        };
         let arguments = [
             op.qkv.into(),
             op.out.into(),
             op.dout.into(),
             op.lse.into(),
+            Argument::of(between),
             (&op.dqkv).into(),
-            (&op.dbias).into(),
-            sums.into(),
-            counters.into(),
+            Argument::of(sums_of),
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];
-        // The tiles, and what a tile of keys keeps of each query.
-        let shared_bytes =
-            2 * Self::tile_bytes(TILE, head) + 2 * Self::tile_bytes(rows, head) + 2 * rows * size_of::<f32>();
+        let tiles = 2 * Self::tile_bytes(TILE, head) + 4 * Self::tile_bytes(Self::INNER, head);
+        let about = 2 * Self::INNER * QUERY_BYTES;
         let (qkv, out) = (op.qkv.region.bytes(), op.out.region.bytes());
-        let bytes = 2 * qkv + 2 * out + 2 * op.lse.region.bytes() + 2 * sums.bytes();
-        let grid = [2 * tiles, heads, sequences];
-        self.launch(("attention_bwd", kernel), grid, THREADS, shared_bytes, bytes, &arguments)
+        let left = op.lse.region.bytes() + delta.bytes() + bits.bytes();
+        let third = (qkv + 2 * sums.bytes()) / 3;
+        for (kernels, shared_bytes, bytes) in [
+            (QUERIES, tiles, qkv + 2 * out + left + third),
+            (KEYS, tiles + about, qkv + out + left + 2 * third),
+        ] {
+            self.launch(("attention_bwd", kernels[which]), grid, THREADS, shared_bytes, bytes, &arguments)?;
+        }
+        Ok(())
     }
 }

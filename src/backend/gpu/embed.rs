@@ -11,6 +11,8 @@ const THREADS: u32 = 128;
 const SCATTER_THREADS: u32 = 256;
 /// Rows of a table that is summed span by span: token types, which all tokens share.
 const FEW: usize = 16;
+/// Words of `Use` of the kernels.
+const USE_WORDS: usize = 4;
 /// No id.
 const NONE: u32 = u32::MAX;
 
@@ -29,10 +31,10 @@ struct TablesArgs {
     beta: u64,
 }
 
-/// `FirstUse` of the kernel.
+/// `Uses` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct FirstUseArgs {
+struct UsesArgs {
     word: u64,
     position: u64,
     token_type: u64,
@@ -43,7 +45,7 @@ struct FirstUseArgs {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ScatterArgs {
     ids: u64,
-    first: u64,
+    uses: u64,
     table: u64,
     entries: u32,
     skip: u32,
@@ -99,15 +101,15 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         // Token types are few: they need no first user.
         let few = entries[2] <= FEW;
         let owned = entries[0] + entries[1] + if few { 0 } else { entries[2] };
-        let all = self.first_use_table(owned)?;
+        let all = self.uses_table(owned)?;
         self.driver.fill(all, 0xFF)?;
-        let (position, token_type) = (entries[0], entries[0] + entries[1]);
-        let first = FirstUseArgs {
-            word: all.address(),
-            position: all.part(4 * position..4 * owned).address(),
-            token_type: if few { 0 } else { all.part(4 * token_type..4 * owned).address() },
+        let from = |entry: usize| all.part(4 * USE_WORDS * entry..all.bytes()).address();
+        let uses = UsesArgs {
+            word: from(0),
+            position: from(entries[0]),
+            token_type: if few { 0 } else { from(entries[0] + entries[1]) },
         };
-        let count = partials(rows);
+        let count = partials(rows, width);
         let sums = self.workspace(count * 2 * width)?;
         self.launch(
             ("embed", kernel),
@@ -121,7 +123,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 op.mean.into(),
                 op.rstd.into(),
                 (&op.dout).into(),
-                Argument::of(first),
+                Argument::of(uses),
                 (&op.dgamma).into(),
                 (&op.dbeta).into(),
                 sums.into(),
@@ -130,16 +132,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 size(width)?.into(),
             ],
         )?;
-        let of = |ids: DeviceSlice<'_, u32>, first, table: Region, entries, skip| {
+        let of = |ids: DeviceSlice<'_, u32>, uses, table: Region, entries, skip| {
             let (ids, table, entries) = (ids.region.address(), table.address(), size(entries)?);
-            Ok(ScatterArgs { ids, first, table, entries, skip })
+            Ok(ScatterArgs { ids, uses, table, entries, skip })
         };
         let skip = op.padding.unwrap_or(NONE);
         self.scatter(
             [
-                of(op.ids, first.word, op.dword.region, entries[0], skip)?,
-                of(op.positions, first.position, op.dposition.region, entries[1], NONE)?,
-                of(op.types, first.token_type, op.dtoken_type.region, entries[2], NONE)?,
+                of(op.ids, uses.word, op.dword.region, entries[0], skip)?,
+                of(op.positions, uses.position, op.dposition.region, entries[1], NONE)?,
+                of(op.types, uses.token_type, op.dtoken_type.region, entries[2], NONE)?,
             ],
             op.dout.region,
             (rows, width),
@@ -161,21 +163,23 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             size(width)?.into(),
             size(span)?.into(),
         ];
-        let shared_bytes = SCATTER_THREADS as usize / 32 * 256 * 4;
+        let warps = SCATTER_THREADS as usize / 32;
+        let shared_bytes = warps * (256 + 1) * 4;
         // Of each table every token's row is read, and at the most as many rows are read and written.
         let bytes = n * width * (3 * size_of::<W>() + 16) + 12 * n;
-        let grid = [size(n.max(few * count))?, 3, 1];
+        let grid = [size(n.div_ceil(warps).max(few * count))?, 3, 1];
         self.launch(("embed", "scatter"), grid, SCATTER_THREADS, shared_bytes, bytes, &arguments)
     }
 
-    fn first_use_table(&self, rows: usize) -> Result<Region> {
-        let mut held = self.first_use.borrow_mut();
-        match held.as_ref().filter(|buf| buf.len >= rows) {
-            Some(buf) => Ok(buf.region(0..rows)),
+    /// `Use` of so many rows of tables.
+    fn uses_table(&self, rows: usize) -> Result<Region> {
+        let (mut held, words) = (self.uses.borrow_mut(), USE_WORDS * rows);
+        match held.as_ref().filter(|buf| buf.len >= words) {
+            Some(buf) => Ok(buf.region(0..words)),
             None => {
                 self.steps.forget(&*self.driver);
-                let buf = held.insert(DeviceBuf::new(&self.driver, rows)?);
-                Ok(buf.region(0..rows))
+                let buf = held.insert(DeviceBuf::new(&self.driver, words)?);
+                Ok(buf.region(0..words))
             }
         }
     }

@@ -50,16 +50,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             let by = ByWeight { rows, inputs, outputs, from: op.inp.region, weight: op.weight.region };
             return self.activated(&by, op.bias.region, (activation, pre.region), op.out.region);
         }
-        product(pre.region, None)?;
+        product(pre.region, Some(op.bias.region))?;
         let kernel = match activation {
-            Activation::Gelu => "bias_gelu_fwd",
-            Activation::GeluTanh => "bias_gelu_tanh_fwd",
-            Activation::Relu => "bias_relu_fwd",
+            Activation::Gelu => "gelu_fwd",
+            Activation::GeluTanh => "gelu_tanh_fwd",
+            Activation::Relu => "relu_fwd",
         };
-        let grid = [blocks(rows * outputs.div_ceil(EIGHT), THREADS)?, 1, 1];
-        let arguments =
-            [(&pre).into(), op.bias.into(), (&op.out).into(), size(rows)?.into(), size(outputs)?.into()];
-        self.launch(("linear", kernel), grid, THREADS, 0, 3 * op.out.region.bytes(), &arguments)
+        let elements = rows * outputs;
+        let grid = [blocks(elements.div_ceil(EIGHT), THREADS)?, 1, 1];
+        let arguments = [(&pre).into(), (&op.out).into(), (elements as u64).into()];
+        self.launch(("linear", kernel), grid, THREADS, 0, 2 * op.out.region.bytes(), &arguments)
     }
 
     pub(super) fn linear_bwd_op(&self, op: LinearBwd<'_, Self>) -> Result<()> {
@@ -127,9 +127,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     ) -> Result<()> {
         let kernel = match activation {
             None => "bias_bwd",
-            Some((Activation::Gelu, _)) => "bias_gelu_bwd",
-            Some((Activation::GeluTanh, _)) => "bias_gelu_tanh_bwd",
-            Some((Activation::Relu, _)) => "bias_relu_bwd",
+            Some((Activation::Gelu, _)) => "gelu_bwd",
+            Some((Activation::GeluTanh, _)) => "gelu_tanh_bwd",
+            Some((Activation::Relu, _)) => "relu_bwd",
         };
         let rows = d.bytes() / (pitch * size_of::<W>());
         let span = span(rows);

@@ -67,8 +67,8 @@ pub struct Gpu<D: Driver, W: Working> {
     workspace: RefCell<Option<DeviceBuf<D, f32>>>,
     /// Zeros: kernels count their blocks here, and leave zeros.
     counters: RefCell<Option<DeviceBuf<D, u32>>>,
-    /// For each row of a table, its first user: as long as the largest table.
-    first_use: RefCell<Option<DeviceBuf<D, u32>>>,
+    /// For each row of the embedding tables, who uses it: grows to what the largest pair of tables needs.
+    uses: RefCell<Option<DeviceBuf<D, u32>>>,
     /// Ranges that decay, as they were last uploaded.
     decayed: RefCell<Option<Decayed<D>>>,
     /// What changes from step to step, and what is done again in each.
@@ -183,7 +183,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             products: Products::default(),
             workspace: RefCell::default(),
             counters: RefCell::default(),
-            first_use: RefCell::default(),
+            uses: RefCell::default(),
             decayed: RefCell::default(),
             steps: step::Steps::default(),
             _working: PhantomData,
@@ -212,6 +212,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             *held = Some(DeviceBuf::new(&self.driver, len)?);
         }
         held.as_ref().map(|buf| buf.region(0..len)).ok_or_else(|| Error::device("there is no workspace"))
+    }
+
+    /// The same in parts.
+    fn workspaces<const N: usize>(&self, lens: [usize; N]) -> Result<[Region; N]> {
+        let mut rest = self.workspace(lens.iter().sum())?;
+        Ok(lens.map(|len| {
+            let part = rest.part(0..4 * len);
+            rest = rest.part(4 * len..rest.bytes());
+            part
+        }))
     }
 
     /// `len` counters at zero.

@@ -8,8 +8,10 @@ use crate::{Error, Result};
 const THREADS: u32 = 128;
 /// Rows that a block takes at a time: a warp each.
 const ROWS: usize = 4;
-/// Blocks of a backward pass at the most: as many partial sums are added up afterwards.
-const PARTIALS: usize = 256;
+/// Blocks of a backward pass at the most: those that an H100 holds at once. Not asked of the device, so that all devices add in the same order.
+const MULTIPROCESSORS: usize = 132;
+/// Blocks of a multiprocessor, by the registers of the kernels for one to four chunks.
+const RESIDENT: [usize; 4] = [6, 4, 3, 2];
 /// Columns that a warp holds in one chunk of registers.
 const CHUNK: usize = 256;
 
@@ -24,8 +26,9 @@ pub(super) fn by_width(kernels: [&'static str; 4], width: usize) -> Result<&'sta
 }
 
 /// Blocks that share `rows` rows in a backward pass: a function of the rows alone, for the same sums everywhere.
-pub(super) fn partials(rows: usize) -> usize {
-    rows.div_ceil(ROWS).clamp(1, PARTIALS)
+pub(super) fn partials(rows: usize, width: usize) -> usize {
+    let resident = RESIDENT[(width.div_ceil(CHUNK).max(1) - 1).min(RESIDENT.len() - 1)];
+    rows.div_ceil(ROWS).clamp(1, MULTIPROCESSORS * resident)
 }
 
 impl<D: Driver, W: Working> Gpu<D, W> {
@@ -60,7 +63,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let (width, rows) = (op.width, op.dx.len() / op.width);
         let kernel =
             by_width(["add_norm_bwd_1", "add_norm_bwd_2", "add_norm_bwd_3", "add_norm_bwd_4"], width)?;
-        let count = partials(rows);
+        let count = partials(rows, width);
         let sums = self.workspace(count * 3 * width)?;
         self.launch(
             ("norm", kernel),

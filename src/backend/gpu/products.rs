@@ -1,8 +1,9 @@
 //! Matrix products: which kernel or library serves which, and the launches of `kernels/gemm.cu`.
 //!
-//! The library (cuBLASLt) serves what it can, unless [`Products::Own`] is asked for. The project's own kernels serve what saves a pass over memory
-//! or a launch: an activation or its derivative in the epilogue, and weight gradients that have too few tiles to fill a GPU on
-//! their own. [`Products::Library`] leaves these to the library as well, with passes of their own around it, for comparison.
+//! Where there is a library (cuBLASLt) it serves everything, with passes of their own for activations: on Hopper it multiplies with `wgmma`, which
+//! is worth more than the pass over memory or the launches that the project's own kernels save with `mma.sync` (`benches/records`).
+//! Without it the project's own kernels take activations and their derivatives into their epilogues, and compute weight gradients that
+//! have too few tiles to fill a GPU together.
 
 use super::driver::gemm::{Tile, own_gemm};
 use super::driver::{Argument, Driver, Gemm, Operand, Region};
@@ -14,12 +15,12 @@ use crate::{Error, Result};
 /// Who multiplies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
-    /// The library, and own kernels where they save a pass or launches.
+    /// The library where there is one, own kernels elsewhere.
     #[default]
     Auto,
-    /// The library alone, where it is there.
+    /// As with a library, on every device: passes of their own around products.
     Library,
-    /// Own kernels alone: the driver and the kernels' compiler are enough.
+    /// Own kernels: the driver and the kernels' compiler are enough.
     Own,
 }
 
@@ -70,7 +71,11 @@ impl<D: Driver, W: Working> Gpu<D, W> {
 
     /// Whether epilogues of the project's own products are used.
     pub(super) fn fuses(&self) -> bool {
-        self.products != Products::Library
+        match self.products {
+            Products::Auto => !self.driver.has_library(),
+            Products::Library => false,
+            Products::Own => true,
+        }
     }
 
     /// A product without an activation.

@@ -12,7 +12,7 @@ use super::{Backend, Clock, Cpu, Dropout, Float, Gpu, Write};
 use crate::Result;
 use crate::data::mask::MaskStyle;
 use crate::model::config::Activation;
-use crate::rng::{Philox, Site, threshold};
+use crate::rng::{Philox, Site};
 
 mod heads;
 mod naive;
@@ -134,14 +134,7 @@ fn dropout(p: f64) -> Dropout {
     if p == 0.0 {
         return Dropout::OFF;
     }
-    let (threshold, scale) = (threshold(p), 1.0 / (1.0 - p));
-    Dropout {
-        threshold,
-        scale,
-        rng: Philox::new(5),
-        site: Site(17),
-        clock: Clock { step: 3, row0: 40, slot0: 7 },
-    }
+    Dropout::new(p, Philox::new(5), Site(17), Clock { step: 3, row0: 40, slot0: 7 })
 }
 
 /// An op with the sizes and options that it is tried with.
@@ -323,6 +316,9 @@ pub fn compare<D: Driver, W: Working>(case: &Case, gpu: &Gpu<D, W>) -> Result<(S
     Ok((SelfTest { op, precision: W::PRECISION.kernels(), error: worst, passed, problem }, got))
 }
 
+/// Results of fewer elements are judged less strictly.
+const FEW: usize = 8;
+
 /// The relative error of a result, or what is wrong with it.
 fn difference(got: &Output, want: &Output, naive: &Output) -> Result<f64, String> {
     let name = got.name;
@@ -344,8 +340,10 @@ fn difference(got: &Output, want: &Output, naive: &Output) -> Result<f64, String
     // A gradient may be exactly zero: then the naive one tells how near is near.
     let unit = if size < 1e-12 { 1.0 } else { size };
     let (error, allowed) = (distance(got) / unit, distance(naive) / unit);
-    // Sums of another order differ by a few units in the last place of fp32.
-    if error <= 2.0 * allowed + 2e-6 {
+    // Sums of another order differ by a few units in the last place of fp32; of a few numbers that cancel (LayerNorm of two has no gradient
+    // but for its epsilon) the naive computation's luck says little.
+    let slack = if want.values.len() < FEW { 1e-5 } else { 2e-6 };
+    if error <= 2.0 * allowed + slack {
         Ok(error)
     } else {
         Err(format!("{name}: error {error:.2e}, that of the naive computation {allowed:.2e}"))

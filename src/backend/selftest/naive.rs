@@ -27,13 +27,13 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
                 lse[(first as usize + q) * heads + head] = highest + total.ln();
                 let keep: Vec<f64> = (0..keys)
                     .map(|k| {
-                        let word = drop.rng.word(
+                        let half = drop.rng.half(
                             ((head as u32) << 20) + k as u32,
                             drop.clock.row0 + first + q as u32,
                             drop.site,
                             drop.clock.step,
                         );
-                        if word < drop.threshold { 0.0 } else { drop.scale }
+                        if half < drop.threshold { 0.0 } else { drop.scale }
                     })
                     .collect();
                 let probability: Vec<f64> =

@@ -6,6 +6,7 @@ use super::super::device::{OnBackend, Place};
 use super::super::print;
 use super::{architecture, models, options};
 use crate::backend::Backend;
+use crate::backend::gpu::Products;
 use crate::config::RunConfig;
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
@@ -64,16 +65,24 @@ pub(super) fn check_memory<B: Backend>(
 pub(super) struct DryRun<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) machine: bool,
+    /// Who multiplies on a GPU.
+    pub(super) products: Products,
 }
 
 impl OnBackend for DryRun<'_> {
     type Output = ();
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
-        dry_run(&backend, self.config, self.machine, place)
+        dry_run(&backend, self.config, self.products, self.machine, place)
     }
 }
 
-fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &Place) -> Result<()> {
+fn dry_run<B: Backend>(
+    backend: &B,
+    config: &RunConfig,
+    products: Products,
+    machine: bool,
+    place: &Place,
+) -> Result<()> {
     let vocab_size = match &config.tokenizer {
         Some(path) => Tokenizer::load(&locate(path, Part::Tokenizer, machine)?)?.vocab_size(),
         None => config.vocab_size,
@@ -84,7 +93,7 @@ fn dry_run<B: Backend>(backend: &B, config: &RunConfig, machine: bool, place: &P
     let table = ParamTable::new(ours, theirs, head, config.share)?;
     let plan = plan(backend, config, (&generator, &discriminator))?;
     let limits = plan.limits;
-    let tally = step_tally(generator.clone(), discriminator.clone(), options(config), limits)?;
+    let tally = step_tally(generator.clone(), discriminator.clone(), options(config), limits, products)?;
     let gpu = tally.total();
     let kb_per_token = |bytes: u64| bytes as f64 / 1e3 / limits.tokens as f64;
     let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;

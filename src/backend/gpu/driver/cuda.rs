@@ -209,11 +209,6 @@ impl Cuda {
         &self.info
     }
 
-    /// Whether products go to cuBLASLt.
-    pub fn has_cublaslt(&self) -> bool {
-        self.cublaslt.is_some()
-    }
-
     /// Which GELU cuBLASLt's epilogue is, `erf` or `tanh`; `None` without the library, or where it computes neither.
     pub fn cublaslt_gelu(&self) -> Result<Option<&'static str>> {
         // Here the two differ by 6 % of the value, and bf16 resolves 0.4 %.
@@ -458,6 +453,10 @@ impl Driver for Cuda {
         }
     }
 
+    fn has_library(&self) -> bool {
+        self.cublaslt.is_some()
+    }
+
     fn memory_used(&self) -> Option<u64> {
         self.memory().ok().map(|(free, total)| total.saturating_sub(free) as u64)
     }
@@ -468,7 +467,7 @@ impl Driver for Cuda {
             "{}, compute capability {major}.{minor}, {} MiB; products by {}",
             self.info.name,
             self.info.memory_bytes >> 20,
-            if self.has_cublaslt() { "cuBLASLt" } else { "this program's own kernel" }
+            if self.has_library() { "cuBLASLt" } else { "this program's own kernel" }
         )
     }
 }

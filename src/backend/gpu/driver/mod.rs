@@ -267,6 +267,10 @@ pub trait Driver: Sized + 'static {
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
     /// Multiplies after everything launched before.
     fn gemm(&self, gemm: &Gemm) -> Result<()>;
+    /// Whether [`Self::gemm`] is a library's, made for the device.
+    fn has_library(&self) -> bool {
+        false
+    }
     /// Bytes of its memory that are in use, by whomever; `None` where nobody counts.
     fn memory_used(&self) -> Option<u64> {
         None

@@ -105,6 +105,10 @@ impl Driver for Counter {
         Ok(())
     }
 
+    fn has_library(&self) -> bool {
+        true
+    }
+
     fn description(&self) -> String {
         "a device that only counts".to_owned()
     }
