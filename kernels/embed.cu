@@ -14,8 +14,8 @@ constexpr u32 EMBED_THREADS = 128;
 constexpr u32 SCATTER_THREADS = 256;
 constexpr u32 SCATTER_WARPS = SCATTER_THREADS / WARP;
 static_assert(SCATTER_THREADS == CHUNK, "a thread sums up one column of a chunk");
-/// Rows that a warp of `scatter` loads before it adds them, and steps of ids.
-constexpr u32 AT_ONCE = 4;
+/// What a warp of `scatter` has under way at a time: rows of the gradient, and steps of ids.
+constexpr u32 ROWS_AT_ONCE = 8, STEPS_AT_ONCE = 4;
 /// Groups of tokens.
 constexpr u32 GROUPS = 64;
 /// With users in more groups than this a row is the whole block's.
@@ -162,37 +162,32 @@ struct Summand {
 DEVICE void add_users(float (&sum)[EIGHT], const Summand& s, u32 begin, u32 end, u32 col) {
     const u32 count = columns_left(col, s.width);
     const bool aligned = rows_are_aligned(s.width);
-    for (u32 start = begin; start < end; start += AT_ONCE * WARP) {
-        u32 users[AT_ONCE];
+    for (u32 start = begin; start < end; start += STEPS_AT_ONCE * WARP) {
+        u32 users[STEPS_AT_ONCE];
 #pragma unroll
-        for (u32 r = 0; r < AT_ONCE; r++) {
+        for (u32 r = 0; r < STEPS_AT_ONCE; r++) {
             const u32 token = start + r * WARP + lane_id();
             users[r] = s.ids[token < end ? token : begin];
         }
 #pragma unroll
-        for (u32 r = 0; r < AT_ONCE; r++) users[r] = ballot(start + r * WARP + lane_id() < end && users[r] == s.id);
-        u32 step = start, left = users[0];
+        for (u32 r = 0; r < STEPS_AT_ONCE; r++) users[r] = ballot(start + r * WARP + lane_id() < end && users[r] == s.id);
 #pragma unroll
-        for (u32 r = 1; r < AT_ONCE + 1; r++) {
-            while (left) {
+        for (u32 r = 0; r < STEPS_AT_ONCE; r++) {
+            for (u32 left = users[r]; left;) {
                 // Several rows are under way at a time: [MASK] alone has a seventh of all tokens. They are added in order.
-                float x[AT_ONCE][EIGHT];
-                bool exists[AT_ONCE];
-                u32 user = begin;
+                float x[ROWS_AT_ONCE][EIGHT];
+                u32 exist = 0, user = begin;
 #pragma unroll
-                for (u32 i = 0; i < AT_ONCE; i++) {
-                    exists[i] = left != 0;
-                    user = exists[i] ? step + __ffs(static_cast<int>(left)) - 1 : user;
+                for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
+                    if (left) user = start + r * WARP + __ffs(static_cast<int>(left)) - 1, exist++;
                     left &= left - 1;
                     load8(x[i], s.rows + static_cast<u64>(user) * s.width + (count ? col : 0), count, aligned && count);
                 }
 #pragma unroll
-                for (u32 i = 0; i < AT_ONCE; i++)
+                for (u32 i = 0; i < ROWS_AT_ONCE; i++)
 #pragma unroll
-                    for (u32 j = 0; j < EIGHT; j++) sum[j] += exists[i] ? x[i][j] : 0.0f;
+                    for (u32 j = 0; j < EIGHT; j++) sum[j] += i < exist ? x[i][j] : 0.0f;
             }
-            step += WARP;
-            left = r < AT_ONCE ? users[r] : 0;
         }
     }
 }
@@ -224,7 +219,7 @@ DEVICE float sum_of_warps(const float (&sum)[EIGHT], float* scratch) {
 DEVICE u32 groups_of(const Use& use) { return GROUPS - popcount(use.absent[0]) - popcount(use.absent[1]); }
 
 /// A warp a token, those of a block far from each other: the first users of rows that many use lie side by side.
-DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
+DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width, u32 col0) {
     const u32 blocks = ceil_div(n, SCATTER_WARPS);
     if (blockIdx.x >= blocks) return;
     float* scratch = reinterpret_cast<float*>(shared_memory());             // (SCATTER_WARPS, 256)
@@ -234,18 +229,17 @@ DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
     const Use use = s.uses[id];
     const bool mine = token < n && use.first == token && id != s.skip, alone = groups_of(use) <= ALONE;
     if (lane_id() == 0) busy[warp_id()] = mine && !alone;
+    const u32 col = col0 + lane_id() * EIGHT;
     if (mine && alone) {
-        for (u32 col = lane_id() * EIGHT; col < ceil_div(width, CHUNK) * CHUNK; col += CHUNK) {
-            float sum[EIGHT] = {}, before[EIGHT];
-            add_groups(sum, {s.ids, rows, n, width, id}, use, 0, GROUPS, col);
-            const u32 count = columns_left(col, width);
-            const bool whole = rows_are_aligned(width) && count;
-            float* to = s.table + static_cast<u64>(id) * width + (count ? col : 0);
-            load8(before, to, count, whole);
+        float sum[EIGHT] = {}, before[EIGHT];
+        add_groups(sum, {s.ids, rows, n, width, id}, use, 0, GROUPS, col);
+        const u32 count = columns_left(col, width);
+        const bool whole = rows_are_aligned(width) && count;
+        float* to = s.table + static_cast<u64>(id) * width + (count ? col : 0);
+        load8(before, to, count, whole);
 #pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) sum[i] += before[i];
-            if (count) store8(to, sum, count, whole);
-        }
+        for (u32 i = 0; i < EIGHT; i++) sum[i] += before[i];
+        if (count) store8(to, sum, count, whole);
     }
     __syncthreads();  // every warp has said whether its row is the block's
     for (u32 w = 0; w < SCATTER_WARPS; w++) {
@@ -253,42 +247,39 @@ DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width) {
         const u32 shared_id = s.ids[blockIdx.x + w * blocks];
         const Use users = s.uses[shared_id];
         const u32 groups = groups_of(users), first = warp_id() * groups / SCATTER_WARPS, last = (warp_id() + 1) * groups / SCATTER_WARPS;
-        for (u32 col0 = 0; col0 < width; col0 += CHUNK) {
-            float sum[EIGHT] = {};
-            add_groups(sum, {s.ids, rows, n, width, shared_id}, users, first, last, col0 + lane_id() * EIGHT);
-            const float total = sum_of_warps(sum, scratch);
-            if (col0 + threadIdx.x < width) s.table[static_cast<u64>(shared_id) * width + col0 + threadIdx.x] += total;
-        }
+        float sum[EIGHT] = {};
+        add_groups(sum, {s.ids, rows, n, width, shared_id}, users, first, last, col);
+        const float total = sum_of_warps(sum, scratch);
+        if (col0 + threadIdx.x < width) s.table[static_cast<u64>(shared_id) * width + col0 + threadIdx.x] += total;
     }
 }
 
 /// A block a row of the table and a span of tokens; partials (spans, entries, width).
-DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
+DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span, u32 col0) {
     const u32 entry = blockIdx.x % s.entries, index = blockIdx.x / s.entries, count = ceil_div(n, span);
     if (index >= count) return;
     const u32 begin = index * span, end = min_u32(begin + span, n);
     const u64 stride = static_cast<u64>(s.entries) * width;
-    float* own = partials + static_cast<u64>(entry) * width;
+    float* own = partials + static_cast<u64>(entry) * width + col0;
     const u32 share = ceil_div(end - begin, SCATTER_WARPS), first = begin + warp_id() * share, last = min_u32(first + share, end);
-    for (u32 col0 = 0; col0 < width; col0 += CHUNK) {
-        float sum[EIGHT] = {};
-        add_users(sum, {s.ids, rows, n, width, entry}, first, last, col0 + lane_id() * EIGHT);
-        const float total = sum_of_warps(sum, reinterpret_cast<float*>(shared_memory()));
-        if (col0 + threadIdx.x < width) own[index * stride + col0 + threadIdx.x] = total;
-    }
-    float* table = s.table + static_cast<u64>(entry) * width;
-    add_over_blocks(own, width, stride, index, count, counters + entry * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
-                    [&](u32 c, float total) { table[c] += total; });
+    float sum[EIGHT] = {};
+    add_users(sum, {s.ids, rows, n, width, entry}, first, last, col0 + lane_id() * EIGHT);
+    const float of_thread = sum_of_warps(sum, reinterpret_cast<float*>(shared_memory()));
+    if (col0 + threadIdx.x < width) own[index * stride + threadIdx.x] = of_thread;
+    float* table = s.table + static_cast<u64>(entry) * width + col0;
+    add_over_blocks(own, min_u32(CHUNK, width - col0), stride, index, count, counters + (blockIdx.z * s.entries + entry) * tree_counters(count),
+                    reinterpret_cast<u32*>(shared_memory()), [&](u32 c, float total) { table[c] += total; });
 }
 
-/// grid (blocks, tables): all tables at once.
+/// grid (blocks, tables, chunks of columns): all tables at once.
 KERNEL(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
     take_turn();
     const Scatter s = blockIdx.y == 0 ? all.of[0] : blockIdx.y == 1 ? all.of[1] : all.of[2];
+    const u32 col0 = blockIdx.z * CHUNK;
     if (!s.uses) {
-        scatter_few(s, rows, partials, counters, n, width, span);
+        scatter_few(s, rows, partials, counters, n, width, span, col0);
     } else {
-        scatter_rows(s, rows, n, width);
+        scatter_rows(s, rows, n, width, col0);
     }
 }
 

@@ -33,19 +33,27 @@ DEVICE void act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* c
     const u32 first = blockIdx.y * span, end = min_u32(first + span, rows);
     const bool whole = aligned && count == EIGHT;
     float sums[EIGHT] = {};
-    for (u32 row = first + warp_id(); row < end && count; row += LINEAR_WARPS) {
-        const u64 at = static_cast<u64>(row) * pitch + col;
-        float d[EIGHT];
-        load8(d, dout + at, count, whole);
-        if (A != Activation::NONE) {
-            float x[EIGHT];
-            load8(x, pre + at, count, whole);
+    // Two rows are under way at a time.
+    for (u32 row = first + warp_id(); row < end && count; row += 2 * LINEAR_WARPS) {
+        float d[2][EIGHT], x[2][EIGHT];
+        const bool more = row + LINEAR_WARPS < end;
+        const u64 at[2] = {static_cast<u64>(row) * pitch + col, static_cast<u64>(more ? row + LINEAR_WARPS : row) * pitch + col};
 #pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) d[i] = rounded<X>(d[i] * derivative(A, x[i]));
-            store8(dout + at, d, count, whole);
+        for (u32 r = 0; r < 2; r++) {
+            load8(d[r], dout + at[r], count, whole);
+            if (A != Activation::NONE) load8(x[r], pre + at[r], count, whole);
         }
 #pragma unroll
-        for (u32 i = 0; i < EIGHT; i++) sums[i] += d[i];
+        for (u32 r = 0; r < 2; r++) {
+            if (r && !more) break;
+            if (A != Activation::NONE) {
+#pragma unroll
+                for (u32 i = 0; i < EIGHT; i++) d[r][i] = rounded<X>(d[r][i] * derivative(A, x[r][i]));
+                store8(dout + at[r], d[r], count, whole);
+            }
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) sums[i] += d[r][i];
+        }
     }
     float* scratch = reinterpret_cast<float*>(shared_memory());  // (LINEAR_WARPS, 256)
 #pragma unroll

@@ -1,7 +1,7 @@
 // The optimizer over flat buffers: global gradient norm, AdamW with the clip factor applied on the way, working copy written, gradients zeroed.
 //
 // Decomposition: the norm by blocks over fixed spans (their number depends on the length alone), the last of them over the partial
-// sums; AdamW a thread four elements. Bytes a parameter: norm 4 read; AdamW 16 read, 16 + sizeof X written. Bound: memory.
+// sums; AdamW a thread four elements. Bytes a parameter: norm 4 read; AdamW 16 1/8 read, 16 + sizeof X written. Bound: memory.
 // A norm that is not finite leaves everything but the gradients as it was: the caller reads the norm and decides.
 // Determinism: fixed spans, fixed trees.
 #include "common/reduce.cuh"
@@ -34,22 +34,9 @@ struct Update {
     float max_norm;  // 0: no clipping
 };
 
-/// Whether element `i` decays: `ranges` holds begin, end of `count` ascending ranges.
-DEVICE bool decays(const u64* ranges, u32 count, u64 i) {
-    u32 low = 0, high = count;  // the first range that ends after i
-    while (low < high) {
-        const u32 middle = (low + high) / 2;
-        if (ranges[2 * middle + 1] > i) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    return low < count && ranges[2 * low] <= i;
-}
-
-KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, const Update* rule, const u64* ranges,
-                            u32 count, u64 n) {
+/// `decayed`: a bit per element, whether it decays.
+KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, const Update* rule, const u32* decayed,
+                            u64 n) {
     take_turn();
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
     if (begin >= n) return;
@@ -66,15 +53,13 @@ KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* 
     load4(m4, m + begin, here);
     load4(v4, v + begin, here);
     load4(p, master + begin, here);
-    const bool first = decays(ranges, count, begin), last = decays(ranges, count, begin + here - 1);
+    const u32 decays = decayed[begin / 32] >> begin % 32;
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        // Ranges are longer than four elements, or the ends of these four would not tell about the middle.
-        const bool decay = first == last ? first : decays(ranges, count, begin + j);
         g[j] *= clip;
         m4[j] = u.beta1 * m4[j] + (1.0f - u.beta1) * g[j];
         v4[j] = u.beta2 * v4[j] + (1.0f - u.beta2) * g[j] * g[j];
-        p[j] = p[j] - (decay ? u.decay * p[j] : 0.0f) - u.rate * m4[j] / (sqrtf(v4[j]) * u.root + u.eps);
+        p[j] = p[j] - (decays >> j & 1 ? u.decay * p[j] : 0.0f) - u.rate * m4[j] / (sqrtf(v4[j]) * u.root + u.eps);
     }
     store4(m + begin, m4, here);
     store4(v + begin, v4, here);

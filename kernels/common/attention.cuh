@@ -48,17 +48,17 @@ DEVICE const X* operand(const X* qkv, const Task& k, u32 which, u32 row, u32 hea
 
 /// ROWS × HSP from global to shared memory, rows `stride` apart; what lies beyond `rows` or the head is 0. Asynchronous where rows
 /// allow 16-byte accesses: the caller commits and waits.
-template <u32 ROWS, u32 HSP>
+template <u32 ROWS, u32 HSP, u32 THREADS = ATTENTION_THREADS>
 DEVICE void load_tile(X* tile, const X* from, u64 stride, u32 rows, u32 head_size) {
     if (head_size % VECTOR == 0) {
         constexpr u32 ACROSS = HSP / VECTOR;
-        for (u32 i = threadIdx.x; i < ROWS * ACROSS; i += ATTENTION_THREADS) {
+        for (u32 i = threadIdx.x; i < ROWS * ACROSS; i += THREADS) {
             const u32 row = i / ACROSS, col = i % ACROSS * VECTOR;
             const bool exists = row < rows && col < head_size;
             cp_async16(tile + row * LD<HSP> + col, exists ? from + row * stride + col : from, exists ? 16 : 0);
         }
     } else {
-        for (u32 i = threadIdx.x; i < ROWS * HSP; i += ATTENTION_THREADS) {
+        for (u32 i = threadIdx.x; i < ROWS * HSP; i += THREADS) {
             const u32 row = i / HSP, col = i % HSP;
             tile[row * LD<HSP> + col] = row < rows && col < head_size ? from[row * stride + col] : from_float<X>(0.0f);
         }

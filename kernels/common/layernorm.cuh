@@ -74,12 +74,15 @@ DEVICE void finish_column_sums(const float (&sums)[COUNT][CHUNKS][EIGHT], u32 wi
 #pragma unroll
             for (u32 s = 0; s < COUNT; s++)
 #pragma unroll
-                for (u32 j = 0; j < CHUNKS; j++)
+                for (u32 j = 0; j < CHUNKS; j++) {
+                    const u32 col = chunk_column(j), count = columns_left(col, width);
+                    if (count == 0) continue;
+                    float total[EIGHT] = {};
+                    if (w) load8(total, scratch + s * width + col, count, rows_are_aligned(width));
 #pragma unroll
-                    for (u32 i = 0; i < EIGHT; i++) {
-                        const u32 col = chunk_column(j) + i;
-                        if (col < width) scratch[s * width + col] = (w ? scratch[s * width + col] : 0.0f) + sums[s][j][i];
-                    }
+                    for (u32 i = 0; i < EIGHT; i++) total[i] += sums[s][j][i];
+                    store8(scratch + s * width + col, total, count, rows_are_aligned(width));
+                }
         }
         __syncthreads();  // one warp after the other adds: the order of the sum is fixed
     }

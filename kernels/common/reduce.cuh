@@ -73,35 +73,76 @@ DEVICE bool last_block(u32* counter, u32 count, u32* word) {
     return last;
 }
 
-/// first[0] + first[stride] + … of `count` numbers that other blocks wrote, in order; eight loads are under way at a time.
-DEVICE float column_sum(const float* first, u32 count, u64 stride) {
-    float sum = 0.0f;
+/// Blocks whose sums are added up before others'; mirrored by the launchers.
+constexpr u32 GROUP = 16;
+
+/// Counters of `add_over_blocks`: one a group of each level.
+DEVICE u32 tree_counters(u32 count) {
+    u32 counters = 0;
+    do {
+        count = ceil_div(count, GROUP);
+        counters += count;
+    } while (count > 1);
+    return counters;
+}
+
+/// total += first[0] + first[stride] + … of `count` rows that other blocks wrote, in order, eight loads under way at a time: of one
+/// column, or of four side by side.
+DEVICE void column_sums(float (&total)[1], const float* first, u32 count, u64 stride) {
     for (u32 p = 0; p < count; p += 8) {
         float x[8];
 #pragma unroll
         for (u32 i = 0; i < 8; i++) x[i] = load_fresh(first + (p + i < count ? p + i : 0) * stride);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) sum += p + i < count ? x[i] : 0.0f;
+        for (u32 i = 0; i < 8; i++) total[0] += p + i < count ? x[i] : 0.0f;
     }
-    return sum;
+}
+DEVICE void column_sums(float (&total)[4], const float* first, u32 count, u64 stride) {
+    for (u32 p = 0; p < count; p += 8) {
+        float4 x[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) x[i] = load4_fresh(first + (p + i < count ? p + i : 0) * stride);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            if (p + i < count) total[0] += x[i].x, total[1] += x[i].y, total[2] += x[i].z, total[3] += x[i].w;
+        }
+    }
 }
 
-/// Blocks whose sums are added up before others'; mirrored by the launchers.
-constexpr u32 GROUP = 16;
-
-/// Counters of `add_over_blocks`.
-DEVICE u32 tree_counters(u32 count) { return 1 + ceil_div(count, GROUP); }
+/// One group's rows: their sums to the first of them, or to `add` where there is no other group. COLUMNS a thread at a time.
+template <u32 COLUMNS, typename Add>
+DEVICE void add_group(float* first, u32 width, u64 stride, u32 members, bool top, const Add& add) {
+    for (u32 c = threadIdx.x * COLUMNS; c < width; c += blockDim.x * COLUMNS) {
+        float total[COLUMNS] = {};
+        column_sums(total, first + c, members, stride);
+#pragma unroll
+        for (u32 i = 0; i < COLUMNS; i++) {
+            if (top) {
+                add(c + i, total[i]);
+            } else {
+                first[c + i] = total[i];
+            }
+        }
+    }
+}
 
 /// Adds up the column sums of `count` blocks, in the same order every time: of every GROUP blocks the last to get here adds their
-/// rows, of the groups the last adds the groups' (one block alone would wait for memory as often as there are rows). Each
+/// rows, of every GROUP groups the last the groups', and so on (one block alone would wait for memory as often as there are rows). Each
 /// block calls it once its own row sums[index · stride + c], c < width, is written; one block's threads call add(c, total). `counters`
 /// are zeros, and are zeros again at the end; `word` is a free word of shared memory.
 template <typename Add>
 DEVICE void add_over_blocks(float* sums, u32 width, u64 stride, u32 index, u32 count, u32* counters, u32* word, Add add) {
-    const u32 group = index / GROUP, groups = ceil_div(count, GROUP), members = min_u32(GROUP, count - group * GROUP);
-    if (!last_block(counters + 1 + group, members, word)) return;
-    float* first = sums + group * GROUP * stride;
-    for (u32 c = threadIdx.x; c < width; c += blockDim.x) first[c] = column_sum(first + c, members, stride);
-    if (!last_block(counters, groups, word)) return;
-    for (u32 c = threadIdx.x; c < width; c += blockDim.x) add(c, column_sum(sums + c, groups, GROUP * stride));
+    const bool aligned = width % 4 == 0 && stride % 4 == 0 && reinterpret_cast<u64>(sums) % 16 == 0;
+    while (true) {
+        const u32 group = index / GROUP, groups = ceil_div(count, GROUP), members = min_u32(GROUP, count - group * GROUP);
+        if (!last_block(counters + group, members, word)) return;
+        float* first = sums + group * GROUP * stride;
+        if (aligned) {
+            add_group<4>(first, width, stride, members, groups == 1, add);
+        } else {
+            add_group<1>(first, width, stride, members, groups == 1, add);
+        }
+        if (groups == 1) return;
+        counters += groups, index = group, count = groups, stride *= GROUP;
+    }
 }

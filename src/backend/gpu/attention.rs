@@ -1,6 +1,6 @@
 //! Launches `kernels/attention_fwd.cu` and `kernels/attention_bwd.cu`.
 
-use super::driver::{Argument, Driver};
+use super::driver::{Argument, Driver, Region};
 use super::{Gpu, Working, blocks, size, tree_counters};
 use crate::backend::{AttentionBwd, AttentionFwd, Sequences};
 use crate::{Error, Result};
@@ -54,6 +54,11 @@ const QUERIES: [&str; 4] = [
 ];
 const KEYS: [&str; 4] =
     ["attention_bwd_keys_16", "attention_bwd_keys_32", "attention_bwd_keys_64", "attention_bwd_keys_128"];
+
+/// Tokens of the longest sequence that one block keeps whole in a backward pass, and the kernels for it, in bf16.
+const SHORT: usize = 128;
+const SHORT_KERNELS: [Option<&str>; 4] =
+    [None, Some("attention_bwd_short_32"), Some("attention_bwd_short_64"), None];
 
 /// What the kernels are compiled for.
 const HEAD_SIZES: [usize; 4] = [16, 32, 64, 128];
@@ -116,9 +121,53 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     }
 
     pub(super) fn attention_bwd_op(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
+        let which = padded(op.sequences.head_size)?;
+        match SHORT_KERNELS[which] {
+            Some(kernel) if size_of::<W>() == 2 && op.sequences.max_seqlen <= SHORT => {
+                self.short_bwd(op, kernel, HEAD_SIZES[which])
+            }
+            _ => self.long_bwd(op, which),
+        }
+    }
+
+    /// A block a sequence and head.
+    fn short_bwd(&self, op: AttentionBwd<'_, Self>, kernel: &'static str, head: usize) -> Result<()> {
         let s = &op.sequences;
-        let which = padded(s.head_size)?;
-        let head = HEAD_SIZES[which];
+        let sequences = s.key_len.len();
+        let sums = self.workspace(sequences * op.dbias.len())?;
+        let arguments = [
+            op.qkv.into(),
+            op.out.into(),
+            op.dout.into(),
+            op.lse.into(),
+            (&op.dqkv).into(),
+            self.sums_args(&op, sums, sequences)?,
+            Self::geometry(s)?,
+            self.dropout_args(op.dropout)?,
+        ];
+        // Queries, gradients, keys and values; dS of half the queries; lse, delta and bits of each query; column sums of dQ.
+        let shared_bytes = 4 * Self::tile_bytes(SHORT, head)
+            + Self::tile_bytes(SHORT, SHORT / 2)
+            + SHORT * (8 + SHORT / 8)
+            + 4 * head * size_of::<f32>();
+        let bytes =
+            2 * op.qkv.region.bytes() + 2 * op.out.region.bytes() + op.lse.region.bytes() + 2 * sums.bytes();
+        let grid = [1, size(s.heads)?, size(sequences)?];
+        self.launch(("attention_bwd", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
+    }
+
+    /// Where the blocks of a head add up the column sums of dqkv.
+    fn sums_args(&self, op: &AttentionBwd<'_, Self>, partials: Region, blocks: usize) -> Result<Argument> {
+        Ok(Argument::of(SumsArgs {
+            dbias: op.dbias.region.address(),
+            partials: partials.address(),
+            counters: self.counters(op.sequences.heads * tree_counters(blocks))?.address(),
+        }))
+    }
+
+    /// A block a tile of queries, then a block a tile of keys.
+    fn long_bwd(&self, op: AttentionBwd<'_, Self>, which: usize) -> Result<()> {
+        let (s, head) = (&op.sequences, HEAD_SIZES[which]);
         let grid = Self::attention_grid(s)?;
         let blocks = grid[0] as usize * grid[2] as usize;
         let rows = op.lse.len();
@@ -130,11 +179,6 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             words: size(words)?,
             unused: 0,
         };
-        let sums_of = SumsArgs {
-            dbias: op.dbias.region.address(),
-            partials: sums.address(),
-            counters: self.counters(s.heads * tree_counters(blocks))?.address(),
-        };
         let arguments = [
             op.qkv.into(),
             op.out.into(),
@@ -142,7 +186,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             op.lse.into(),
             Argument::of(between),
             (&op.dqkv).into(),
-            Argument::of(sums_of),
+            self.sums_args(&op, sums, blocks)?,
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];

@@ -2,7 +2,7 @@
 
 use super::driver::{Argument, Driver, Region};
 use super::linear::span;
-use super::norm::{by_width, partials};
+use super::norm::{CHUNK, by_width, partials};
 use super::{DeviceBuf, DeviceSlice, Gpu, Working, blocks, size, tree_counters};
 use crate::Result;
 use crate::backend::{EmbedBwd, EmbedFwd, EmbedTables};
@@ -152,22 +152,22 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     fn scatter(&self, all: [ScatterArgs; 3], rows: Region, (n, width): (usize, usize)) -> Result<()> {
         let few = all[2].entries as usize;
         let span = span(n);
-        let count = n.div_ceil(span);
+        let (count, chunks) = (n.div_ceil(span), width.div_ceil(CHUNK));
         let sums = self.workspace(count * few * width)?;
         let arguments = [
             Argument::of(all),
             rows.into(),
             sums.into(),
-            self.counters(few * tree_counters(count))?.into(),
+            self.counters(few * chunks * tree_counters(count))?.into(),
             size(n)?.into(),
             size(width)?.into(),
             size(span)?.into(),
         ];
         let warps = SCATTER_THREADS as usize / 32;
-        let shared_bytes = warps * (256 + 1) * 4;
+        let shared_bytes = warps * (CHUNK + 1) * 4;
         // Of each table every token's row is read, and at the most as many rows are read and written.
         let bytes = n * width * (3 * size_of::<W>() + 16) + 12 * n;
-        let grid = [size(n.div_ceil(warps).max(few * count))?, 3, 1];
+        let grid = [size(n.div_ceil(warps).max(few * count))?, 3, size(chunks)?];
         self.launch(("embed", "scatter"), grid, SCATTER_THREADS, shared_bytes, bytes, &arguments)
     }
 

@@ -171,7 +171,8 @@ fn size(n: usize) -> Result<u32> {
 /// Counters with which the sums of `count` blocks are added up: `tree_counters` of `kernels/common/reduce.cuh`.
 fn tree_counters(count: usize) -> usize {
     const GROUP: usize = 16;
-    1 + count.div_ceil(GROUP)
+    let groups = count.div_ceil(GROUP);
+    groups + if groups > 1 { tree_counters(groups) } else { 0 }
 }
 
 impl<D: Driver, W: Working> Gpu<D, W> {

@@ -13,7 +13,7 @@ const MULTIPROCESSORS: usize = 132;
 /// Blocks of a multiprocessor, by the registers of the kernels for one to four chunks.
 const RESIDENT: [usize; 4] = [6, 4, 3, 2];
 /// Columns that a warp holds in one chunk of registers.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 
 /// The kernel that is compiled for rows this wide.
 pub(super) fn by_width(kernels: [&'static str; 4], width: usize) -> Result<&'static str> {

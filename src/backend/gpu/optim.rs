@@ -10,6 +10,8 @@ use crate::backend::{AdamW, UpdateRule};
 const THREADS: u32 = 256;
 /// Partial sums of the norm at the most; a span is a multiple of the block.
 const PARTIALS: usize = 1024;
+/// Of a word.
+const BITS: usize = 32;
 
 /// `Update` of the kernel.
 #[repr(C)]
@@ -77,7 +79,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn adamw_op(&self, op: AdamW<'_, Self>) -> Result<()> {
         let n = op.grads.len();
         let update = self.update_at(op.rule.into())?;
-        let ranges = self.decayed_ranges(op.decayed)?;
+        let decayed = self.decayed_bits(op.decayed, n)?;
         self.launch(
             ("optim", "adamw"),
             [blocks(n.div_ceil(4), THREADS)?, 1, 1],
@@ -92,22 +94,25 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 (&op.working).into(),
                 op.norm_squared.into(),
                 update.into(),
-                ranges.into(),
-                size(op.decayed.len())?.into(),
+                decayed.into(),
                 (n as u64).into(),
             ],
         )
     }
 
-    /// Begin and end of each range as u64, uploaded when they change.
-    fn decayed_ranges(&self, ranges: &[Range<usize>]) -> Result<Region> {
-        let mut held = self.decayed.borrow_mut();
-        if let Some((before, buf)) = held.as_ref().filter(|(before, _)| before == ranges) {
-            return Ok(buf.region(0..4 * before.len()));
+    /// A bit for each of `n` elements, whether a range holds it; uploaded when the ranges change. (Threads that looked for their range
+    /// waited longer for that than for all else: loads return in the order in which they were asked for.)
+    fn decayed_bits(&self, ranges: &[Range<usize>], n: usize) -> Result<Region> {
+        let (mut held, len) = (self.decayed.borrow_mut(), n.div_ceil(BITS));
+        if let Some((_, buf)) = held.as_ref().filter(|(before, buf)| before == ranges && buf.len == len) {
+            return Ok(buf.region);
         }
-        let words: Vec<u64> = ranges.iter().flat_map(|r| [r.start as u64, r.end as u64]).collect();
-        let buf = DeviceBuf::new(&self.driver, 2 * words.len())?;
-        if !words.is_empty() {
+        let mut words = vec![0u32; len];
+        for i in ranges.iter().flat_map(|range| range.start..range.end.min(n)) {
+            words[i / BITS] |= 1 << (i % BITS);
+        }
+        let buf = DeviceBuf::new(&self.driver, len)?;
+        if len > 0 {
             self.driver.upload(bytemuck::cast_slice(&words), buf.region)?;
         }
         let region = buf.region;

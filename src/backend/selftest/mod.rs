@@ -189,12 +189,17 @@ impl Case {
                     cases.push(Self::Norm { rows, width, p, residual });
                 }
             }
+            // As many blocks as are added up in three levels.
+            cases.push(Self::Norm { rows: 1100, width: 12, p, residual: true });
             for (lengths, heads, head_size) in [
                 (vec![(1, 1)], 1, 4),
                 (vec![(5, 5), (3, 2), (7, 4)], 2, 3),
                 (vec![(63, 63), (0, 0), (65, 64)], 2, 16),
                 (vec![(70, 65), (64, 64)], 1, 32),
+                (vec![(128, 128), (127, 100), (0, 0), (17, 17)], 2, 64),
+                (vec![(66, 60), (1, 1)], 1, 40),
                 (vec![(130, 129)], 1, 64),
+                (vec![(140, 133), (5, 5)], 1, 32),
                 (vec![(66, 66)], 1, 80),
                 (vec![(33, 33), (67, 1)], 1, 128),
             ] {
