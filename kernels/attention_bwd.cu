@@ -2,6 +2,7 @@
 //
 // With P = exp(S - lse), D the dropout factors, dP = (dO Vᵀ) ∘ D and delta = rowsum(dO ∘ O):
 //   dV = (P ∘ D)ᵀ dO,   dS = P ∘ (dP - delta),   dQ = dS K / √HS,   dK = dSᵀ Q / √HS.
+// D is 0 or one and the same factor, which is taken out of dV, dS and delta and comes back with the results.
 // Decomposition: two kernels, and one for sequences of up to 128 tokens (below). Queries: a block 64 of them, walking over the keys; it leaves delta and which probabilities are kept for the
 // other. Keys and values: a block 64 of them, walking over the queries. Scores are computed in both: 7 products instead of 5, but
 // every gradient has one writer and no atomic addition is needed. Tiles are transposed in the second (keys down), so probabilities pass from
@@ -19,7 +20,7 @@ struct Saved {
     const float* lse;
 };
 
-/// What the queries' kernel leaves for the keys': delta (N, heads), and bits (N, heads, words), one for each key: whether its probability is kept.
+/// What the queries' kernel leaves for the keys': delta without the factor (N, heads), and bits (N, heads, words), one for each key: whether its probability is kept.
 /// `bits` is null without dropout.
 struct Between {
     float* delta;
@@ -108,6 +109,7 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
         float sum = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
         sum += shuffle_xor(sum, 1);
         sum += shuffle_xor(sum, 2);
+        sum /= dropout.scale;
         row_lse[half] = exists ? s.lse[at] * LOG2E : INFINITE;
         row_delta[half] = sum;
         if (exists && t == 0) between.delta[at] = sum;
@@ -123,22 +125,25 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
         float p[COLS / 8][4] = {}, ds[COLS / 8][4] = {};
         multiply_rows<HSP, COLS>(p, queries + warp_id() * 16 * LD<HSP>, key_rows);
         multiply_rows<HSP, COLS>(ds, gradients + warp_id() * 16 * LD<HSP>, value_rows);
-        u32 of_row[2] = {};
-#pragma unroll
-        for (u32 n = 0; n < COLS / 8; n += 2) {
-            const u32 bits = dropout.threshold ? kept(dropout, k.first + warp_row, k.head, k0 + n * 8) : ~0u;
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                const u32 tile = n + i / 4, half = i % 4 / 2, column = tile * 8 + 2 * t + i % 2;
-                const float probability = k0 + column < k.keys ? power_of_2(p[tile][i % 4] * scale - row_lse[half]) : 0.0f;
-                float& d = ds[tile][i % 4];
-                d = probability * ((bits >> i & 1 ? d * dropout.scale : 0.0f) - row_delta[half]);
-                of_row[half] |= (bits >> i & 1) << (k0 + column) % BITS;
-            }
-        }
+        hide_columns<COLS>(p, k.keys - k0);
         if (dropout.threshold) {
+            u32 of_row[2] = {};
+#pragma unroll
+            for (u32 n = 0; n < COLS / 8; n += 2) {
+                const Words words = decisions(dropout, k.first + warp_row, k.head, k0 + n * 8);
+#pragma unroll
+                for (u32 c = 0; c < 4; c++) {
+                    const u32 tile = n + c / 2, half = c % 2;
+                    const bool low = keeps_low(dropout, words.w[c]), high = keeps_high(dropout, words.w[c]);
+                    float* d = ds[tile] + half * 2;
+                    d[0] = low ? d[0] : 0.0f;
+                    d[1] = high ? d[1] : 0.0f;
+                    of_row[half] |= ((low ? 1u : 0u) | (high ? 2u : 0u)) << tile * 8;
+                }
+            }
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
+                of_row[half] <<= k0 % BITS + 2 * t;
                 of_row[half] |= shuffle_xor(of_row[half], 1);
                 of_row[half] |= shuffle_xor(of_row[half], 2);
             }
@@ -150,13 +155,18 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
                 *to = k0 % BITS ? *to | own : own;
             }
         }
+#pragma unroll
+        for (u32 n = 0; n < COLS / 8; n++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) ds[n][i] = power_of_2(p[n][i] * scale - row_lse[i / 2]) * (ds[n][i] - row_delta[i / 2]);
         multiply_registers<HSP, COLS>(dq, ds, key_rows);
     }
     cp_async_wait<0>();  // copies may not outlive the block
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
-    store_rows<HSP>(dq, a.scale, a.scale, to, stride, warp_row, k.rows, a.head_size);
+    const float factor = a.scale * dropout.scale;
+    store_rows<HSP>(dq, factor, factor, to, stride, warp_row, k.rows, a.head_size);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns<HSP>(dq, a.scale, reinterpret_cast<float*>(queries), sums, a.head_size);
+    sum_columns<HSP>(dq, factor, reinterpret_cast<float*>(queries), sums, a.head_size);
 }
 
 template <u32 HSP>
@@ -216,6 +226,7 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
         float p[ROWS / 8][4] = {}, ds[ROWS / 8][4] = {};
         multiply_rows<HSP, ROWS>(p, keys + warp_id() * 16 * LD<HSP>, query_rows);
         multiply_rows<HSP, ROWS>(ds, values + warp_id() * 16 * LD<HSP>, gradient_rows);
+        hide_rows<ROWS>(p, k.keys > warp_key ? k.keys - warp_key : 0);
 #pragma unroll
         for (u32 n = 0; n < ROWS / 8; n++)
 #pragma unroll
@@ -225,9 +236,9 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     float &x = p[n][2 * half + i], &d = ds[n][2 * half + i];
-                    const float probability = warp_key + g + half * 8 < k.keys ? power_of_2(x * scale - query.lse) : 0.0f;
+                    const float probability = power_of_2(x * scale - query.lse);
                     const bool keep = bits >> half * 8 & 1;
-                    d = probability * ((keep ? d * dropout.scale : 0.0f) - query.delta);
+                    d = probability * ((keep ? d : 0.0f) - query.delta);
                     x = keep ? probability : 0.0f;
                 }
             }
@@ -237,10 +248,11 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
     }
     cp_async_wait<0>();  // copies may not outlive the block
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
-    store_rows<HSP>(dk, a.scale, a.scale, to + k.channels, stride, warp_key, k.rows, a.head_size);
+    const float factor = a.scale * dropout.scale;
+    store_rows<HSP>(dk, factor, factor, to + k.channels, stride, warp_key, k.rows, a.head_size);
     store_rows<HSP>(dv, dropout.scale, dropout.scale, to + 2 * k.channels, stride, warp_key, k.rows, a.head_size);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns<HSP>(dk, a.scale, reinterpret_cast<float*>(keys), sums, a.head_size);
+    sum_columns<HSP>(dk, factor, reinterpret_cast<float*>(keys), sums, a.head_size);
     sum_columns<HSP>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
 }
 
@@ -329,7 +341,7 @@ DEVICE void load_whole(const Whole<HSP>& w, const Saved& s, const Attention& a, 
         float delta = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
         delta += shuffle_xor(delta, 1);
         delta += shuffle_xor(delta, 2);
-        if (threadIdx.x % 4 == 0) w.about[row] = float2{exists ? s.lse[at] * LOG2E : INFINITE, delta};
+        if (threadIdx.x % 4 == 0) w.about[row] = float2{exists ? s.lse[at] * LOG2E : INFINITE, delta / dropout.scale};
     }
     if (dropout.threshold) {
         for (u32 i = threadIdx.x; i < SHORT * KEY_BYTES; i += SHORT_THREADS) {
@@ -360,6 +372,7 @@ DEVICE void add_queries(float (&dk)[HSP / 8][4], float (&dv)[HSP / 8][4], const 
         float p[FEW / 8][4] = {}, ds[FEW / 8][4] = {};
         multiply_rows<HSP, FEW>(p, w.keys + warp_key * LD<HSP>, w.queries + q * LD<HSP>);
         multiply_rows<HSP, FEW>(ds, w.values + warp_key * LD<HSP>, w.gradients + q * LD<HSP>);
+        hide_rows<FEW>(p, k.keys > warp_key ? k.keys - warp_key : 0);
 #pragma unroll
         for (u32 n = 0; n < FEW / 8; n++) {
 #pragma unroll
@@ -370,9 +383,9 @@ DEVICE void add_queries(float (&dk)[HSP / 8][4], float (&dv)[HSP / 8][4], const 
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     float &x = p[n][2 * half + i], &d = ds[n][2 * half + i];
-                    const float probability = warp_key + g + half * 8 < k.keys ? power_of_2(x * scale - about.x) : 0.0f;
+                    const float probability = power_of_2(x * scale - about.x);
                     const bool keep = bits >> half * 8 & 1;
-                    d = probability * ((keep ? d * dropout.scale : 0.0f) - about.y);
+                    d = probability * ((keep ? d : 0.0f) - about.y);
                     x = keep ? probability : 0.0f;
                 }
             }
@@ -408,6 +421,7 @@ DEVICE void attention_bwd_whole(const Saved& s, X* dqkv, const Attention& a, con
     const Whole<HSP> w = whole<HSP>();
     load_whole(w, s, a, dropout, k);
     const u64 stride = 3 * k.channels;
+    const float factor = a.scale * dropout.scale;
     const u32 down = warp_id() % DOWN * 16, across = warp_id() / DOWN * ACROSS;
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
     float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
@@ -429,14 +443,14 @@ DEVICE void attention_bwd_whole(const Saved& s, X* dqkv, const Attention& a, con
                 mma(dq[n / 8 + 1], left, right[1]);
             }
         }
-        warp_columns(dq, a.scale, q0, w.sums + warp_id() % DOWN * HSP + across);
-        if (across < a.head_size) store_rows<ACROSS>(dq, a.scale, a.scale, to + across, stride, q0 + down, k.rows, a.head_size - across);
+        warp_columns(dq, factor, q0, w.sums + warp_id() % DOWN * HSP + across);
+        if (across < a.head_size) store_rows<ACROSS>(dq, factor, factor, to + across, stride, q0 + down, k.rows, a.head_size - across);
     }
-    store_rows<HSP>(dk, a.scale, a.scale, to + k.channels, stride, warp_id() * 16, k.rows, a.head_size);
+    store_rows<HSP>(dk, factor, factor, to + k.channels, stride, warp_id() * 16, k.rows, a.head_size);
     store_rows<HSP>(dv, dropout.scale, dropout.scale, to + 2 * k.channels, stride, warp_id() * 16, k.rows, a.head_size);
     __syncthreads();  // all have read the tiles: sums may take their place
     float* scratch = reinterpret_cast<float*>(w.queries);  // (SHORT_WARPS, 2, HSP): of dK and dV
-    warp_columns(dk, a.scale, false, scratch + warp_id() * 2 * HSP);
+    warp_columns(dk, factor, false, scratch + warp_id() * 2 * HSP);
     warp_columns(dv, dropout.scale, false, scratch + (warp_id() * 2 + 1) * HSP);
     __syncthreads();  // every warp's sums are written
     for (u32 c = threadIdx.x; c < 3 * HSP; c += SHORT_THREADS) {

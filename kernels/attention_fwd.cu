@@ -39,18 +39,17 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
         if (next < k.keys) load_tile<TILE, HSP>(keys, operand(qkv, k, 1, next, a.head_size), stride, k.keys - next, a.head_size);
         cp_async_commit();
 
-        float highest[2] = {m[0], m[1]};
+        hide_columns<TILE>(s, k.keys - k0);
+        float highest[2] = {-INFINITE, -INFINITE};
 #pragma unroll
         for (u32 n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                s[n][i] = k0 + n * 8 + 2 * t + i % 2 < k.keys ? s[n][i] * scale : -INFINITE;
-                highest[i / 2] = fmaxf(highest[i / 2], s[n][i]);
-            }
+            for (u32 i = 0; i < 4; i++) highest[i / 2] = fmaxf(highest[i / 2], s[n][i]);
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             highest[half] = fmaxf(highest[half], shuffle_xor(highest[half], 1));
             highest[half] = fmaxf(highest[half], shuffle_xor(highest[half], 2));
+            highest[half] = fmaxf(m[half], highest[half] * scale);
             const float rescale = power_of_2(m[half] - highest[half]);  // 0 for the first tile
             m[half] = highest[half];
             l[half] *= rescale;
@@ -59,13 +58,20 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
         }
 #pragma unroll
         for (u32 n = 0; n < TILE / 8; n += 2) {
-            const u32 bits = dropout.threshold ? kept(dropout, k.first + warp_row, k.head, k0 + n * 8) : ~0u;
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 float& p = s[n + i / 4][i % 4];
-                p = power_of_2(p - m[i % 4 / 2]);
+                p = power_of_2(p * scale - m[i % 4 / 2]);
                 l[i % 4 / 2] += p;
-                p = bits >> i & 1 ? p : 0.0f;
+            }
+            if (dropout.threshold) {
+                const Words words = decisions(dropout, k.first + warp_row, k.head, k0 + n * 8);
+#pragma unroll
+                for (u32 c = 0; c < 4; c++) {
+                    float *p = s[n + c / 2] + c % 2 * 2;
+                    p[0] = keeps_low(dropout, words.w[c]) ? p[0] : 0.0f;
+                    p[1] = keeps_high(dropout, words.w[c]) ? p[1] : 0.0f;
+                }
             }
         }
         cp_async_wait<1>();

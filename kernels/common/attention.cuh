@@ -80,20 +80,34 @@ DEVICE void transpose_quad(u32 (&w)[4]) {
     (odd ? w[0] : w[1]) = p, (odd ? w[2] : w[3]) = q;
 }
 
-/// Which probabilities of two C tiles side by side are kept: bit i of tile n is bit 4n + i. `row` is the packed row of the tiles' first query,
-/// `key` their first key. A block of Philox serves a row of one tile, that is four lanes: each draws one of their four (two rows, two tiles) and
-/// they exchange words.
-DEVICE u32 kept(const Dropout& d, u32 row, u32 head, u32 key) {
+/// What decides about the probabilities of two C tiles side by side: word c is of tile c / 2 and the row g + c % 2 · 8, its lower half of the
+/// lane's first column, its upper half of the second. `row` is the packed row of the tiles' first query, `key` their first key. A block of Philox
+/// serves a row of one tile, that is four lanes: each draws one of their four (two rows, two tiles) and they exchange words.
+DEVICE Words decisions(const Dropout& d, u32 row, u32 head, u32 key) {
     const u32 g = lane_id() / 4, t = lane_id() % 4;
-    Words mine = philox(d, (mask_index(head) + key) / 8 + t / 2, row + g + t % 2 * 8);
-    transpose_quad(mine.w);
-    u32 bits = 0;
+    Words words = philox(d, (mask_index(head) + key) / 8 + t / 2, row + g + t % 2 * 8);
+    transpose_quad(words.w);
+    return words;
+}
+
+/// Scores of keys that do not exist: `columns` of them do.
+template <u32 COLS>
+DEVICE void hide_columns(float (&s)[COLS / 8][4], u32 columns) {
+    if (columns >= COLS) return;
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        bits |= keeps_low(d, mine.w[i]) ? 1u << 2 * i : 0;
-        bits |= keeps_high(d, mine.w[i]) ? 2u << 2 * i : 0;
-    }
-    return bits;
+    for (u32 n = 0; n < COLS / 8; n++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) s[n][i] = n * 8 + lane_id() % 4 * 2 + i % 2 < columns ? s[n][i] : -INFINITE;
+}
+
+/// The same where keys are rows.
+template <u32 COLS>
+DEVICE void hide_rows(float (&s)[COLS / 8][4], u32 rows) {
+    if (rows >= 16) return;
+#pragma unroll
+    for (u32 n = 0; n < COLS / 8; n++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) s[n][i] = lane_id() / 4 + i / 2 * 8 < rows ? s[n][i] : -INFINITE;
 }
 
 /// acc (16 × COLS) += A · B over HSP, A's rows and B's columns both rows of tiles in shared memory.
