@@ -486,7 +486,9 @@ DEVICE void attention_bwd_short(const Saved& s, X* dqkv, const Sums& sums, const
     KERNEL_RESIDENT(SHORT_THREADS, 2) attention_bwd_short_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, Sums sums,  \
                                                                 Attention a, Dropout dropout) {                                             \
         take_turn();                                                                                                                       \
-        attention_bwd_short<HSP>({qkv, out, dout, lse}, dqkv, sums, a, at_clock(dropout));                                                  \
+        at_head_size<HSP>(a, [&](const Attention& known) {                                                                                  \
+            attention_bwd_short<HSP>({qkv, out, dout, lse}, dqkv, sums, known, at_clock(dropout));                                          \
+        });                                                                                                                                \
     }
 ATTENTION_BWD_SHORT(32)
 ATTENTION_BWD_SHORT(64)
@@ -496,7 +498,9 @@ ATTENTION_BWD_SHORT(64)
     KERNEL_RESIDENT(ATTENTION_THREADS, BLOCKS) attention_bwd_##NAME##_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,    \
                                                                              Between between, X* dqkv, Sums sums, Attention a, Dropout dropout) { \
         take_turn();                                                                                                                       \
-        attention_bwd<HSP, OF_KEYS>({qkv, out, dout, lse}, between, dqkv, sums, a, at_clock(dropout));                                      \
+        at_head_size<HSP>(a, [&](const Attention& known) {                                                                                  \
+            attention_bwd<HSP, OF_KEYS>({qkv, out, dout, lse}, between, dqkv, sums, known, at_clock(dropout));                              \
+        });                                                                                                                                \
     }
 ATTENTION_BWD(queries, false, 16, 4)
 ATTENTION_BWD(queries, false, 32, 4)

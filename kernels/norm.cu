@@ -91,25 +91,29 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const 
     finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counters);
 }
 
-#define NORM(CHUNKS)                                                                                                      \
+#define NORM(CHUNKS, BLOCKS)                                                                                                      \
     KERNEL(NORM_THREADS) add_norm_fwd_##CHUNKS(X* x, const X* residual, Dropout dropout, const u32* numbers,               \
                                                const X* gamma, const X* beta, float eps, X* y, float* mean, float* rstd,  \
                                                u32 rows, u32 width) {                                                     \
         take_turn();                                                                                                      \
-        add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), numbers, gamma, beta, eps, y, mean, rstd, rows, width);       \
+        at_width<CHUNKS>(width, [&](u32 known) {                                                                           \
+            add_norm_fwd<CHUNKS>(x, residual, at_clock(dropout), numbers, gamma, beta, eps, y, mean, rstd, rows, known);    \
+        });                                                                                                               \
     }                                                                                                                     \
-    KERNEL(NORM_THREADS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const u32* numbers, const X* gamma,            \
+    KERNEL_RESIDENT(NORM_THREADS, BLOCKS) add_norm_bwd_##CHUNKS(const X* h, Dropout dropout, const u32* numbers, const X* gamma,            \
                                                const float* mean, const float* rstd, const X* dy, X* dx, X* dresidual,    \
                                                float* dgamma, float* dbeta, float* dbias, float* partials, u32* counters, \
                                                u32 rows, u32 width) {                                                     \
         take_turn();                                                                                                      \
-        add_norm_bwd<CHUNKS>(h, dropout, numbers, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,    \
-                             rows, width);                                                                                 \
+        at_width<CHUNKS>(width, [&](u32 known) {                                                                           \
+            add_norm_bwd<CHUNKS>(h, dropout, numbers, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,   \
+                                 rows, known);                                                                             \
+        });                                                                                                               \
     }
-NORM(1)
-NORM(2)
-NORM(3)
-NORM(4)
+NORM(1, 6)
+NORM(2, 4)
+NORM(3, 3)
+NORM(4, 2)
 
 ENTRIES(norm, ENTRY(add_norm_fwd_1), ENTRY(add_norm_fwd_2), ENTRY(add_norm_fwd_3), ENTRY(add_norm_fwd_4),
         ENTRY(add_norm_bwd_1), ENTRY(add_norm_bwd_2), ENTRY(add_norm_bwd_3), ENTRY(add_norm_bwd_4))

@@ -31,6 +31,17 @@ struct Attention {
     float scale;  // 1 / sqrt(head size)
 };
 
+/// body(a): where heads need no padding, as in most models, with a size that the compiler knows.
+template <u32 HSP, typename Body>
+DEVICE void at_head_size(Attention a, const Body& body) {
+    if (HSP == 64 && a.head_size == HSP) {
+        a.head_size = HSP;
+        body(a);
+    } else {
+        body(a);
+    }
+}
+
 /// This block's sequence and head.
 struct Task {
     u32 first, rows, keys, head, channels;

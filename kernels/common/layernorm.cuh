@@ -9,7 +9,20 @@
 
 constexpr u32 CHUNK = WARP * EIGHT;
 
+/// body(width): where the chunks are full, as in most models, with a width that the compiler knows.
+template <u32 CHUNKS, typename Body>
+DEVICE void at_width(u32 width, const Body& body) {
+    if (width == CHUNKS * CHUNK) {
+        body(CHUNKS * CHUNK);
+    } else {
+        body(width);
+    }
+}
+
 DEVICE u32 chunk_column(u32 chunk) { return chunk * CHUNK + lane_id() * EIGHT; }
+
+/// 1 / √x: to two units in the last place is enough for bf16.
+DEVICE float reciprocal_root(float x) { return sizeof(X) == 2 ? reciprocal_root_approx(x) : 1.0f / sqrtf(x); }
 
 /// Mean and reciprocal standard deviation; the variance takes a second pass over the registers, as E[x²] - E[x]² cancels.
 template <u32 CHUNKS>
@@ -28,7 +41,7 @@ DEVICE float2 row_statistics(const float (&x)[CHUNKS][EIGHT], u32 width, float e
             const float centred = x[j][i] - mean;
             if (chunk_column(j) + i < width) squares += centred * centred;
         }
-    return float2{mean, 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + eps)};
+    return float2{mean, reciprocal_root(warp_sum(squares) / static_cast<float>(width) + eps)};
 }
 
 /// dh = rstd · (dy γ - mean(dy γ) - x̂ · mean(dy γ x̂)) with x̂ = (h - mean) · rstd, in place of dy; adds dy x̂ and dy to the

@@ -26,6 +26,8 @@ DEVICE float exp2_approx(float x) { return ::exp2f(x); }
 
 /// 1 / x, to the last place or so.
 DEVICE float reciprocal_approx(float x) { return 1.0f / x; }
+/// 1 / √x, likewise.
+DEVICE float reciprocal_root_approx(float x) { return 1.0f / ::sqrtf(x); }
 
 /// Upper half of the 64-bit product.
 DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a) * b) >> 32); }
@@ -93,6 +95,12 @@ DEVICE float exp2_approx(float x) {
 DEVICE float reciprocal_approx(float x) {
     float out;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
+DEVICE float reciprocal_root_approx(float x) {
+    float out;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 }
 
