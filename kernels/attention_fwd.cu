@@ -95,7 +95,7 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
 #define ATTENTION_FWD(HSP)                                                                                                   \
     KERNEL_RESIDENT(ATTENTION_THREADS, HSP <= 64 ? 4 : 2) attention_fwd_##HSP(const X* qkv, X* out, float* lse, Attention a, Dropout dropout) {          \
         take_turn();                                                                                                         \
-        at_head_size<HSP>(a, [&](const Attention& known) { attention_fwd<HSP>(qkv, out, lse, known, at_clock(dropout)); });    \
+        attention_fwd<HSP>(qkv, out, lse, known_head<HSP>(a), at_clock(dropout));                                             \
     }
 ATTENTION_FWD(16)
 ATTENTION_FWD(32)

@@ -31,15 +31,11 @@ struct Attention {
     float scale;  // 1 / sqrt(head size)
 };
 
-/// body(a): where heads need no padding, as in most models, with a size that the compiler knows.
-template <u32 HSP, typename Body>
-DEVICE void at_head_size(Attention a, const Body& body) {
-    if (HSP == 64 && a.head_size == HSP) {
-        a.head_size = HSP;
-        body(a);
-    } else {
-        body(a);
-    }
+/// Kernels for heads of up to 64 serve those of 64 alone, which most models have: the compiler knows that they need no padding.
+template <u32 HSP>
+DEVICE Attention known_head(Attention a) {
+    if (HSP == 64) a.head_size = HSP;
+    return a;
 }
 
 /// This block's sequence and head.
@@ -63,8 +59,10 @@ template <u32 ROWS, u32 HSP, u32 THREADS = ATTENTION_THREADS>
 DEVICE void load_tile(X* tile, const X* from, u64 stride, u32 rows, u32 head_size) {
     if (head_size % VECTOR == 0) {
         constexpr u32 ACROSS = HSP / VECTOR;
-        for (u32 i = threadIdx.x; i < ROWS * ACROSS; i += THREADS) {
-            const u32 row = i / ACROSS, col = i % ACROSS * VECTOR;
+#pragma unroll
+        for (u32 j = 0; j < ceil_div(ROWS * ACROSS, THREADS); j++) {
+            const u32 i = j * THREADS + threadIdx.x, row = i / ACROSS, col = i % ACROSS * VECTOR;
+            if (ROWS * ACROSS % THREADS && i >= ROWS * ACROSS) break;
             const bool exists = row < rows && col < head_size;
             cp_async16(tile + row * LD<HSP> + col, exists ? from + row * stride + col : from, exists ? 16 : 0);
         }

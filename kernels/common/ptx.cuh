@@ -54,7 +54,12 @@ DEVICE T shuffle_xor(T value, u32 lane_mask) {
 DEVICE u32 ballot(bool predicate) { return simt::ballot(ALL_LANES, predicate); }
 
 /// 16 bytes from global to shared memory, arriving at a later `cp_async_wait`; zeros where `bytes` is 0.
-DEVICE void cp_async16(void* shared, const void* global, u32 bytes) { simt::async_copy(shared, global, bytes); }
+DEVICE void cp_async16(void* shared, const void* global, u32 bytes) { simt::async_copy(shared, global, 16, bytes); }
+/// The same of SIZE (4 or 8) bytes, through the multiprocessor's own cache.
+template <u32 SIZE>
+DEVICE void cp_async(void* shared, const void* global, bool exists) {
+    simt::async_copy(shared, global, SIZE, exists ? SIZE : 0);
+}
 DEVICE void cp_async_commit() { simt::async_commit(); }
 /// Waits until at most `PENDING` of this thread's committed groups are under way.
 template <u32 PENDING>
@@ -141,6 +146,11 @@ DEVICE u32 shared_address(const void* shared) { return static_cast<u32>(__cvta_g
 
 DEVICE void cp_async16(void* shared, const void* global, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
+}
+template <u32 SIZE>
+DEVICE void cp_async(void* shared, const void* global, bool exists) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(exists ? SIZE : 0), "n"(SIZE)
                  : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -20,7 +20,8 @@ enum class State : u8 { READY, BARRIER, MEETING, DONE };
 struct Copy {
     void* to;
     const void* from;
-    u32 bytes;
+    u32 size;
+    u32 bytes;  // that exist; the others are zeros
     u32 group;
 };
 
@@ -265,12 +266,12 @@ const u8* meet(u32 mask, u32 kind, const void* mine, size_t size, size_t stride)
     return slots;
 }
 
-void async_copy(void* shared, const void* global, u32 bytes) {
+void async_copy(void* shared, const void* global, u32 size, u32 bytes) {
     Fiber& fiber = *scheduler().running;
-    if (reinterpret_cast<uintptr_t>(shared) % 16 || (bytes && reinterpret_cast<uintptr_t>(global) % 16)) {
-        fail("an asynchronous copy of 16 bytes from or to an address that is no multiple of 16");
+    if (reinterpret_cast<uintptr_t>(shared) % size || (bytes && reinterpret_cast<uintptr_t>(global) % size)) {
+        fail("an asynchronous copy from or to an address that is no multiple of its size");
     }
-    fiber.copies.push_back({shared, global, bytes, fiber.group});
+    fiber.copies.push_back({shared, global, size, bytes, fiber.group});
 }
 
 void async_commit() { scheduler().running->group++; }
@@ -283,7 +284,7 @@ void async_wait(u32 pending) {
             later.push_back(copy);
             continue;
         }
-        std::memset(copy.to, 0, 16);
+        std::memset(copy.to, 0, copy.size);
         std::memcpy(copy.to, copy.from, copy.bytes);
     }
     fiber.copies.swap(later);

@@ -57,7 +57,7 @@ u8* shared_memory();
 void barrier();
 /// Hands `size` bytes to the other lanes of `mask` and waits for theirs; lane i's lie at result + i * stride. `kind` must agree.
 const u8* meet(u32 mask, u32 kind, const void* mine, size_t size, size_t stride);
-void async_copy(void* shared, const void* global, u32 bytes);
+void async_copy(void* shared, const void* global, u32 size, u32 bytes);
 void async_commit();
 void async_wait(u32 pending);
 void take_turn();

@@ -1,4 +1,4 @@
-//! Launches `kernels/attention_fwd.cu` and `kernels/attention_bwd.cu`.
+//! Launches `kernels/attention_fwd.cu`, `kernels/attention_bwd.cu` and, for short sequences, `kernels/attention_short.cu`.
 
 use super::driver::{Argument, Driver, Region};
 use super::{Gpu, Working, blocks, size, tree_counters};
@@ -26,7 +26,7 @@ struct AttentionArgs {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct BetweenArgs {
-    delta: u64,
+    rows: u64,
     bits: u64,
     words: u32,
     /// The structure's size is a multiple of its alignment.
@@ -44,7 +44,7 @@ struct SumsArgs {
 
 /// Keys of which a word tells whether their probabilities are kept.
 const BITS: usize = 32;
-/// Of `Query` of the kernels.
+/// What the keys' kernel holds of each query: two floats and two words.
 const QUERY_BYTES: usize = 16;
 const QUERIES: [&str; 4] = [
     "attention_bwd_queries_16",
@@ -60,12 +60,15 @@ const SHORT: usize = 128;
 const SHORT_KERNELS: [Option<&str>; 4] =
     [None, Some("attention_bwd_short_32"), Some("attention_bwd_short_64"), None];
 
+/// The size that its kernels take for granted: smaller heads go to the next larger kernels.
+const EXACT: usize = 64;
+
 /// What the kernels are compiled for.
 const HEAD_SIZES: [usize; 4] = [16, 32, 64, 128];
 
 /// Which of [`HEAD_SIZES`] a head is padded to.
 fn padded(head_size: usize) -> Result<usize> {
-    HEAD_SIZES.iter().position(|&size| head_size <= size).ok_or_else(|| {
+    HEAD_SIZES.iter().position(|&size| head_size <= size && (size != EXACT || head_size == size)).ok_or_else(|| {
         Error::config(format!(
             "the GPU kernels have heads of up to 128 elements, this model's have {head_size}: use --device cpu"
         ))
@@ -153,7 +156,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let bytes =
             2 * op.qkv.region.bytes() + 2 * op.out.region.bytes() + op.lse.region.bytes() + 2 * sums.bytes();
         let grid = [1, size(s.heads)?, size(sequences)?];
-        self.launch(("attention_bwd", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
+        self.launch(("attention_short", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
     }
 
     /// Where the blocks of a head add up the column sums of dqkv.
@@ -172,9 +175,10 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let blocks = grid[0] as usize * grid[2] as usize;
         let rows = op.lse.len();
         let words = if op.dropout.is_on() { s.max_seqlen.div_ceil(BITS) } else { 0 };
-        let [sums, delta, bits] = self.workspaces([blocks * op.dbias.len(), rows, rows * words])?;
+        // Pairs of floats come first, for their alignment.
+        let [pairs, sums, bits] = self.workspaces([2 * rows, blocks * op.dbias.len(), rows * words])?;
         let between = BetweenArgs {
-            delta: delta.address(),
+            rows: pairs.address(),
             bits: if words > 0 { bits.address() } else { 0 },
             words: size(words)?,
             unused: 0,
@@ -193,7 +197,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let tiles = 2 * Self::tile_bytes(TILE, head) + 4 * Self::tile_bytes(Self::INNER, head);
         let about = 2 * Self::INNER * QUERY_BYTES;
         let (qkv, out) = (op.qkv.region.bytes(), op.out.region.bytes());
-        let left = op.lse.region.bytes() + delta.bytes() + bits.bytes();
+        let left = op.lse.region.bytes() + pairs.bytes() + bits.bytes();
         let third = (qkv + 2 * sums.bytes()) / 3;
         for (kernels, shared_bytes, bytes) in [
             (QUERIES, tiles, qkv + 2 * out + left + third),

@@ -1,0 +1,35 @@
+// What the backward kernels of attention share.
+#pragma once
+#include "attention.cuh"
+#include "reduce.cuh"
+#include "vec.cuh"
+
+/// What a backward block reads.
+struct Saved {
+    const X *qkv, *out, *dout;
+    const float* lse;
+};
+
+/// What they end with: column sums of dqkv, which their blocks add up.
+struct Sums {
+    float *dbias, *partials;
+    u32* counters;
+};
+
+/// A lane's share of Σ out ∘ dout over the channels of a head, four lanes a row; `at` is packed row · heads + head.
+template <u32 HSP>
+DEVICE float delta_share(const Saved& s, u64 at, u32 head_size) {
+    const bool aligned = rows_are_aligned(head_size);
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 c0 = 0; c0 < HSP; c0 += 4 * EIGHT) {
+        const u32 c = c0 + lane_id() % 4 * EIGHT, count = columns_left(c, head_size);
+        if (count == 0) continue;
+        float x[EIGHT], y[EIGHT];
+        load8(x, s.out + at * head_size + c, count, aligned);
+        load8(y, s.dout + at * head_size + c, count, aligned);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) sum += x[i] * y[i];
+    }
+    return sum;
+}
