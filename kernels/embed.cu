@@ -1,7 +1,7 @@
 // The embedding block: out = dropout(LN(word[id] (+ delta[id]) + type[t] + position[p])), and its gradients.
 //
 // Forward: a warp a token, the row in registers. Backward, two kernels: (1) `embed_bwd`, a warp a token: gradient of the sum in place of
-// dout, partial dγ and dβ, and for each table row its users: the first token and which of 64 groups of tokens hold any (atomicMin and atomicAnd
+// dout, partial dγ and dβ, and for each table row its users: the first token and which of 128 groups of tokens hold any (atomicMin and atomicAnd
 // of integers: order does not matter); (2) `scatter`, all tables: a warp a token, which adds all users of its row if it is the first of
 // them: it looks for them in their groups alone, by ballots over the ids. Rows with users in many groups are done by the whole block, its
 // warps each a contiguous share of the groups; tables of a few rows (token types), used by all tokens, are summed by blocks over spans of
@@ -15,11 +15,11 @@ constexpr u32 SCATTER_THREADS = 256;
 constexpr u32 SCATTER_WARPS = SCATTER_THREADS / WARP;
 static_assert(SCATTER_THREADS == CHUNK, "a thread sums up one column of a chunk");
 /// What a warp of `scatter` has under way at a time: rows of the gradient, and steps of ids.
-constexpr u32 ROWS_AT_ONCE = 8, STEPS_AT_ONCE = 4;
+constexpr u32 ROWS_AT_ONCE = 8, STEPS_AT_ONCE = 8;
 /// Groups of tokens.
-constexpr u32 GROUPS = 64;
+constexpr u32 GROUPS = 128;
 /// With users in more groups than this a row is the whole block's.
-constexpr u32 ALONE = 8;
+constexpr u32 ALONE = 16;
 
 /// Tokens of a group, whole warps.
 DEVICE u32 group_size(u32 n) { return ceil_div(ceil_div(n, GROUPS), WARP) * WARP; }
@@ -28,7 +28,7 @@ DEVICE u32 group_size(u32 n) { return ceil_div(ceil_div(n, GROUPS), WARP) * WARP
 struct alignas(16) Use {
     u32 first;
     u32 absent[GROUPS / WARP];  // bit per group: no token in it
-    u32 unused;
+    u32 unused[3];
 };
 
 /// Token `token`, in group `group`, uses the row. What others have noted already is not noted again: many tokens share a row.
@@ -197,10 +197,10 @@ DEVICE void add_groups(float (&sum)[EIGHT], const Summand& s, const Use& use, u3
     const u32 size = group_size(s.n);
     u32 number = 0;
 #pragma unroll
-    for (u32 half = 0; half < GROUPS / WARP; half++) {
-        for (u32 present = ~use.absent[half]; present; present &= present - 1, number++) {
+    for (u32 word = 0; word < GROUPS / WARP; word++) {
+        for (u32 present = ~use.absent[word]; present; present &= present - 1, number++) {
             if (number < first || number >= last) continue;
-            const u32 begin = (half * WARP + __ffs(static_cast<int>(present)) - 1) * size;
+            const u32 begin = (word * WARP + __ffs(static_cast<int>(present)) - 1) * size;
             add_users(sum, s, begin, min_u32(begin + size, s.n), col);
         }
     }
@@ -216,7 +216,12 @@ DEVICE float sum_of_warps(const float (&sum)[EIGHT], float* scratch) {
     return total;
 }
 
-DEVICE u32 groups_of(const Use& use) { return GROUPS - popcount(use.absent[0]) - popcount(use.absent[1]); }
+DEVICE u32 groups_of(const Use& use) {
+    u32 groups = GROUPS;
+#pragma unroll
+    for (u32 i = 0; i < GROUPS / WARP; i++) groups -= popcount(use.absent[i]);
+    return groups;
+}
 
 /// A warp a token, those of a block far from each other: the first users of rows that many use lie side by side.
 DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width, u32 col0) {
@@ -272,7 +277,7 @@ DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* c
 }
 
 /// grid (blocks, tables, chunks of columns): all tables at once.
-KERNEL(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
+KERNEL_PAIRED(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
     take_turn();
     const Scatter s = blockIdx.y == 0 ? all.of[0] : blockIdx.y == 1 ? all.of[1] : all.of[2];
     const u32 col0 = blockIdx.z * CHUNK;

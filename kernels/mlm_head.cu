@@ -4,7 +4,8 @@
 // dx = scale · weight · (softmax(x) - one_hot(target)), in place.
 // Decomposition: a block a row. One sweep finds the maximum, the running Σ exp (Milakov & Gimelshein 2018), the most probable
 // token and the sample; a second, which finds the row in L2, writes the gradient.
-// Noise is worth its two logarithms only where a cheap bound on it could win against the best score of the warp so far.
+// Noise is worth its two logarithms only where a cheap bound on it could win against the best score of the block so far, as far as a warp knows
+// it: what it knows decides what is computed, never the result.
 // Bytes a row, bf16: 2V read, 2V read from L2, 2V written. Bound: memory, and the words of noise.
 // Determinism: each thread takes fixed tokens, threads are combined in order; of equal scores the lowest token wins.
 #include "common/philox.cuh"
@@ -42,8 +43,13 @@ DEVICE Exponentials block_merge(Exponentials x, Exponentials* scratch) {
     return total;
 }
 
-/// Not below `gumbel(word)`: with k leading ones 1 - u >= 2^-(k + 1), and -ln u >= 1 - u. The slack is for the two 1e-9.
-DEVICE float most_gumbel(u32 word) { return static_cast<float>(leading_zeros(~word) + 1) * 0.69314718f + 0.03f; }
+/// Not below 1 - u of `gumbel`, from the word's 23 highest bits; exact but for u's half a step.
+DEVICE float most_left(u32 word) { return 2.0f - bits_to_float(word >> 9 | 0x3f800000u); }
+
+/// A score reaches `best` only if its u lies so near to 1: -ln u >= 1 - u, so that 1 - u <= exp(score - best). `floor` is a little less than
+/// `best`, for what is rounded on the way.
+DEVICE float floor_below(float best) { return best - 0.05f - 5e-7f * fabsf(best); }
+DEVICE bool may_win(float score, u32 word, float floor) { return most_left(word) - 1.2e-7f <= exponential(score - floor); }
 
 DEVICE float gumbel(u32 word) { return -logf(-logf(open_unit(word) + 1e-9f) + 1e-9f); }
 
@@ -60,7 +66,10 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
     Exponentials seen = {-INFINITE, 0.0f};
     Best highest = {-INFINITE, 0xffffffffu}, drawn = {-INFINITE, 0xffffffffu};
     const bool aligned = rows_are_aligned(pitch);
-    float best_of_warp = -INFINITE;
+    u32* best_of_block = reinterpret_cast<u32*>(scratch) + 2 * MLM_THREADS / WARP;  // a score's order among all
+    if (threadIdx.x == 0) *best_of_block = to_order(-INFINITE);
+    u32 found = 0xffffffffu;  // where the thread's highest eight begin
+    __syncthreads();  // the block's best is set
     for (u32 start = 0; start < vocabulary; start += MLM_THREADS * EIGHT) {  // warps stay together
         const u32 first = start + threadIdx.x * EIGHT, count = columns_left(first, vocabulary);
         float values[EIGHT], most = -INFINITE;
@@ -70,18 +79,14 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
             values[i] = i < count ? values[i] : -INFINITE;
             most = fmaxf(most, values[i]);
         }
-        if (most > highest.score || highest.index > vocabulary) {
-#pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) {
-                if (i < count) highest = better(highest, Best{values[i], first + i});
-            }
-        }
+        if (count && (most > highest.score || found > vocabulary)) highest.score = most, found = first;
         const float now = fmaxf(seen.highest, most), base = now == -INFINITE ? 0.0f : now;
         seen.sum *= exponential(seen.highest - base);
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) seen.sum += exponential(values[i] - base);
         seen.highest = now;
         if (!sampled) continue;
+        const float best_now = from_order(load_shared_again(best_of_block)), floor = floor_below(best_now);
         bool better_now = false;
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -90,13 +95,24 @@ KERNEL(MLM_THREADS) mlm_loss(X* logits, const u32* targets, const u32* masked_in
             for (u32 i = 0; i < 4; i++) {
                 const u32 token = first + half * 4 + i;
                 const float score = values[half * 4 + i] * inverse_temperature;
-                if (half * 4 + i < count && score + most_gumbel(words.w[i]) >= best_of_warp && !(disallow_correct && token == target)) {
+                if (half * 4 + i < count && may_win(score, words.w[i], floor) && !(disallow_correct && token == target)) {
                     drawn = better(drawn, Best{score + gumbel(words.w[i]), token});
-                    better_now |= drawn.score > best_of_warp;
+                    better_now |= drawn.score > best_now;
                 }
             }
         }
-        if (ballot(better_now)) best_of_warp = warp_max(drawn.score);
+        if (ballot(better_now)) {
+            const float best = warp_max(drawn.score);
+            if (lane_id() == 0) atomicMax(best_of_block, to_order(best));
+        }
+    }
+    // Of the thread's highest eight the first that is as high: read again, which costs less than keeping track.
+    if (found <= vocabulary) {
+        const u32 count = columns_left(found, vocabulary);
+        float values[EIGHT];
+        load8(values, x + found, count, aligned && count == EIGHT);
+#pragma unroll
+        for (u32 i = EIGHT; i-- > 0;) highest.index = i < count && values[i] == highest.score ? found + i : highest.index;
     }
     seen = block_merge(seen, reinterpret_cast<Exponentials*>(scratch));
     highest = block_best(highest, reinterpret_cast<Best*>(scratch));

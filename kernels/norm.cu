@@ -75,13 +75,12 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const 
             load8(x[j], h + at, count, aligned && count);
         }
         normalize_bwd(d, x, gamma, float2{mean[row], rstd[row]}, width, sums);
-        const Dropout now = at_clock_again(dropout);
 #pragma unroll
         for (u32 j = 0; j < CHUNKS; j++) {
             const u32 col = chunk_column(j), count = columns_left(col, width);
             if (count == 0) continue;
             if (dresidual) store8(dresidual + start + col, d[j], count, aligned);
-            drop8(d[j], now, numbers ? numbers[row] : row, col);
+            drop8(d[j], dropout, numbers ? numbers[row] : row, col);
             store8(dx + start + col, d[j], count, aligned);
 #pragma unroll
             for (u32 i = 0; i < EIGHT; i++) sums[2][j][i] += d[j][i];
@@ -106,7 +105,7 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const 
                                                u32 rows, u32 width) {                                                     \
         take_turn();                                                                                                      \
         at_width<CHUNKS>(width, [&](u32 known) {                                                                           \
-            add_norm_bwd<CHUNKS>(h, dropout, numbers, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,   \
+            add_norm_bwd<CHUNKS>(h, at_clock(dropout), numbers, gamma, mean, rstd, dy, dx, dresidual, dgamma, dbeta, dbias, partials, counters,   \
                                  rows, known);                                                                             \
         });                                                                                                               \
     }

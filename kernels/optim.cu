@@ -32,7 +32,14 @@ struct Update {
     float root;      // 1 / sqrt(1 - beta2^t), or 1
     float decay;     // lr · weight decay
     float max_norm;  // 0: no clipping
+    float unused;
 };
+
+/// In two accesses.
+DEVICE Update read(const Update* rule) {
+    const float4 low = reinterpret_cast<const float4*>(rule)[0], high = reinterpret_cast<const float4*>(rule)[1];
+    return {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+}
 
 /// `decayed`: a bit per element, whether it decays.
 KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* working, const float* norm_squared, const Update* rule, const u32* decayed,
@@ -41,19 +48,21 @@ KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* 
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
     if (begin >= n) return;
     const u32 here = n - begin < 4 ? static_cast<u32>(n - begin) : 4;
-    const Update u = *rule;
-    const float norm = sqrtf(norm_squared[0]);
-    const bool finite = norm - norm == 0.0f;
-    const float clip = u.max_norm > 0.0f && norm > u.max_norm ? u.max_norm / norm : 1.0f;
+    // All loads are under way before any is waited for: they return in the order in which they were asked for, behind other warps' from
+    // memory, even those that the cache holds.
     float g[4], m4[4], v4[4], p[4];
     load4(g, grads + begin, here);
-    const float zeros[4] = {};
-    store4(grads + begin, zeros, here);
-    if (!finite) return;
     load4(m4, m + begin, here);
     load4(v4, v + begin, here);
     load4(p, master + begin, here);
     const u32 decays = decayed[begin / 32] >> begin % 32;
+    const Update u = read(rule);
+    const float norm = sqrtf(norm_squared[0]);
+    const bool finite = norm - norm == 0.0f;
+    const float clip = u.max_norm > 0.0f && norm > u.max_norm ? u.max_norm / norm : 1.0f;
+    const float zeros[4] = {};
+    store4(grads + begin, zeros, here);
+    if (!finite) return;
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
         g[j] *= clip;

@@ -29,12 +29,6 @@ DEVICE Dropout at_clock(Dropout d) {
     return d;
 }
 
-/// The same for a kernel that has no register to spare: call it where the numbers are drawn.
-DEVICE Dropout at_clock_again(Dropout d) {
-    if (d.clock) d.step = load_again(&d.clock->step), d.row0 = load_again(&d.clock->row0);
-    return d;
-}
-
 struct Words {
     u32 w[4];
 };

@@ -2,6 +2,9 @@
 #pragma once
 #include "prelude.cuh"
 
+/// A word of shared memory that other warps may be writing.
+DEVICE u32 load_shared_again(const u32* at) { return *static_cast<const volatile u32*>(at); }
+
 #ifdef ELEKTRON_HOST
 
 /// The first statement of every kernel. Waits until what was launched before has ended and its writes are visible, then lets the blocks of
@@ -34,9 +37,6 @@ DEVICE u32 mul_high(u32 a, u32 b) { return static_cast<u32>((static_cast<u64>(a)
 
 /// Bits that are set.
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
-
-/// Zeros above the highest bit that is set; 32 of 0.
-DEVICE u32 leading_zeros(u32 x) { return x ? static_cast<u32>(__builtin_clz(x)) : 32; }
 
 /// A word of global memory that the compiler shall not keep in a register.
 DEVICE u32 load_again(const u32* at) { return *at; }
@@ -112,8 +112,6 @@ DEVICE float reciprocal_root_approx(float x) {
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__popc(x)); }
-
-DEVICE u32 leading_zeros(u32 x) { return static_cast<u32>(__clz(static_cast<int>(x))); }
 
 DEVICE u32 load_again(const u32* at) {
     u32 out;

@@ -26,6 +26,13 @@ DEVICE float block_sum(float x, float* scratch) {
     return total;
 }
 
+/// Integers that are ordered as the floats are.
+DEVICE u32 to_order(float x) {
+    const u32 bits = float_to_bits(x);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DEVICE float from_order(u32 order) { return bits_to_float(order >> 31 ? order & 0x7fffffffu : ~order); }
+
 /// A score and who has it.
 struct Best {
     float score;

@@ -143,6 +143,11 @@ DEVICE u32 atomicAnd(u32* at, u32 value) {
     *at = before & value;
     return before;
 }
+DEVICE u32 atomicMax(u32* at, u32 value) {
+    const u32 before = *at;
+    if (value > before) *at = value;
+    return before;
+}
 DEVICE u32 atomicMin(u32* at, u32 value) {
     const u32 before = *at;
     if (value < before) *at = value;

@@ -12,7 +12,7 @@ const SCATTER_THREADS: u32 = 256;
 /// Rows of a table that is summed span by span: token types, which all tokens share.
 const FEW: usize = 16;
 /// Words of `Use` of the kernels.
-const USE_WORDS: usize = 4;
+const USE_WORDS: usize = 8;
 /// No id.
 const NONE: u32 = u32::MAX;
 
@@ -151,7 +151,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     /// table\[ids\[n\]\] += rows\[n\] for each table, but for its id `skip`.
     fn scatter(&self, all: [ScatterArgs; 3], rows: Region, (n, width): (usize, usize)) -> Result<()> {
         let few = all[2].entries as usize;
-        let span = span(n);
+        let span = span(n, few.max(1));
         let (count, chunks) = (n.div_ceil(span), width.div_ceil(CHUNK));
         let sums = self.workspace(count * few * width)?;
         let arguments = [

@@ -12,13 +12,14 @@ const THREADS: u32 = 256;
 const EIGHT: usize = 8;
 /// Columns of a block of the backward pass.
 const COLUMNS: usize = 256;
-/// Rows of a block of the backward pass at the least, and blocks down a column at the most.
+/// Rows of a block of the backward pass at the least.
 const SPAN: usize = 64;
-const PARTIALS: usize = 128;
+/// Blocks of the backward pass at the most: four rounds of an H100's 132 multiprocessors with three blocks each.
+const BLOCKS: usize = 4 * 3 * 132;
 
-/// Rows of one partial sum: a function of the rows alone.
-pub(super) fn span(rows: usize) -> usize {
-    rows.div_ceil(PARTIALS).max(SPAN)
+/// Rows of one partial sum where `columns` blocks lie side by side: a function of sizes alone.
+pub(super) fn span(rows: usize, columns: usize) -> usize {
+    rows.div_ceil((BLOCKS / columns).max(1)).max(SPAN)
 }
 
 impl<D: Driver, W: Working> Gpu<D, W> {
@@ -132,10 +133,11 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             Some((Activation::Relu, _)) => "relu_bwd",
         };
         let rows = d.bytes() / (pitch * size_of::<W>());
-        let span = span(rows);
+        let columns = width.div_ceil(COLUMNS);
+        let span = span(rows, columns);
         let count = rows.div_ceil(span);
         let sums = self.workspace(count * width)?;
-        let grid = [blocks(width, COLUMNS as u32)?, size(count)?, 1];
+        let grid = [size(columns)?, size(count)?, 1];
         let mut arguments = vec![d.into()];
         arguments.extend(activation.map(|(_, pre)| Argument::from(pre)));
         let counters = self.counters(grid[0] as usize * tree_counters(count))?;

@@ -24,6 +24,7 @@ pub(super) struct UpdateArgs {
     root: f32,
     decay: f32,
     max_norm: f32,
+    unused: f32,
 }
 
 impl From<UpdateRule> for UpdateArgs {
@@ -43,6 +44,7 @@ impl From<UpdateRule> for UpdateArgs {
             root: root as f32,
             decay: (rule.lr * rule.weight_decay) as f32,
             max_norm: rule.max_norm.unwrap_or(0.0) as f32,
+            unused: 0.0,
         }
     }
 }
