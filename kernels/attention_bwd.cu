@@ -1,16 +1,19 @@
-// Gradient of attention_fwd.cu; probabilities are recomputed from lse, the mask is drawn again (FlashAttention-2, Dao 2023).
+// Gradient of attention_fwd.cu; probabilities are recomputed from lse, the mask is drawn again, once (FlashAttention-2, Dao 2023).
 //
 // With P = exp(S - lse), D the dropout factors, dP = (dO Vᵀ) ∘ D and delta = rowsum(dO ∘ O):
 //   dV = (P ∘ D)ᵀ dO,   dS = P ∘ (dP - delta),   dQ = dS K / √HS,   dK = dSᵀ Q / √HS.
 // D is 0 or one and the same factor, which is taken out of dV, dS and delta and comes back with the results.
-// Decomposition: two kernels (and one for short sequences, attention_short.cu). Queries: a block 64 of them, walking over the keys; it leaves delta and which probabilities are kept for the
-// other. Keys and values: a block 64 of them, walking over the queries. Scores are computed in both: 7 products instead of 5, but
-// every gradient has one writer and no atomic addition is needed. Tiles are transposed in the second (keys down), so probabilities pass from
-// product to product in registers. What a block walks over is copied a tile ahead.
+// Decomposition: two kernels (and one for short sequences, common/attention_short.cuh). Queries: a block 64 of them, walking over the keys; it leaves
+// delta and which probabilities are kept for the other. Keys and values: a block 64 of them, walking over the queries. Scores are computed in
+// both: 7 products instead of 5, but every gradient has one writer and no atomic addition is needed. Tiles are transposed in the second (keys
+// down), so probabilities pass from product to product in registers. What a block walks over is copied a tile ahead.
 // dbias, the column sums of dqkv: a block's tile in registers, then the blocks of a head.
 // FLOPs: 14 · T · HS a query and head. Bound: tensor cores and the exponential for long sequences, memory for T = 128.
 // Determinism: a key's queries, and a query's keys, are summed in order by one warp; column sums warps, then blocks in order.
 #include "common/attention_bwd.cuh"
+#ifndef WORKING_FP32
+#include "common/attention_short.cuh"
+#endif
 
 /// What the queries' kernel leaves for the keys': lse · log2 e and delta without the factor (N, heads), and bits (N, heads, words), one for each
 /// key: whether its probability is kept. `bits` is null without dropout.
@@ -259,6 +262,20 @@ ATTENTION_BWD(keys, true, 32, 4)
 ATTENTION_BWD(keys, true, 64, 3)
 ATTENTION_BWD(keys, true, 128, 2)
 
+#ifdef WORKING_FP32
+#define SHORT_ENTRIES
+#else
+#define ATTENTION_BWD_SHORT(HSP)                                                                                                            \
+    KERNEL_RESIDENT(SHORT_THREADS, 2) attention_bwd_short_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, Sums sums,  \
+                                                                Attention a, Dropout dropout) {                                             \
+        take_turn();                                                                                                                       \
+        attention_bwd_short<HSP>({qkv, out, dout, lse}, dqkv, sums, known_head<HSP>(a), at_clock(dropout));                                 \
+    }
+ATTENTION_BWD_SHORT(32)
+ATTENTION_BWD_SHORT(64)
+#define SHORT_ENTRIES , ENTRY(attention_bwd_short_32), ENTRY(attention_bwd_short_64)
+#endif
+
 ENTRIES(attention_bwd, ENTRY(attention_bwd_queries_16), ENTRY(attention_bwd_queries_32), ENTRY(attention_bwd_queries_64),
         ENTRY(attention_bwd_queries_128), ENTRY(attention_bwd_keys_16), ENTRY(attention_bwd_keys_32), ENTRY(attention_bwd_keys_64),
-        ENTRY(attention_bwd_keys_128))
+        ENTRY(attention_bwd_keys_128) SHORT_ENTRIES)

@@ -30,7 +30,7 @@ strip "$out/elektron" "$out/suite" "$out/bench-step" "$out/bench-ops"
 gzip "$out/elektron" "$out/suite" "$out/bench-step" "$out/bench-ops"
 cp -r tests/golden tests/data "$out/tests/"
 cp benches/peers/torch_baseline.py "$out/peers/"
-cp benches/gpu/run.sh benches/gpu/compare_runs.py "$out/"
+cp benches/gpu/run.sh benches/gpu/compare_runs.py benches/gpu/kernel_times.py "$out/"
 du -sh "$out"
 kib="$(du -sk "$out" | cut -f1)"
 if [ "$kib" -gt $((50 * 1024)) ]; then

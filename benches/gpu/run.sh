@@ -44,7 +44,8 @@ for device in cpu cuda; do
         --steps 200 --warmup-steps 20 --log-every 1 --device "$device" --output "$results/train_$device"
 done
 part train_compare 20 python3 compare_runs.py "$results/train_cpu/metrics.jsonl" "$results/train_cuda/metrics.jsonl"
-part bench_step 90 ./bench-step --json --device cuda small-g256-t128-b128 small-g64-t128-b128 small-g256-t512-b32 base-g256-t512-b16
+part bench_step 90 ./bench-step --json --device cuda --steps 2 small-g256-t128-b128 small-g64-t128-b128 small-g256-t128-b1024 small-g256-t512-b256 base-g256-t128-b1024 \
+    base-g256-t512-b256
 part bench_step_baseline 90 ./bench-step --device cuda --save
 # What is decided by measurement, in alternation: who multiplies, launches that overlap, one graph a step.
 part bench_variants 200 bash -c 'for round in 1 2 3; do for variant in "" --products=library --products=own --no-overlap --no-cuda-graph; do
@@ -61,9 +62,14 @@ else
 fi
 part ops_repeated 300 ./suite device::every_op --nocapture
 if command -v ncu > /dev/null; then
-    # One step after the warm-up, kernel by kernel: time, share of the tensor cores and of memory, occupancy.
-    part ncu 200 ncu --csv --section SpeedOfLight --section Occupancy --launch-skip 2500 --launch-count 450 --log-file "$results/ncu.csv" \
-        ./bench-step --device cuda --no-cuda-graph --steps 1 small-g256-t128-b128
+    # A step and some more after the warm-up, kernel by kernel: time, memory traffic, how busy tensor cores and schedulers are, warps. Clocks as they are.
+    metrics="gpu__time_duration.sum,dram__bytes.sum,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
+    metrics="$metrics,sm__warps_active.avg.pct_of_peak_sustained_active,sm__inst_issued.avg.pct_of_peak_sustained_active"
+    for case in small-g256-t128-b128 small-g256-t512-b256 base-g256-t512-b64; do
+        part "ncu_$case" 60 ncu --csv --clock-control none --metrics "$metrics" --launch-skip 3500 --launch-count 700 --log-file "$results/ncu_$case.csv" \
+            ./bench-step --device cuda --no-cuda-graph --steps 1 "$case"
+        part "kernels_$case" 10 bash -c 'python3 kernel_times.py "$0" > "$1"' "$results/ncu_$case.csv" "$results/kernels_$case.csv"
+    done
 else
     echo "ncu is not installed: no kernel was profiled" | tee -a "$results/summary.txt"
 fi

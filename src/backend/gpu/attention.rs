@@ -1,4 +1,4 @@
-//! Launches `kernels/attention_fwd.cu`, `kernels/attention_bwd.cu` and, for short sequences, `kernels/attention_short.cu`.
+//! Launches `kernels/attention_fwd.cu` and `kernels/attention_bwd.cu`.
 
 use super::driver::{Argument, Driver, Region};
 use super::{Gpu, Working, blocks, size, tree_counters};
@@ -156,7 +156,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let bytes =
             2 * op.qkv.region.bytes() + 2 * op.out.region.bytes() + op.lse.region.bytes() + 2 * sums.bytes();
         let grid = [1, size(s.heads)?, size(sequences)?];
-        self.launch(("attention_short", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
+        self.launch(("attention_bwd", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
     }
 
     /// Where the blocks of a head add up the column sums of dqkv.

@@ -3,9 +3,10 @@
 // Decomposition: a block a sequence and head, a warp 16 keys, everything read once. dS passes through shared memory, 64 queries at a time, where the
 // warps take dQ = dS K from it, 16 queries and half the head each: 5 products instead of 7. Blocks of a multiprocessor hide each
 // other's waits. FLOPs: 10 · T · HS a query and head. Bound: shared memory, instructions.
-// In fp32 the tiles exceed shared memory: the launcher takes the other kernels.
+// In fp32 the tiles exceed shared memory: there are no such kernels.
 // Determinism: as there.
-#include "common/attention_bwd.cuh"
+#pragma once
+#include "attention_bwd.cuh"
 
 constexpr u32 SHORT = 128;
 constexpr u32 SHORT_WARPS = SHORT / 16;
@@ -198,14 +199,3 @@ DEVICE void attention_bwd_short(const Saved& s, X* dqkv, const Sums& sums, const
     add_over_blocks(first, width, stride, blockIdx.z, count, sums.counters + k.head * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
                     [&](u32 c, float total) { sums.dbias[c / size * k.channels + k.head * size + c % size] += total; });
 }
-
-#define ATTENTION_BWD_SHORT(HSP)                                                                                                            \
-    KERNEL_RESIDENT(SHORT_THREADS, 2) attention_bwd_short_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, Sums sums,  \
-                                                                Attention a, Dropout dropout) {                                             \
-        take_turn();                                                                                                                       \
-        attention_bwd_short<HSP>({qkv, out, dout, lse}, dqkv, sums, known_head<HSP>(a), at_clock(dropout));                                 \
-    }
-ATTENTION_BWD_SHORT(32)
-ATTENTION_BWD_SHORT(64)
-
-ENTRIES(attention_short, ENTRY(attention_bwd_short_32), ENTRY(attention_bwd_short_64))
