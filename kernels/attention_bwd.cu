@@ -29,17 +29,7 @@ constexpr u32 TILE_WORDS = TILE / BITS;
 /// to[c] = factor · column sums of the block's 64 rows, c < HSP; `scratch` holds (ATTENTION_WARPS, HSP), free on entry and return.
 template <u32 HSP>
 DEVICE void sum_columns(const float (&acc)[HSP / 8][4], float factor, float* scratch, float* to, u32 head_size) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-    for (u32 n = 0; n < HSP / 8; n++)
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            float sum = acc[n][i] + acc[n][i + 2];
-            sum += shuffle_xor(sum, 4);
-            sum += shuffle_xor(sum, 8);
-            sum += shuffle_xor(sum, 16);
-            if (g == 0) scratch[warp_id() * HSP + n * 8 + 2 * t + i] = sum * factor;
-        }
+    warp_columns(acc, factor, false, scratch + warp_id() * HSP);
     __syncthreads();  // every warp's sums are written
     if (threadIdx.x < head_size) {
         float total = 0.0f;
@@ -203,11 +193,7 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
                 const u32 own = dropout.threshold ? of_warp[n * 8 + 2 * t + i] >> shift : ~0u;
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
-                    float &x = p[n][2 * half + i], &d = ds[n][2 * half + i];
-                    const float probability = power_of_2(x * scale - query.x);
-                    const bool keep = own >> half * 8 & 1;
-                    d = probability * ((keep ? d : 0.0f) - query.y);
-                    x = keep ? probability : 0.0f;
+                    differentiate(p[n][2 * half + i], ds[n][2 * half + i], scale, query, own >> half * 8 & 1);
                 }
             }
         multiply_registers<HSP, ROWS>(dv, p, gradient_rows);

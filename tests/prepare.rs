@@ -31,7 +31,8 @@ fn book() -> String {
 fn documents(range: std::ops::Range<usize>) -> String {
     let book = book();
     let lines: Vec<&str> = book.lines().filter(|line| !line.trim().is_empty()).collect();
-    let line = |i: usize| lines[Philox::new(7).word(i as u32, 0, Site(0), 0) as usize % lines.len()];
+    // With this seed no two documents happen to share their longest lines: duplicates are those that the tests repeat.
+    let line = |i: usize| lines[Philox::new(12).word(i as u32, 0, Site(0), 0) as usize % lines.len()];
     let document = |i: usize| {
         format!("Number {i}.\n{}\n\n", [0, 1, 2, 3, 4, 5, 6, 7].map(|j| line(8 * i + j)).join("\n"))
     };

@@ -33,3 +33,26 @@ DEVICE float delta_share(const Saved& s, u64 at, u32 head_size) {
     }
     return sum;
 }
+
+/// P ∘ D and dS of one query and key, in place of its score and dP; `about` holds the query's lse · log2 e and delta.
+DEVICE void differentiate(float& score, float& d, float scale, float2 about, bool keep) {
+    const float probability = power_of_2(score * scale - about.x);
+    d = probability * ((keep ? d : 0.0f) - about.y);
+    score = keep ? probability : 0.0f;
+}
+
+/// to[c] = factor · column sums of the warp's 16 rows, or += where `more`.
+template <u32 TILES>
+DEVICE void warp_columns(const float (&acc)[TILES][4], float factor, bool more, float* to) {
+#pragma unroll
+    for (u32 n = 0; n < TILES; n++)
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            float sum = acc[n][i] + acc[n][i + 2];
+            sum += shuffle_xor(sum, 4);
+            sum += shuffle_xor(sum, 8);
+            sum += shuffle_xor(sum, 16);
+            float* at = to + n * 8 + 2 * lane_id() + i;
+            if (lane_id() < 4) *at = (more ? *at : 0.0f) + sum * factor;
+        }
+}

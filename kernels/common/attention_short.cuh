@@ -100,11 +100,7 @@ DEVICE void add_queries(float (&dk)[HSP / 8][4], float (&dv)[HSP / 8][4], const 
                 const u32 bits = dropout.threshold ? *reinterpret_cast<const u16*>(w.bits + query * KEY_BYTES + warp_key / 8) >> g : ~0u;
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
-                    float &x = p[n][2 * half + i], &d = ds[n][2 * half + i];
-                    const float probability = power_of_2(x * scale - about.x);
-                    const bool keep = bits >> half * 8 & 1;
-                    d = probability * ((keep ? d : 0.0f) - about.y);
-                    x = keep ? probability : 0.0f;
+                    differentiate(p[n][2 * half + i], ds[n][2 * half + i], scale, about, bits >> half * 8 & 1);
                 }
             }
 #pragma unroll
@@ -114,22 +110,6 @@ DEVICE void add_queries(float (&dk)[HSP / 8][4], float (&dv)[HSP / 8][4], const 
         multiply_registers<HSP, FEW>(dv, p, w.gradients + q * LD<HSP>);
         multiply_registers<HSP, FEW>(dk, ds, w.queries + q * LD<HSP>);
     }
-}
-
-/// to[c] = factor · column sums of the warp's 16 rows, or += where `more`.
-template <u32 TILES>
-DEVICE void warp_columns(const float (&acc)[TILES][4], float factor, bool more, float* to) {
-#pragma unroll
-    for (u32 n = 0; n < TILES; n++)
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            float sum = acc[n][i] + acc[n][i + 2];
-            sum += shuffle_xor(sum, 4);
-            sum += shuffle_xor(sum, 8);
-            sum += shuffle_xor(sum, 16);
-            float* at = to + n * 8 + 2 * lane_id() + i;
-            if (lane_id() < 4) *at = (more ? *at : 0.0f) + sum * factor;
-        }
 }
 
 /// Writes dqkv, and its column sums (3, HS) to `own`.
