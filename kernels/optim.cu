@@ -48,8 +48,7 @@ KERNEL(OPTIM_THREADS) adamw(float* grads, float* m, float* v, float* master, X* 
     const u64 begin = (static_cast<u64>(blockIdx.x) * OPTIM_THREADS + threadIdx.x) * 4;
     if (begin >= n) return;
     const u32 here = n - begin < 4 ? static_cast<u32>(n - begin) : 4;
-    // All loads are under way before any is waited for: they return in the order in which they were asked for, behind other warps' from
-    // memory, even those that the cache holds.
+    // All loads are under way before any is waited for.
     float g[4], m4[4], v4[4], p[4];
     load4(g, grads + begin, here);
     load4(m4, m + begin, here);

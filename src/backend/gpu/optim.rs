@@ -102,8 +102,8 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         )
     }
 
-    /// A bit for each of `n` elements, whether a range holds it; uploaded when the ranges change. (Threads that looked for their range
-    /// waited longer for that than for all else: loads return in the order in which they were asked for.)
+    /// A bit for each of `n` elements, whether a range holds it; uploaded when the ranges change: one load a thread, where a search among
+    /// the ranges takes a dozen that depend on each other.
     fn decayed_bits(&self, ranges: &[Range<usize>], n: usize) -> Result<Region> {
         let (mut held, len) = (self.decayed.borrow_mut(), n.div_ceil(BITS));
         if let Some((_, buf)) = held.as_ref().filter(|(before, buf)| before == ranges && buf.len == len) {
