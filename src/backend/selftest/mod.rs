@@ -322,7 +322,7 @@ pub fn compare<D: Driver, W: Working>(case: &Case, gpu: &Gpu<D, W>) -> Result<(S
 }
 
 /// Results of fewer elements are judged less strictly.
-const FEW: usize = 8;
+const FEW: usize = 3;
 
 /// The relative error of a result, or what is wrong with it.
 fn difference(got: &Output, want: &Output, naive: &Output) -> Result<f64, String> {
