@@ -1,43 +1,22 @@
 // The embedding block: out = dropout(LN(word[id] (+ delta[id]) + type[t] + position[p])), and its gradients.
 //
-// Forward: a warp a token, the row in registers. Backward, two kernels: (1) `embed_bwd`, a warp a token: gradient of the sum in place of
-// dout, partial dγ and dβ, and for each table row its users: the first token and which of 128 groups of tokens hold any (atomicMin and atomicAnd
-// of integers: order does not matter); (2) `scatter`, all tables: a warp a token, which adds all users of its row if it is the first of
-// them: it looks for them in their groups alone, by ballots over the ids. Rows with users in many groups are done by the whole block, its
-// warps each a contiguous share of the groups; tables of a few rows (token types), used by all tokens, are summed by blocks over spans of
-// tokens instead, and the spans in order.
-// Bytes a token: forward 6E read, 2E written; backward about 10E + 4E for each table. Bound: memory, and the latency of the most frequent id.
-// Determinism: each table row has one writer, adding in token order within shares whose borders depend on the ids alone.
+// Forward: a warp a token, the row in registers. Backward: (1) `embed_bwd`, a warp a token: gradient of the sum in place of dout, partial dγ and
+// dβ, and for each table a key, which row of all tables the token uses; (2) sort.cu orders tokens by keys; (3) `scatter`, a warp 64 neighbours of
+// that order: rows whose users all lie among them are done, sums of those that begin before or end behind are left; (4) `scatter_ends`, a warp a
+// row whose users are spread over several such spans: their sums in order. Tables of a few rows (token types), used by all tokens, are summed by
+// blocks over spans of tokens instead, `scatter_few`, and the spans in order.
+// Bytes a token: forward 6E read, 2E written; backward about 10E + 4E for each table. Bound: memory.
+// Determinism: each table row has one writer, adding in token order within spans whose borders depend on the ids alone.
 #include "common/layernorm.cuh"
 
 constexpr u32 EMBED_THREADS = 128;
 constexpr u32 SCATTER_THREADS = 256;
 constexpr u32 SCATTER_WARPS = SCATTER_THREADS / WARP;
 static_assert(SCATTER_THREADS == CHUNK, "a thread sums up one column of a chunk");
-/// What a warp of `scatter` has under way at a time: rows of the gradient, and steps of ids.
+/// Rows of the gradient that a warp has under way at a time, and steps of ids.
 constexpr u32 ROWS_AT_ONCE = 8, STEPS_AT_ONCE = 8;
-/// Groups of tokens.
-constexpr u32 GROUPS = 128;
-/// With users in more groups than this a row is the whole block's.
-constexpr u32 ALONE = 16;
-
-/// Tokens of a group, whole warps.
-DEVICE u32 group_size(u32 n) { return ceil_div(ceil_div(n, GROUPS), WARP) * WARP; }
-
-/// Who uses a row of a table; all ones before. Mirrors `USE_WORDS` of the launcher.
-struct alignas(16) Use {
-    u32 first;
-    u32 absent[GROUPS / WARP];  // bit per group: no token in it
-    u32 unused[3];
-};
-
-/// Token `token`, in group `group`, uses the row. What others have noted already is not noted again: many tokens share a row.
-DEVICE void note_use(Use* use, u32 token, u32 group) {
-    u32* absent = use->absent + group / WARP;
-    const u32 bit = 1u << group % WARP;
-    if (load_again(&use->first) > token) atomicMin(&use->first, token);
-    if (load_again(absent) & bit) atomicAnd(absent, ~bit);
-}
+/// Sorted uses of a warp.
+constexpr u32 USES = 64;
 
 /// Where an embedding reads; mirrors `TablesArgs` of the launcher.
 struct Tables {
@@ -99,13 +78,15 @@ DEVICE void embed_fwd(const Tables& tables, float eps, const Dropout& dropout, X
     }
 }
 
-/// For each row of the tables its users; mirrors `UsesArgs` of the launcher.
-struct Uses {
-    Use *word, *position, *token_type;
+/// The row that each token uses, counted over all tables: of words from 0 on, of positions from `position` on, of token types from `token_type` on
+/// (0: these have no keys). Mirrors `KeysArgs` of the launcher.
+struct Keys {
+    u32* of;  // (tables, rows)
+    u32 position, token_type;
 };
 
 template <u32 CHUNKS>
-DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, const Uses& uses,
+DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float* mean, const float* rstd, X* dout, const Keys& keys,
                       float* dgamma, float* dbeta, float* partials, u32* counters, u32 rows, u32 width) {
     const bool aligned = rows_are_aligned(width);
     float sums[2][CHUNKS][EIGHT] = {};  // dγ, dβ
@@ -127,29 +108,115 @@ DEVICE void embed_bwd(const Tables& tables, const Dropout& dropout, const float*
             if (count) store8(dout + start + col, d[j], count, aligned);
         }
         if (lane_id() == 0) {
-            const u32 group = row / group_size(rows);
-            note_use(uses.word + tables.ids[row], row, group);
-            note_use(uses.position + tables.positions[row], row, group);
-            if (uses.token_type) note_use(uses.token_type + tables.types[row], row, group);
+            keys.of[row] = tables.ids[row];
+            keys.of[rows + row] = keys.position + tables.positions[row];
+            if (keys.token_type) keys.of[2 * rows + row] = keys.token_type + tables.types[row];
         }
     }
     float* const totals[2] = {dgamma, dbeta};
     finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counters);
 }
 
-/// One table of `scatter`: table[ids[n]] += rows[n]. Mirrors `ScatterArgs` of the launcher.
+/// A table's gradient and where its keys begin.
+struct Table {
+    float* gradient;
+    u32 first, unused;
+};
+/// Words, positions, token types; mirrors `ScatterArgs` of the launcher.
 struct Scatter {
-    const u32* ids;
-    /// Of each of its rows; null: a table of a few rows.
-    const Use* uses;
-    float* table;
-    u32 entries;
-    /// The id that is left out (all ones: none).
-    u32 skip;
+    Table of[3];
+    const u32 *keys, *numbers;  // sorted; a number is table · tokens + token
+    float* ends;                // (spans, 2, width)
+    u32 uses, tokens, width;
+    u32 skip;  // the key that is left out (all ones: none)
 };
-struct Scatters {
-    Scatter of[3];
-};
+
+/// Where the gradient of a key's row begins.
+DEVICE float* row_of(const Scatter& s, u32 key) {
+    const Table table = key >= s.of[2].first ? s.of[2] : key >= s.of[1].first ? s.of[1] : s.of[0];
+    return table.gradient + static_cast<u64>(key - table.first) * s.width;
+}
+
+/// to[0 .. 8] += sum, of the lane's columns.
+DEVICE void add_to_row(float* to, const float (&sum)[EIGHT], u32 count, bool aligned) {
+    float x[EIGHT];
+    load8(x, to, count, aligned);
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; i++) x[i] += sum[i];
+    store8(to, x, count, aligned);
+}
+
+/// grid (blocks of spans, 1, chunks of columns)
+KERNEL(SCATTER_THREADS) scatter(Scatter s, const X* rows) {
+    take_turn();
+    const u32 span = blockIdx.x * SCATTER_WARPS + warp_id(), begin = span * USES, end = min_u32(begin + USES, s.uses);
+    if (begin >= s.uses) return;
+    const u32 col = blockIdx.z * CHUNK + lane_id() * EIGHT, count = columns_left(col, s.width);
+    const bool aligned = rows_are_aligned(s.width) && count;
+    const u32 before = begin ? s.keys[begin - 1] : ~0u, behind = end < s.uses ? s.keys[end] : ~0u;
+    float sum[EIGHT] = {};
+    bool begins = begin == 0 || before != s.keys[begin];  // the row's first user is in this span
+    for (u32 start = begin; start < end; start += ROWS_AT_ONCE) {
+        float x[ROWS_AT_ONCE][EIGHT];
+        u32 key[ROWS_AT_ONCE + 1];
+#pragma unroll
+        for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
+            const u32 at = min_u32(start + i, end - 1);
+            key[i] = s.keys[at];
+            const u32 token = s.numbers[at] % s.tokens;
+            load8(x[i], rows + static_cast<u64>(token) * s.width + (count ? col : 0), count, aligned);
+        }
+        key[ROWS_AT_ONCE] = start + ROWS_AT_ONCE < end ? s.keys[start + ROWS_AT_ONCE] : behind;
+#pragma unroll
+        for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
+            if (start + i >= end) break;
+#pragma unroll
+            for (u32 j = 0; j < EIGHT; j++) sum[j] += x[i][j];
+            const u32 next = start + i + 1 < end ? key[i + 1] : behind;
+            const bool last = start + i + 1 == end, goes_on = last && end < s.uses && next == key[i];
+            if (next == key[i] && !last) continue;
+            if (count && key[i] != s.skip) {
+                if (begins && !goes_on) {
+                    add_to_row(row_of(s, key[i]) + col, sum, count, aligned);
+                } else {
+                    // Users before or behind this span: what is its own comes to the others' in scatter_ends.
+                    store8(s.ends + (static_cast<u64>(span) * 2 + begins) * s.width + col, sum, count, aligned);
+                }
+            }
+            begins = true;
+#pragma unroll
+            for (u32 j = 0; j < EIGHT; j++) sum[j] = 0.0f;
+        }
+    }
+}
+
+/// Rows whose first user is in one span and whose last in another. Grid as of `scatter`.
+KERNEL(SCATTER_THREADS) scatter_ends(Scatter s) {
+    take_turn();
+    const u32 span = blockIdx.x * SCATTER_WARPS + warp_id(), begin = span * USES, behind = begin + USES;
+    if (behind >= s.uses) return;
+    const u32 key = s.keys[behind], col = blockIdx.z * CHUNK + lane_id() * EIGHT, count = columns_left(col, s.width);
+    const bool began_before = s.keys[begin] == key && begin && s.keys[begin - 1] == key;
+    if (s.keys[behind - 1] != key || began_before || key == s.skip || !count) return;
+    const bool aligned = rows_are_aligned(s.width);
+    float sum[EIGHT];
+    load8(sum, s.ends + (static_cast<u64>(span) * 2 + 1) * s.width + col, count, aligned);
+    for (u32 first = span + 1; first * USES < s.uses && s.keys[first * USES] == key; first += ROWS_AT_ONCE) {
+        float x[ROWS_AT_ONCE][EIGHT];
+        bool exists[ROWS_AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < ROWS_AT_ONCE; i++) {
+            const u32 other = first + i;
+            exists[i] = other * USES < s.uses && s.keys[other * USES] == key;
+            load8(x[i], s.ends + static_cast<u64>(exists[i] ? other : first) * 2 * s.width + col, count, aligned);
+        }
+#pragma unroll
+        for (u32 i = 0; i < ROWS_AT_ONCE; i++)
+#pragma unroll
+            for (u32 j = 0; j < EIGHT; j++) sum[j] += exists[i] ? x[i][j] : 0.0f;
+    }
+    add_to_row(row_of(s, key) + col, sum, count, aligned);
+}
 
 /// The lane's columns of a row of the gradient, and the tokens that it is summed over.
 struct Summand {
@@ -192,20 +259,6 @@ DEVICE void add_users(float (&sum)[EIGHT], const Summand& s, u32 begin, u32 end,
     }
 }
 
-/// sum += the rows of those users that lie in the groups number `first` to `last` among the groups that hold any.
-DEVICE void add_groups(float (&sum)[EIGHT], const Summand& s, const Use& use, u32 first, u32 last, u32 col) {
-    const u32 size = group_size(s.n);
-    u32 number = 0;
-#pragma unroll
-    for (u32 word = 0; word < GROUPS / WARP; word++) {
-        for (u32 present = ~use.absent[word]; present; present &= present - 1, number++) {
-            if (number < first || number >= last) continue;
-            const u32 begin = (word * WARP + __ffs(static_cast<int>(present)) - 1) * size;
-            add_users(sum, s, begin, min_u32(begin + size, s.n), col);
-        }
-    }
-}
-
 /// The warps' sums in order, of column `threadIdx.x` of a chunk; `scratch` holds (SCATTER_WARPS, 256), free on entry and return.
 DEVICE float sum_of_warps(const float (&sum)[EIGHT], float* scratch) {
     store8(scratch + warp_id() * CHUNK + lane_id() * EIGHT, sum, EIGHT, true);
@@ -216,76 +269,23 @@ DEVICE float sum_of_warps(const float (&sum)[EIGHT], float* scratch) {
     return total;
 }
 
-DEVICE u32 groups_of(const Use& use) {
-    u32 groups = GROUPS;
-#pragma unroll
-    for (u32 i = 0; i < GROUPS / WARP; i++) groups -= popcount(use.absent[i]);
-    return groups;
-}
-
-/// A warp a token, those of a block far from each other: the first users of rows that many use lie side by side.
-DEVICE void scatter_rows(const Scatter& s, const X* rows, u32 n, u32 width, u32 col0) {
-    const u32 blocks = ceil_div(n, SCATTER_WARPS);
-    if (blockIdx.x >= blocks) return;
-    float* scratch = reinterpret_cast<float*>(shared_memory());             // (SCATTER_WARPS, 256)
-    u32* busy = reinterpret_cast<u32*>(scratch + SCATTER_WARPS * CHUNK);  // (SCATTER_WARPS)
-    const u32 token = blockIdx.x + warp_id() * blocks;
-    const u32 id = s.ids[token < n ? token : 0];
-    const Use use = s.uses[id];
-    const bool mine = token < n && use.first == token && id != s.skip, alone = groups_of(use) <= ALONE;
-    if (lane_id() == 0) busy[warp_id()] = mine && !alone;
-    const u32 col = col0 + lane_id() * EIGHT;
-    if (mine && alone) {
-        float sum[EIGHT] = {}, before[EIGHT];
-        add_groups(sum, {s.ids, rows, n, width, id}, use, 0, GROUPS, col);
-        const u32 count = columns_left(col, width);
-        const bool whole = rows_are_aligned(width) && count;
-        float* to = s.table + static_cast<u64>(id) * width + (count ? col : 0);
-        load8(before, to, count, whole);
-#pragma unroll
-        for (u32 i = 0; i < EIGHT; i++) sum[i] += before[i];
-        if (count) store8(to, sum, count, whole);
-    }
-    __syncthreads();  // every warp has said whether its row is the block's
-    for (u32 w = 0; w < SCATTER_WARPS; w++) {
-        if (!busy[w]) continue;
-        const u32 shared_id = s.ids[blockIdx.x + w * blocks];
-        const Use users = s.uses[shared_id];
-        const u32 groups = groups_of(users), first = warp_id() * groups / SCATTER_WARPS, last = (warp_id() + 1) * groups / SCATTER_WARPS;
-        float sum[EIGHT] = {};
-        add_groups(sum, {s.ids, rows, n, width, shared_id}, users, first, last, col);
-        const float total = sum_of_warps(sum, scratch);
-        if (col0 + threadIdx.x < width) s.table[static_cast<u64>(shared_id) * width + col0 + threadIdx.x] += total;
-    }
-}
-
-/// A block a row of the table and a span of tokens; partials (spans, entries, width).
-DEVICE void scatter_few(const Scatter& s, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span, u32 col0) {
-    const u32 entry = blockIdx.x % s.entries, index = blockIdx.x / s.entries, count = ceil_div(n, span);
-    if (index >= count) return;
+/// A table of a few rows: a block one of them and a span of tokens; grid (entries · spans, 1, chunks of columns), partials (spans, entries,
+/// width).
+KERNEL_PAIRED(SCATTER_THREADS) scatter_few(const u32* ids, const X* rows, float* gradient, float* partials, u32* counters, u32 n, u32 width, u32 entries,
+                                           u32 span) {
+    take_turn();
+    const u32 entry = blockIdx.x % entries, index = blockIdx.x / entries, count = ceil_div(n, span), col0 = blockIdx.z * CHUNK;
     const u32 begin = index * span, end = min_u32(begin + span, n);
-    const u64 stride = static_cast<u64>(s.entries) * width;
+    const u64 stride = static_cast<u64>(entries) * width;
     float* own = partials + static_cast<u64>(entry) * width + col0;
-    const u32 share = ceil_div(end - begin, SCATTER_WARPS), first = begin + warp_id() * share, last = min_u32(first + share, end);
+    const u32 share = ceil_div(end - begin, SCATTER_WARPS), first = min_u32(begin + warp_id() * share, end), last = min_u32(first + share, end);
     float sum[EIGHT] = {};
-    add_users(sum, {s.ids, rows, n, width, entry}, first, last, col0 + lane_id() * EIGHT);
+    add_users(sum, {ids, rows, n, width, entry}, first, last, col0 + lane_id() * EIGHT);
     const float of_thread = sum_of_warps(sum, reinterpret_cast<float*>(shared_memory()));
     if (col0 + threadIdx.x < width) own[index * stride + threadIdx.x] = of_thread;
-    float* table = s.table + static_cast<u64>(entry) * width + col0;
-    add_over_blocks(own, min_u32(CHUNK, width - col0), stride, index, count, counters + (blockIdx.z * s.entries + entry) * tree_counters(count),
+    float* table = gradient + static_cast<u64>(entry) * width + col0;
+    add_over_blocks(own, min_u32(CHUNK, width - col0), stride, index, count, counters + (blockIdx.z * entries + entry) * tree_counters(count),
                     reinterpret_cast<u32*>(shared_memory()), [&](u32 c, float total) { table[c] += total; });
-}
-
-/// grid (blocks, tables, chunks of columns): all tables at once.
-KERNEL_PAIRED(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* partials, u32* counters, u32 n, u32 width, u32 span) {
-    take_turn();
-    const Scatter s = blockIdx.y == 0 ? all.of[0] : blockIdx.y == 1 ? all.of[1] : all.of[2];
-    const u32 col0 = blockIdx.z * CHUNK;
-    if (!s.uses) {
-        scatter_few(s, rows, partials, counters, n, width, span, col0);
-    } else {
-        scatter_rows(s, rows, n, width, col0);
-    }
 }
 
 #define EMBED(CHUNKS)                                                                                                          \
@@ -295,10 +295,10 @@ KERNEL_PAIRED(SCATTER_THREADS) scatter(Scatters all, const X* rows, float* parti
         embed_fwd<CHUNKS>(tables, eps, at_clock(dropout), out, mean, rstd, rows, width);                                        \
     }                                                                                                                          \
     KERNEL(EMBED_THREADS) embed_bwd_##CHUNKS(Tables tables, Dropout dropout, const float* mean, const float* rstd, X* dout,     \
-                                             Uses uses, float* dgamma, float* dbeta, float* partials, u32* counters,      \
+                                             Keys keys, float* dgamma, float* dbeta, float* partials, u32* counters,      \
                                              u32 rows, u32 width) {                                                            \
         take_turn();                                                                                                           \
-        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, uses, dgamma, dbeta, partials, counters, rows, width);  \
+        embed_bwd<CHUNKS>(tables, at_clock(dropout), mean, rstd, dout, keys, dgamma, dbeta, partials, counters, rows, width);  \
     }
 EMBED(1)
 EMBED(2)
@@ -306,4 +306,4 @@ EMBED(3)
 EMBED(4)
 
 ENTRIES(embed, ENTRY(embed_fwd_1), ENTRY(embed_fwd_2), ENTRY(embed_fwd_3), ENTRY(embed_fwd_4), ENTRY(embed_bwd_1),
-        ENTRY(embed_bwd_2), ENTRY(embed_bwd_3), ENTRY(embed_bwd_4), ENTRY(scatter))
+        ENTRY(embed_bwd_2), ENTRY(embed_bwd_3), ENTRY(embed_bwd_4), ENTRY(scatter), ENTRY(scatter_ends), ENTRY(scatter_few))

@@ -12,6 +12,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 // One block a multiprocessor is enough: the compiler may use every register rather than spill.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 // Two blocks a multiprocessor, one with the wider registers of fp32: while one waits for memory, the other multiplies.
@@ -21,9 +22,10 @@ typedef unsigned long long u64;
 #define ENTRIES(...)
 #define INFINITE __int_as_float(0x7f800000)
 
-/// The block's dynamic shared memory: the only kind in use, so that the host build can poison and guard it.
+/// The block's dynamic shared memory: the only kind in use, so that the host build can poison and guard it. Aligned for the tiles of
+/// warpgroup.cuh.
 DEVICE u8* shared_memory() {
-    extern __shared__ uint4 shared_bytes[];
+    extern __shared__ __align__(1024) uint4 shared_bytes[];
     return reinterpret_cast<u8*>(shared_bytes);
 }
 #endif

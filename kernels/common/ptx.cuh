@@ -50,6 +50,14 @@ DEVICE T shuffle_xor(T value, u32 lane_mask) {
     return simt::shuffle(ALL_LANES, value, lane_id() ^ lane_mask);
 }
 
+/// The value of the lane `distance` before; of the first lanes their own.
+DEVICE u32 shuffle_up(u32 value, u32 distance) {
+    return simt::shuffle(ALL_LANES, value, lane_id() >= distance ? lane_id() - distance : lane_id());
+}
+
+/// The first lane's value, which all lanes have: so that the compiler knows.
+DEVICE u32 of_first_lane(u32 value) { return simt::shuffle(ALL_LANES, value, 0); }
+
 /// Bit per lane: whose predicate holds.
 DEVICE u32 ballot(bool predicate) { return simt::ballot(ALL_LANES, predicate); }
 
@@ -66,6 +74,12 @@ template <u32 PENDING>
 DEVICE void cp_async_wait() {
     simt::async_wait(PENDING);
 }
+
+/// Orders what this thread wrote to shared memory before what tensor cores read there by themselves (`wgmma`).
+DEVICE void fence_products() {}
+
+/// Bytes from the beginning of the block's shared memory.
+DEVICE u32 shared_address(const void* shared) { return static_cast<u32>(static_cast<const u8*>(shared) - simt::shared_memory()); }
 
 /// Four 8 × 8 matrices of 16-bit elements; row r of matrix i is at the address that lane 8i + r gives.
 /// A lane receives of each matrix the elements (lane / 4, 2 (lane % 4)) and the next; transposed, of its transpose.
@@ -138,6 +152,10 @@ DEVICE T shuffle_xor(T value, u32 lane_mask) {
     return __shfl_xor_sync(ALL_LANES, value, lane_mask);
 }
 
+DEVICE u32 shuffle_up(u32 value, u32 distance) { return __shfl_up_sync(ALL_LANES, value, distance); }
+
+DEVICE u32 of_first_lane(u32 value) { return __shfl_sync(ALL_LANES, value, 0); }
+
 DEVICE u32 ballot(bool predicate) { return __ballot_sync(ALL_LANES, predicate); }
 
 DEVICE u32 shared_address(const void* shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
@@ -155,6 +173,12 @@ DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memor
 template <u32 PENDING>
 DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+DEVICE void fence_products() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 
 template <bool TRANSPOSED>

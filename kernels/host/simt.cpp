@@ -14,6 +14,9 @@ constexpr size_t GUARD_BYTES = 256;
 constexpr u8 GUARD = 0xA5;
 constexpr u8 POISON = 0xFF;  // NaN as float and as bf16, a huge number as an integer
 constexpr size_t LANE_BYTES = 64;
+constexpr size_t SHARED_ALIGNMENT = 1024;
+/// Of the 128-byte swizzle: rows that it repeats after, their bytes, and those that move together.
+constexpr u32 SWIZZLE_ROWS = 8, SWIZZLE_ROW = 128, SWIZZLE_CHUNK = 16;
 
 enum class State : u8 { READY, BARRIER, MEETING, DONE };
 
@@ -25,6 +28,17 @@ struct Copy {
     u32 group;
 };
 
+/// A product of a warpgroup that has been asked for: the lane's two rows of A, or where all rows begin; its results.
+struct Product {
+    float* acc;
+    float a[2][16];
+    const u16* rows;
+    const u16* tile;
+    u32 tiles;
+    bool by_rows, more;
+    u32 group;
+};
+
 struct Fiber {
     void* stack_pointer = nullptr;
     u8* stack = nullptr;
@@ -32,6 +46,8 @@ struct Fiber {
     simt::Dim thread = {};
     u32 group = 0;  // number of the group that is being filled
     std::vector<Copy> copies;
+    u32 product_group = 0;
+    std::vector<Product> products;
 };
 
 /// What the lanes of a warp hand to each other. Two sets of slots in turn: a lane that is already at the next meeting does not overwrite
@@ -54,10 +70,11 @@ struct Scheduler {
     std::string error;
     /// Calls of take_turn.
     u64 turns = 0;
+    bool wgmma = false;
 
     u8* shared_start() {
         u8* raw = shared.data() + GUARD_BYTES;
-        return raw + (64 - reinterpret_cast<uintptr_t>(raw) % 64) % 64;
+        return raw + (SHARED_ALIGNMENT - reinterpret_cast<uintptr_t>(raw) % SHARED_ALIGNMENT) % SHARED_ALIGNMENT;
     }
 };
 
@@ -138,6 +155,8 @@ void start(Fiber& fiber) {
     fiber.state = State::READY;
     fiber.group = 0;
     fiber.copies.clear();
+    fiber.product_group = 0;
+    fiber.products.clear();
 #if defined(__x86_64__)
     void** top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES);
     *--top = nullptr;  // alignment: at entry the stack is 8 beyond a multiple of 16, as after a call
@@ -290,6 +309,67 @@ void async_wait(u32 pending) {
     fiber.copies.swap(later);
 }
 
+bool has_wgmma() { return scheduler().wgmma; }
+
+/// Where a tile begins that a descriptor tells of.
+const u16* described(u64 descriptor) {
+    const u32 group_bytes = static_cast<u32>(descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 1 || group_bytes != SWIZZLE_ROWS * SWIZZLE_ROW) fail("a descriptor of a tile with another swizzle or other rows");
+    return reinterpret_cast<const u16*>(simt::shared_memory() + (static_cast<u32>(descriptor & 0x3fff) << 4));
+}
+
+/// Element (row, column) from a described place on. The hardware's swizzle: bits 4 to 6 of an address change by bits 7 to 9.
+float element(const u16* tile, u32 row, u32 column) {
+    const size_t at = reinterpret_cast<const u8*>(tile) - simt::shared_memory() + row * SWIZZLE_ROW + column * 2;
+    const size_t place = at ^ (at / SWIZZLE_ROW % SWIZZLE_ROWS * SWIZZLE_CHUNK);
+    u16 bits;
+    std::memcpy(&bits, simt::shared_memory() + place, sizeof bits);
+    return bit_cast<float>(static_cast<u32>(bits) << 16);
+}
+
+void wgmma(float* acc, u32 tiles, const u32* a, u64 left, u64 descriptor, bool by_rows, bool more) {
+    struct Fragment {
+        u32 r[4];
+    } mine = {};
+    if (a) std::memcpy(mine.r, a, sizeof mine);
+    const Fragment* all = exchange(0xffffffffu, mine, a ? 6 : 7);
+    const u32 g = thread_index().x % 32 / 4;
+    Fiber& fiber = *scheduler().running;
+    Product product = {acc, {}, a ? nullptr : described(left), described(descriptor), tiles, by_rows, more, fiber.product_group};
+    for (u32 half = 0; a && half < 2; half++)
+        for (u32 k = 0; k < 16; k++) {
+            const u32 pair = all[g * 4 + k % 8 / 2].r[k / 8 * 2 + half];
+            product.a[half][k] = bit_cast<float>(k % 2 ? pair & 0xffff0000u : pair << 16);
+        }
+    fiber.products.push_back(product);
+}
+
+void products_commit() { scheduler().running->product_group++; }
+
+void products_wait(u32 pending) {
+    Fiber& fiber = *scheduler().running;
+    const u32 t = thread_index().x % 4, row = thread_index().x % 128 / 32 * 16 + thread_index().x % 32 / 4;
+    std::vector<Product> later;
+    for (const Product& p : fiber.products) {
+        if (p.group + pending >= fiber.product_group) {
+            later.push_back(p);
+            continue;
+        }
+        for (u32 n = 0; n < p.tiles; n++)
+            for (u32 i = 0; i < 4; i++) {
+                float sum = p.more ? p.acc[n * 4 + i] : 0.0f;
+                const u32 column = n * 8 + 2 * t + i % 2;
+                for (u32 k = 0; k < 16; k++) {
+                    const u32 own = row + i / 2 * 8;
+                    const float x = !p.rows ? p.a[i / 2][k] : p.by_rows ? element(p.rows, k, own) : element(p.rows, own, k);
+                    sum += x * (p.by_rows ? element(p.tile, k, column) : element(p.tile, column, k));
+                }
+                p.acc[n * 4 + i] = sum;
+            }
+    }
+    fiber.products.swap(later);
+}
+
 void take_turn() { scheduler().turns++; }
 
 }  // namespace simt
@@ -300,6 +380,7 @@ extern "C" const char* simt_launch(const simt::Entry* entry, const u32* grid, u3
     Scheduler& s = scheduler();
     s.error.clear();
     s.turns = 0;
+    s.wgmma = order % 2 == 0;
     s.kernel = entry->run;
     s.arguments = arguments;
     s.grid = {grid[0], grid[1], grid[2]};
@@ -312,7 +393,7 @@ extern "C" const char* simt_launch(const simt::Entry* entry, const u32* grid, u3
     s.fibers.resize(threads);
     for (u32 i = 0; i < threads; i++) s.fibers[i].thread = {i, 0, 0};
     s.warps.resize((threads + 31) / 32);
-    s.shared.assign(shared_bytes + 2 * GUARD_BYTES + 64, GUARD);
+    s.shared.assign(shared_bytes + 2 * GUARD_BYTES + SHARED_ALIGNMENT, GUARD);
     for (s.block.z = 0; s.block.z < grid[2]; s.block.z++)
         for (s.block.y = 0; s.block.y < grid[1]; s.block.y++)
             for (s.block.x = 0; s.block.x < grid[0]; s.block.x++) {

@@ -3,9 +3,10 @@
 // A block's threads run one after the other until each waits: at `__syncthreads` for the block, at a shuffle, ballot or matrix
 // product for its warp. So whatever order the fibers take, a correct kernel gives the same bits; a kernel with a missing barrier does
 // not. Blocks run one after the other. Shared memory is filled with NaN before every block and has guard bands; asynchronous copies
-// arrive at the wait and not before; a warp operation whose lanes disagree, a wait that cannot end, and a kernel that does not wait for its turn
+// and products of warpgroups arrive at the wait and not before; a warp operation whose lanes disagree, a wait that cannot end, and a kernel that does not wait for its turn
 // are errors.
-// What this cannot show: bank conflicts, memory ordering between blocks, occupancy, speed.
+// What this cannot show: bank conflicts, memory ordering between blocks and towards what tensor cores read by themselves, registers that the assembler
+// gives away while they are in use, occupancy, speed.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -33,6 +34,7 @@ struct alignas(8) float2 {
 };
 
 #define DEVICE [[maybe_unused]] static inline
+#define DEVICE_METHOD inline
 #define KERNEL(threads) static void
 #define KERNEL_RESIDENT(threads, blocks) static void
 #define KERNEL_PAIRED(threads) static void
@@ -69,6 +71,14 @@ To bit_cast(From from) {
     std::memcpy(&to, &from, sizeof to);
     return to;
 }
+
+/// Whether the device that is emulated has `wgmma`: it has in every other order of threads.
+bool has_wgmma();
+/// The lane's part of acc (16 rows a warp, 8 · tiles columns) = A · B, + acc where `more`, at a later `products_wait`; A (16 × 16) from the
+/// warp's fragments or, where `a` is null, 64 rows of the warpgroup as `left` tells (`by_rows`: columns), B as `descriptor` tells, one row of 64 elements an element of depth, or (not `by_rows`) of the result's columns.
+void wgmma(float* acc, u32 tiles, const u32* a, u64 left, u64 descriptor, bool by_rows, bool more);
+void products_commit();
+void products_wait(u32 pending);
 
 template <typename T>
 const T* exchange(u32 mask, const T& mine, u32 kind = 1) {
@@ -130,6 +140,8 @@ Signature<std::remove_cv_t<A>...> signature(void (*)(A...));
 
 DEVICE u8* shared_memory() { return simt::shared_memory(); }
 DEVICE void __syncthreads() { simt::barrier(); }
+/// Every lane has come, and sees what the others wrote.
+DEVICE void __syncwarp() { simt::ballot(0xffffffffu, true); }
 DEVICE int __ffs(int x) { return __builtin_ffs(x); }
 DEVICE void __threadfence() {}
 template <typename T>

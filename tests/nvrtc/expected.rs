@@ -28,7 +28,10 @@ const KERNELS: &[(&str, Reads, bool)] = &[
     ("add_norm_*", Wide, false),
     ("embed_fwd_*", Wide, false),
     ("embed_bwd_*", Wide, false),
-    ("scatter", Wide, false),
+    ("scatter*", Wide, false),
+    ("sort_scan", Wide, false),
+    ("sort_count", Narrow(TOKENS), false),
+    ("sort_place", Narrow(TOKENS), false),
     ("dropout", Wide, false),
     ("gather_rows_*", Wide, false),
     ("cast", Narrow("flat buffers may start and end anywhere: elements one by one"), false),
@@ -80,7 +83,17 @@ pub(super) fn problems(row: &Row) -> Vec<String> {
     }
     let products = "matrices are multiplied by tensor cores in bf16, by fused multiply-adds in fp32, and nothing else is";
     demand(Instruction::Mma, multiplies && bf16, products);
-    demand(Instruction::LoadMatrix, multiplies && bf16, products);
+    // Products of warpgroups read tiles by themselves.
+    let of_warpgroups = kernel.starts_with("attention_") && kernel.ends_with("_64");
+    for (architecture, has) in row.on_each_architecture(Instruction::LoadMatrix) {
+        if has != (multiplies && bf16 && !(of_warpgroups && architecture == "sm_90a")) {
+            let verb = if has { "has" } else { "lacks" };
+            problems.push(format!(
+                "`{kernel}` ({}) {verb} ldmatrix on {architecture}: {products}",
+                row.precision
+            ));
+        }
+    }
     problems
 }
 

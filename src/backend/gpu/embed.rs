@@ -1,9 +1,10 @@
 //! Launches `kernels/embed.cu`.
 
-use super::driver::{Argument, Driver, Region};
+use super::driver::{Argument, Driver};
 use super::linear::span;
 use super::norm::{CHUNK, by_width, partials};
-use super::{DeviceBuf, DeviceSlice, Gpu, Working, blocks, size, tree_counters};
+use super::sort::sort_counts;
+use super::{DeviceSlice, Gpu, Working, blocks, size, tree_counters};
 use crate::Result;
 use crate::backend::{EmbedBwd, EmbedFwd, EmbedTables};
 
@@ -11,8 +12,8 @@ const THREADS: u32 = 128;
 const SCATTER_THREADS: u32 = 256;
 /// Rows of a table that is summed span by span: token types, which all tokens share.
 const FEW: usize = 16;
-/// Words of `Use` of the kernels.
-const USE_WORDS: usize = 8;
+/// Sorted uses of a warp of `scatter`.
+const USES: usize = 64;
 /// No id.
 const NONE: u32 = u32::MAX;
 
@@ -31,23 +32,35 @@ struct TablesArgs {
     beta: u64,
 }
 
-/// `Uses` of the kernel.
+/// `Keys` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
-struct UsesArgs {
-    word: u64,
-    position: u64,
-    token_type: u64,
+struct KeysArgs {
+    of: u64,
+    position: u32,
+    token_type: u32,
+}
+
+/// `Table` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct TableArgs {
+    gradient: u64,
+    first: u32,
+    unused: u32,
 }
 
 /// `Scatter` of the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ScatterArgs {
-    ids: u64,
-    uses: u64,
-    table: u64,
-    entries: u32,
+    of: [TableArgs; 3],
+    keys: u64,
+    numbers: u64,
+    ends: u64,
+    uses: u32,
+    tokens: u32,
+    width: u32,
     skip: u32,
 }
 
@@ -98,19 +111,30 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let kernel = by_width(["embed_bwd_1", "embed_bwd_2", "embed_bwd_3", "embed_bwd_4"], width)?;
         let entries =
             [op.dword.region, op.dposition.region, op.dtoken_type.region].map(|r| r.bytes() / (4 * width));
-        // Token types are few: they need no first user.
+        // Token types are few: they need no order.
         let few = entries[2] <= FEW;
-        let owned = entries[0] + entries[1] + if few { 0 } else { entries[2] };
-        let all = self.uses_table(owned)?;
-        self.driver.fill(all, 0xFF)?;
-        let from = |entry: usize| all.part(4 * USE_WORDS * entry..all.bytes()).address();
-        let uses = UsesArgs {
-            word: from(0),
-            position: from(entries[0]),
-            token_type: if few { 0 } else { from(entries[0] + entries[1]) },
-        };
-        let count = partials(rows, width);
-        let sums = self.workspace(count * 2 * width)?;
+        let (tables_sorted, rows_sorted) =
+            if few { (2, entries[0] + entries[1]) } else { (3, entries.iter().sum()) };
+        let (uses, count, few_span) =
+            (tables_sorted * rows, partials(rows, width), span(rows, entries[2].max(1)));
+        let spans_of_few = if few { rows.div_ceil(few_span) } else { 0 };
+        let ends = uses.div_ceil(USES) * 2 * width;
+        // Every part begins at a multiple of 16 bytes.
+        let lens = [
+            uses,
+            uses,
+            uses,
+            uses,
+            sort_counts(uses),
+            ends,
+            count * 2 * width,
+            spans_of_few * entries[2] * width,
+        ];
+        let [keys, keys_too, numbers, numbers_too, counts, ends, sums, few_sums] =
+            self.workspaces(lens.map(|len| len.next_multiple_of(4)))?;
+        let first = [0, size(entries[0])?, if few { NONE } else { size(entries[0] + entries[1])? }];
+        let keys_args =
+            KeysArgs { of: keys.address(), position: first[1], token_type: if few { 0 } else { first[2] } };
         self.launch(
             ("embed", kernel),
             [size(count)?, 1, 1],
@@ -123,7 +147,7 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 op.mean.into(),
                 op.rstd.into(),
                 (&op.dout).into(),
-                Argument::of(uses),
+                Argument::of(keys_args),
                 (&op.dgamma).into(),
                 (&op.dbeta).into(),
                 sums.into(),
@@ -132,55 +156,46 @@ impl<D: Driver, W: Working> Gpu<D, W> {
                 size(width)?.into(),
             ],
         )?;
-        let of = |ids: DeviceSlice<'_, u32>, uses, table: Region, entries, skip| {
-            let (ids, table, entries) = (ids.region.address(), table.address(), size(entries)?);
-            Ok(ScatterArgs { ids, uses, table, entries, skip })
-        };
-        let skip = op.padding.unwrap_or(NONE);
-        self.scatter(
-            [
-                of(op.ids, uses.word, op.dword.region, entries[0], skip)?,
-                of(op.positions, uses.position, op.dposition.region, entries[1], NONE)?,
-                of(op.types, uses.token_type, op.dtoken_type.region, entries[2], NONE)?,
-            ],
-            op.dout.region,
-            (rows, width),
-        )
-    }
-
-    /// table\[ids\[n\]\] += rows\[n\] for each table, but for its id `skip`.
-    fn scatter(&self, all: [ScatterArgs; 3], rows: Region, (n, width): (usize, usize)) -> Result<()> {
-        let few = all[2].entries as usize;
-        let span = span(n, few.max(1));
-        let (count, chunks) = (n.div_ceil(span), width.div_ceil(CHUNK));
-        let sums = self.workspace(count * few * width)?;
-        let arguments = [
-            Argument::of(all),
-            rows.into(),
-            sums.into(),
-            self.counters(few * chunks * tree_counters(count))?.into(),
-            size(n)?.into(),
-            size(width)?.into(),
-            size(span)?.into(),
-        ];
-        let warps = SCATTER_THREADS as usize / 32;
-        let shared_bytes = warps * (CHUNK + 1) * 4;
-        // Of each table every token's row is read, and at the most as many rows are read and written.
-        let bytes = n * width * (3 * size_of::<W>() + 16) + 12 * n;
-        let grid = [size(n.div_ceil(warps).max(few * count))?, 3, size(chunks)?];
-        self.launch(("embed", "scatter"), grid, SCATTER_THREADS, shared_bytes, bytes, &arguments)
-    }
-
-    /// `Use` of so many rows of tables.
-    fn uses_table(&self, rows: usize) -> Result<Region> {
-        let (mut held, words) = (self.uses.borrow_mut(), USE_WORDS * rows);
-        match held.as_ref().filter(|buf| buf.len >= words) {
-            Some(buf) => Ok(buf.region(0..words)),
-            None => {
-                self.steps.forget(&*self.driver);
-                let buf = held.insert(DeviceBuf::new(&self.driver, words)?);
-                Ok(buf.region(0..words))
-            }
+        let (keys, numbers) =
+            self.sort([keys, keys_too], [numbers, numbers_too], counts, (uses, rows_sorted))?;
+        let gradients = [op.dword.region, op.dposition.region, op.dtoken_type.region];
+        let mut of = [TableArgs { gradient: 0, first: NONE, unused: 0 }; 3];
+        for (table, (gradient, first)) in of.iter_mut().zip(gradients.into_iter().zip(first)) {
+            *table = TableArgs { gradient: gradient.address(), first, unused: 0 };
         }
+        let args = Argument::of(ScatterArgs {
+            of,
+            keys: keys.address(),
+            numbers: numbers.address(),
+            ends: ends.address(),
+            uses: size(uses)?,
+            tokens: size(rows)?,
+            width: size(width)?,
+            skip: op.padding.unwrap_or(NONE),
+        });
+        let (warps, chunks) = (SCATTER_THREADS as usize / 32, width.div_ceil(CHUNK));
+        let grid = [size(uses.div_ceil(USES * warps))?, 1, size(chunks)?];
+        // A row of the gradient for each use, and at the most as many rows of tables are read and written.
+        let bytes = uses * width * (size_of::<W>() + 8) + 8 * uses;
+        self.launch(("embed", "scatter"), grid, SCATTER_THREADS, 0, bytes, &[args, op.dout.region.into()])?;
+        self.launch(("embed", "scatter_ends"), grid, SCATTER_THREADS, 0, 2 * ends.bytes(), &[args])?;
+        if !few {
+            return Ok(());
+        }
+        let arguments = [
+            op.types.into(),
+            op.dout.region.into(),
+            op.dtoken_type.region.into(),
+            few_sums.into(),
+            self.counters(entries[2] * chunks * tree_counters(spans_of_few))?.into(),
+            size(rows)?.into(),
+            size(width)?.into(),
+            size(entries[2])?.into(),
+            size(few_span)?.into(),
+        ];
+        let shared_bytes = warps * (CHUNK + 1) * 4;
+        let bytes = rows * width * size_of::<W>() + 4 * rows + 2 * few_sums.bytes();
+        let grid = [size(entries[2] * spans_of_few)?, 1, size(chunks)?];
+        self.launch(("embed", "scatter_few"), grid, SCATTER_THREADS, shared_bytes, bytes, &arguments)
     }
 }

@@ -31,6 +31,7 @@ mod norm;
 mod optim;
 mod products;
 mod rtd_head;
+mod sort;
 mod step;
 
 impl Elem for bf16 {}
@@ -67,8 +68,6 @@ pub struct Gpu<D: Driver, W: Working> {
     workspace: RefCell<Option<DeviceBuf<D, f32>>>,
     /// Zeros: kernels count their blocks here, and leave zeros.
     counters: RefCell<Option<DeviceBuf<D, u32>>>,
-    /// For each row of the embedding tables, who uses it: grows to what the largest pair of tables needs.
-    uses: RefCell<Option<DeviceBuf<D, u32>>>,
     /// Ranges that decay, as they were last uploaded.
     decayed: RefCell<Option<Decayed<D>>>,
     /// What changes from step to step, and what is done again in each.
@@ -184,7 +183,6 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             products: Products::default(),
             workspace: RefCell::default(),
             counters: RefCell::default(),
-            uses: RefCell::default(),
             decayed: RefCell::default(),
             steps: step::Steps::default(),
             _working: PhantomData,

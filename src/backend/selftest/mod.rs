@@ -198,7 +198,7 @@ impl Case {
                 (vec![(70, 65), (64, 64)], 1, 32),
                 (vec![(128, 128), (127, 100), (0, 0), (17, 17)], 2, 64),
                 (vec![(66, 60), (1, 1)], 1, 40),
-                (vec![(130, 129)], 1, 64),
+                (vec![(130, 129), (270, 260)], 1, 64),
                 (vec![(140, 133), (5, 5)], 1, 32),
                 (vec![(66, 66)], 1, 80),
                 (vec![(33, 33), (67, 1)], 1, 128),
@@ -208,6 +208,8 @@ impl Case {
             cases.push(Self::Embed { tokens: 1, width: 8, p, delta: false, padding: None });
             cases.push(Self::Embed { tokens: 300, width: 33, p, delta: true, padding: Some(0) });
             cases.push(Self::Embed { tokens: 77, width: 264, p, delta: false, padding: Some(2) });
+            // Words whose users fill several spans of sorted uses.
+            cases.push(Self::Embed { tokens: 2500, width: 8, p, delta: false, padding: Some(3) });
             cases.push(Self::Embed { tokens: 20, width: 1024, p, delta: false, padding: Some(0) });
         }
         for (rows, vocabulary) in [(1, 1), (3, 131), (2, 2048), (4, 5000)] {
