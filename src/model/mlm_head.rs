@@ -16,6 +16,7 @@ pub(super) struct MlmHead {
     transform: Linear,
     norm: Norm,
     decoder: Linear,
+    vocabulary: usize,
 }
 
 /// How the generator is sampled from.
@@ -35,18 +36,23 @@ pub(super) struct Sampling {
 impl MlmHead {
     pub(super) fn new<B: Backend>(table: &ParamTable, encoder: &Encoder) -> Result<Self> {
         let config = &encoder.config;
+        // As wide as rows of logits are apart: libraries multiply such sizes faster than any vocabulary. Behind the last token parameters and
+        // the logits' gradient are 0.
+        let (inputs, outputs) = (config.embedding_size, B::pitch(config.vocab_size));
+        let (weight, bias) = (encoder.word().start, table.range("generator.generator_lm_head.bias")?.start);
         let decoder = Linear {
-            weight: encoder.word(),
-            bias: table.range("generator.generator_lm_head.bias")?,
-            inputs: config.embedding_size,
-            outputs: config.vocab_size,
-            pitch: B::pitch(config.vocab_size),
+            weight: weight..weight + outputs * inputs,
+            bias: bias..bias + outputs,
+            inputs,
+            outputs,
+            pitch: outputs,
         };
         let name = "generator.generator_predictions";
         Ok(Self {
             transform: Linear::new(table, &format!("{name}.dense"))?,
             norm: Norm::new(table, name, config.layer_norm_eps)?,
             decoder,
+            vocabulary: config.vocab_size,
         })
     }
 
@@ -84,7 +90,7 @@ impl MlmHead {
         acts: &mut MlmActs<B>,
     ) -> Result<()> {
         backend.mlm_loss(MlmLoss {
-            vocabulary: self.decoder.outputs,
+            vocabulary: self.vocabulary,
             targets: B::slice(&batch.targets, 0..m),
             masked_index: B::slice(&batch.masked_index, 0..m),
             weight: B::slice(&batch.mlm_weight, 0..m),

@@ -18,6 +18,8 @@ use crate::{Error, Result};
 
 /// Tensors (but those that must touch) start at multiples of this many elements: 16-byte accesses on every device.
 const ALIGNMENT: usize = 64;
+/// Rows of what logits are computed from are a multiple of this: [`Backend::pitch`] at the most. Those behind the last token stay 0.
+const VOCABULARY_ROWS: usize = 128;
 
 /// One tensor of the flat buffer.
 #[derive(Clone, Debug)]
@@ -52,6 +54,7 @@ pub struct ParamTable {
 /// Suffix of the discriminator's own part of the word embeddings under gradient-disentangled sharing.
 pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings.delta";
 const WORD: &str = "electra.embeddings.word_embeddings.weight";
+const DECODER_BIAS: &str = "generator_lm_head.bias";
 
 /// Which tensors of the discriminator are the generator's.
 fn is_shared(name: &str, share: Share) -> bool {
@@ -132,6 +135,10 @@ impl ParamTable {
         let decays = !name.contains("LayerNorm") && !name.ends_with("bias");
         let spec = TensorSpec { name, alias: None, shape, offset: self.len, decays };
         self.len = spec.range().end;
+        if spec.name.ends_with(WORD) || spec.name.ends_with(DECODER_BIAS) {
+            let (rows, columns) = (spec.shape[0], spec.shape[1..].iter().product::<usize>());
+            self.len = spec.offset + rows.next_multiple_of(VOCABULARY_ROWS) * columns;
+        }
         self.by_name.insert(spec.name.clone(), self.specs.len());
         self.specs.push(spec);
     }
