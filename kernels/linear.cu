@@ -11,6 +11,7 @@
 
 constexpr u32 LINEAR_THREADS = 256;
 constexpr u32 LINEAR_WARPS = LINEAR_THREADS / WARP;
+constexpr u32 AHEAD = 2;
 
 template <Activation A>
 DEVICE void act_fwd(const X* pre, X* out, u64 n) {
@@ -33,27 +34,44 @@ DEVICE void act_bwd(X* dout, const X* pre, float* dbias, float* partials, u32* c
     const u32 first = blockIdx.y * span, end = min_u32(first + span, rows);
     const bool whole = aligned && count == EIGHT;
     float sums[EIGHT] = {};
-    // Two rows are under way at a time.
-    for (u32 row = first + warp_id(); row < end && count; row += 2 * LINEAR_WARPS) {
-        float d[2][EIGHT], x[2][EIGHT];
-        const bool more = row + LINEAR_WARPS < end;
-        const u64 at[2] = {static_cast<u64>(row) * pitch + col, static_cast<u64>(more ? row + LINEAR_WARPS : row) * pitch + col};
+    auto take = [&](float (&d)[EIGHT], const float (&x)[EIGHT], u64 at) {
+        if (A != Activation::NONE) {
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            load8(d[r], dout + at[r], count, whole);
-            if (A != Activation::NONE) load8(x[r], pre + at[r], count, whole);
+            for (u32 i = 0; i < EIGHT; i++) d[i] = rounded<X>(d[i] * derivative(A, x[i]));
+            store8(dout + at, d, count, whole);
         }
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            if (r && !more) break;
-            if (A != Activation::NONE) {
+        for (u32 i = 0; i < EIGHT; i++) sums[i] += d[i];
+    };
+    u32 row = first + warp_id();
+    if (whole) {
+        // The next AHEAD rows are on their way while one is computed with.
+        Raw8<X> ds[AHEAD], xs[AHEAD];
+        auto fetch = [&](u32 r, u32 stage) {
+            const u64 at = static_cast<u64>(r < end ? r : first) * pitch + col;
+            load_raw(ds[stage], dout + at);
+            if (A != Activation::NONE) load_raw(xs[stage], pre + at);
+        };
 #pragma unroll
-                for (u32 i = 0; i < EIGHT; i++) d[r][i] = rounded<X>(d[r][i] * derivative(A, x[r][i]));
-                store8(dout + at[r], d[r], count, whole);
+        for (u32 stage = 0; stage < AHEAD; stage++) fetch(row + stage * LINEAR_WARPS, stage);
+        while (row < end) {
+#pragma unroll
+            for (u32 stage = 0; stage < AHEAD; stage++, row += LINEAR_WARPS) {
+                if (row >= end) break;
+                float d[EIGHT], x[EIGHT];
+                unpack(d, ds[stage]);
+                if (A != Activation::NONE) unpack(x, xs[stage]);
+                fetch(row + AHEAD * LINEAR_WARPS, stage);
+                take(d, x, static_cast<u64>(row) * pitch + col);
             }
-#pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) sums[i] += d[r][i];
         }
+    }
+    for (; row < end && count; row += LINEAR_WARPS) {
+        const u64 at = static_cast<u64>(row) * pitch + col;
+        float d[EIGHT], x[EIGHT];
+        load8(d, dout + at, count, false);
+        if (A != Activation::NONE) load8(x, pre + at, count, false);
+        take(d, x, at);
     }
     float* scratch = reinterpret_cast<float*>(shared_memory());  // (LINEAR_WARPS, 256)
 #pragma unroll

@@ -8,16 +8,39 @@ constexpr u32 EIGHT = 8;
 /// Whether rows of `width` elements all start at multiples of 16 bytes (their buffer does).
 DEVICE bool rows_are_aligned(u32 width) { return width % EIGHT == 0; }
 
+/// Eight elements as they lie in memory, for loads that shall be under way while others are computed with.
+template <typename T>
+struct Raw8;
+template <>
+struct Raw8<bf16> {
+    uint4 all;
+};
+template <>
+struct Raw8<float> {
+    float4 low, high;
+};
+/// From a multiple of 16 bytes.
+DEVICE void load_raw(Raw8<bf16>& raw, const bf16* p) { raw.all = *reinterpret_cast<const uint4*>(p); }
+DEVICE void load_raw(Raw8<float>& raw, const float* p) { raw.low = reinterpret_cast<const float4*>(p)[0], raw.high = reinterpret_cast<const float4*>(p)[1]; }
+DEVICE void unpack(float (&x)[EIGHT], const Raw8<bf16>& raw) {
+    const u32 words[4] = {raw.all.x, raw.all.y, raw.all.z, raw.all.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        x[2 * i] = bits_to_float(words[i] << 16);
+        x[2 * i + 1] = bits_to_float(words[i] & 0xffff0000u);
+    }
+}
+DEVICE void unpack(float (&x)[EIGHT], const Raw8<float>& raw) {
+    x[0] = raw.low.x, x[1] = raw.low.y, x[2] = raw.low.z, x[3] = raw.low.w;
+    x[4] = raw.high.x, x[5] = raw.high.y, x[6] = raw.high.z, x[7] = raw.high.w;
+}
+
 /// x = p[0 .. 8]; `count` of them exist, the others read as 0. `aligned` promises 16-byte alignment and all eight.
 DEVICE void load8(float (&x)[EIGHT], const bf16* p, u32 count, bool aligned) {
     if (aligned) {
-        const uint4 packed = *reinterpret_cast<const uint4*>(p);
-        const u32 words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            x[2 * i] = bits_to_float(words[i] << 16);
-            x[2 * i + 1] = bits_to_float(words[i] & 0xffff0000u);
-        }
+        Raw8<bf16> raw;
+        load_raw(raw, p);
+        unpack(x, raw);
     } else {
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) x[i] = i < count ? to_float(p[i]) : 0.0f;
@@ -26,16 +49,16 @@ DEVICE void load8(float (&x)[EIGHT], const bf16* p, u32 count, bool aligned) {
 
 DEVICE void load8(float (&x)[EIGHT], const float* p, u32 count, bool aligned) {
     if (aligned) {
-        const float4 low = reinterpret_cast<const float4*>(p)[0], high = reinterpret_cast<const float4*>(p)[1];
-        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+        Raw8<float> raw;
+        load_raw(raw, p);
+        unpack(x, raw);
     } else {
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) x[i] = i < count ? p[i] : 0.0f;
     }
 }
 
-/// The same, of aligned floats that another block wrote: not from this multiprocessor's own cache.
+/// Eight aligned floats that another block wrote: not from this multiprocessor's own cache.
 DEVICE void load8_fresh(float (&x)[EIGHT], const float* p) {
     const float4 low = load4_fresh(p), high = load4_fresh(p + 4);
     x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;

@@ -11,7 +11,7 @@ const ROWS: usize = 4;
 /// Blocks of a backward pass at the most: those that an H100 holds at once. Not asked of the device, so that all devices add in the same order.
 const MULTIPROCESSORS: usize = 132;
 /// Blocks of a multiprocessor, by the registers of the kernels for one to four chunks.
-const RESIDENT: [usize; 4] = [6, 4, 3, 2];
+const RESIDENT: [usize; 4] = [5, 4, 3, 2];
 /// Columns that a warp holds in one chunk of registers.
 pub(super) const CHUNK: usize = 256;
 
