@@ -12,17 +12,9 @@
 // Determinism: a key's queries, and a query's keys, are summed in order by one warp; column sums warps, then blocks in order.
 #include "common/attention_bwd.cuh"
 #ifndef WORKING_FP32
-#include "common/attention_short.cuh"
+#include "common/attention_short_64.cuh"
 #endif
 
-/// What the queries' kernel leaves for the keys': lse · log2 e and delta without the factor (N, heads), and bits (N, heads, words), one for each
-/// key: whether its probability is kept. `bits` is null without dropout.
-struct Between {
-    float2* rows;
-    u32* bits;
-    u32 words;
-};
-constexpr u32 BITS = 32;
 /// Words of a block's keys.
 constexpr u32 TILE_WORDS = TILE / BITS;
 
@@ -40,14 +32,18 @@ DEVICE void sum_columns(const float (&acc)[HSP / 8][4], float factor, float* scr
     __syncthreads();  // all have read before scratch is written again
 }
 
+/// Tiles that a block holds of what it walks over: while one is multiplied with, the next is copied. One where shared memory is short.
+template <u32 HSP>
+constexpr u32 STAGES = sizeof(X) == 4 && HSP > 64 ? 1 : 2;
+
 template <u32 HSP>
 DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k,
                                   u32 q0, float* sums) {
     constexpr u32 COLS = INNER;
     X* queries = reinterpret_cast<X*>(shared_memory());  // (64, LD)
     X* gradients = queries + TILE * LD<HSP>;             // (64, LD)
-    X* keys = gradients + TILE * LD<HSP>;                // (2, COLS, LD)
-    X* values = keys + 2 * COLS * LD<HSP>;               // (2, COLS, LD)
+    X* keys = gradients + TILE * LD<HSP>;                // (STAGES, COLS, LD)
+    X* values = keys + STAGES<HSP> * COLS * LD<HSP>;     // (STAGES, COLS, LD)
     const u64 stride = 3 * k.channels;
     const u32 g = lane_id() / 4, t = lane_id() % 4;
     const u32 warp_row = q0 + warp_id() * 16;
@@ -78,10 +74,10 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
     }
     float dq[HSP / 8][4] = {};
     u32 stage = 0;
-    for (u32 k0 = 0; k0 < k.keys; k0 += COLS, stage ^= 1) {
+    for (u32 k0 = 0; k0 < k.keys; k0 += COLS, stage = (stage + 1) % STAGES<HSP>) {
         cp_async_wait<0>();
         __syncthreads();  // this round's tiles are there, and all have left the other stage
-        if (k0 + COLS < k.keys) fetch(k0 + COLS, stage ^ 1);
+        if (STAGES<HSP> == 2 && k0 + COLS < k.keys) fetch(k0 + COLS, stage ^ 1);
         cp_async_commit();
         const X *key_rows = keys + stage * COLS * LD<HSP>, *value_rows = values + stage * COLS * LD<HSP>;
         float p[COLS / 8][4] = {}, ds[COLS / 8][4] = {};
@@ -90,13 +86,13 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
         hide_columns<COLS>(p, k.keys - k0);
         if (dropout.threshold) {
             u32 of_row[2] = {};
+            for (u32 half = 0; half < 2; half++) {
+                const Words words = decisions(dropout, k.first + warp_row + g + 8 * half, k.head, k0 / BITS * BITS);
 #pragma unroll
-            for (u32 n = 0; n < COLS / 8; n += 2) {
-                const Words words = decisions(dropout, k.first + warp_row, k.head, k0 + n * 8);
-#pragma unroll
-                for (u32 c = 0; c < 4; c++) {
-                    const u32 tile = n + c / 2, half = c % 2;
-                    const bool low = keeps_low(dropout, words.w[c]), high = keeps_high(dropout, words.w[c]);
+                for (u32 tile = 0; tile < COLS / 8; tile++) {
+                    // Tiles are as wide as a word, or half as wide.
+                    const u32 word = COLS < BITS && k0 % BITS ? words.w[(tile + 2) % 4] : words.w[tile];
+                    const bool low = keeps_low(dropout, word), high = keeps_high(dropout, word);
                     float* d = ds[tile] + half * 2;
                     d[0] = low ? d[0] : 0.0f;
                     d[1] = high ? d[1] : 0.0f;
@@ -109,7 +105,7 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
                 of_row[half] |= shuffle_xor(of_row[half], 1);
                 of_row[half] |= shuffle_xor(of_row[half], 2);
             }
-            // Tiles are as wide as a word, or half as wide: the second half finds the first in memory.
+            // Of half a word the second finds the first in memory.
             if (t < 2 && warp_row + g + 8 * t < k.rows) {
                 const u64 at = static_cast<u64>(k.first + warp_row + g + 8 * t) * a.heads + k.head;
                 u32* to = between.bits + at * between.words + k0 / BITS;
@@ -122,6 +118,11 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
 #pragma unroll
             for (u32 i = 0; i < 4; i++) ds[n][i] = power_of_2(p[n][i] * scale - row_lse[i / 2]) * (ds[n][i] - row_delta[i / 2]);
         multiply_registers<HSP, COLS>(dq, ds, key_rows);
+        if (STAGES<HSP> == 1 && k0 + COLS < k.keys) {
+            __syncthreads();  // all have left the only tiles
+            fetch(k0 + COLS, 0);
+            cp_async_commit();
+        }
     }
     cp_async_wait<0>();  // copies may not outlive the block
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
@@ -137,10 +138,10 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
     constexpr u32 ROWS = INNER;
     X* keys = reinterpret_cast<X*>(shared_memory());                                 // (64, LD)
     X* values = keys + TILE * LD<HSP>;                                               // (64, LD)
-    X* queries = values + TILE * LD<HSP>;                                            // (2, ROWS, LD)
-    X* gradients = queries + 2 * ROWS * LD<HSP>;                                     // (2, ROWS, LD)
-    float2* about = reinterpret_cast<float2*>(gradients + 2 * ROWS * LD<HSP>);       // (2, ROWS)
-    u32* bits = reinterpret_cast<u32*>(about + 2 * ROWS);                            // (2, TILE_WORDS, ROWS)
+    X* queries = values + TILE * LD<HSP>;                                            // (STAGES, ROWS, LD)
+    X* gradients = queries + STAGES<HSP> * ROWS * LD<HSP>;                           // (STAGES, ROWS, LD)
+    float2* about = reinterpret_cast<float2*>(gradients + STAGES<HSP> * ROWS * LD<HSP>);  // (STAGES, ROWS)
+    u32* bits = reinterpret_cast<u32*>(about + STAGES<HSP> * ROWS);                  // (STAGES, TILE_WORDS, ROWS)
     const u64 stride = 3 * k.channels;
     const u32 g = lane_id() / 4, t = lane_id() % 4;
     const u32 warp_key = k0 + warp_id() * 16;
@@ -172,10 +173,10 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
     float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
     u32 stage = 0;
     // A tile of padded keys only keeps its zeros.
-    for (u32 q0 = 0; q0 < (keys_left ? k.rows : 0); q0 += ROWS, stage ^= 1) {
+    for (u32 q0 = 0; q0 < (keys_left ? k.rows : 0); q0 += ROWS, stage = (stage + 1) % STAGES<HSP>) {
         cp_async_wait<0>();
         __syncthreads();  // this round's tiles are there, and all have left the other stage
-        if (q0 + ROWS < k.rows) fetch(q0 + ROWS, stage ^ 1);
+        if (STAGES<HSP> == 2 && q0 + ROWS < k.rows) fetch(q0 + ROWS, stage ^ 1);
         cp_async_commit();
         const X *query_rows = queries + stage * ROWS * LD<HSP>, *gradient_rows = gradients + stage * ROWS * LD<HSP>;
         float p[ROWS / 8][4] = {}, ds[ROWS / 8][4] = {};
@@ -198,6 +199,11 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
             }
         multiply_registers<HSP, ROWS>(dv, p, gradient_rows);
         multiply_registers<HSP, ROWS>(dk, ds, query_rows);
+        if (STAGES<HSP> == 1 && q0 + ROWS < k.rows) {
+            __syncthreads();  // all have left the only tiles
+            fetch(q0 + ROWS, 0);
+            cp_async_commit();
+        }
     }
     cp_async_wait<0>();  // copies may not outlive the block
     X* to = dqkv + static_cast<u64>(k.first) * stride + k.head * a.head_size;
@@ -209,22 +215,20 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
     sum_columns<HSP>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
 }
 
-/// grid (tiles, heads, sequences); partials (sequences · tiles, heads, 3 HS); counters (heads, a tree's).
-template <u32 HSP, bool OF_KEYS>
-DEVICE void attention_bwd(const Saved& s, const Between& between, X* dqkv, const Sums& sums, const Attention& a, const Dropout& dropout) {
-    const Task k = task(a);
+/// grid (tiles, heads, sequences); partials (sequences · tiles, heads, 3 HS); counters (heads, a tree's). `block` computes the ROWS queries or keys
+/// from a row on and their columns' sums.
+template <bool OF_KEYS, u32 ROWS, typename Block>
+DEVICE void attention_bwd(const Task& k, const Sums& sums, const Attention& a, Block block) {
     const u32 size = a.head_size, index = blockIdx.z * gridDim.x + blockIdx.x, count = gridDim.z * gridDim.x;
     // Of the queries' columns, or the keys' and the values'.
     const u32 width = OF_KEYS ? 2 * size : size;
     float* first = sums.partials + static_cast<u64>(k.head) * 3 * size + OF_KEYS * size;
     const u64 stride = static_cast<u64>(a.heads) * 3 * size;
     float* own = first + index * stride;
-    if (blockIdx.x * TILE >= k.rows) {
-        for (u32 c = threadIdx.x; c < width; c += ATTENTION_THREADS) own[c] = 0.0f;
-    } else if (OF_KEYS) {
-        attention_bwd_keys<HSP>(s, between, dqkv, a, dropout, k, blockIdx.x * TILE, own);
+    if (blockIdx.x * ROWS >= k.rows) {
+        for (u32 c = threadIdx.x; c < width; c += blockDim.x) own[c] = 0.0f;
     } else {
-        attention_bwd_queries<HSP>(s, between, dqkv, a, dropout, k, blockIdx.x * TILE, own);
+        block(blockIdx.x * ROWS, own);
     }
     add_over_blocks(first, width, stride, index, count, sums.counters + k.head * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
                     [&](u32 c, float total) {
@@ -233,32 +237,45 @@ DEVICE void attention_bwd(const Saved& s, const Between& between, X* dqkv, const
                     });
 }
 
-#define ATTENTION_BWD(NAME, OF_KEYS, HSP, BLOCKS)                                                                                          \
-    KERNEL_RESIDENT(ATTENTION_THREADS, BLOCKS) attention_bwd_##NAME##_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,    \
-                                                                             Between between, X* dqkv, Sums sums, Attention a, Dropout dropout) { \
+#define ATTENTION_BWD(NAME, OF_KEYS, HSP, BLOCK, ROWS, BLOCKS)                                                                             \
+    KERNEL_RESIDENT(ROWS / 16 * WARP, BLOCKS) attention_bwd_##NAME##_##HSP(const X* qkv, const X* out, const X* dout, const float* lse,     \
+                                                                           Between between, X* dqkv, Sums sums, Attention a, Dropout dropout) { \
         take_turn();                                                                                                                       \
-        attention_bwd<HSP, OF_KEYS>({qkv, out, dout, lse}, between, dqkv, sums, known_head<HSP>(a), at_clock(dropout));                     \
+        const Saved saved = {qkv, out, dout, lse};                                                                                         \
+        const Attention known = known_head<HSP>(a);                                                                                        \
+        const Dropout drawn = at_clock(dropout);                                                                                           \
+        const Task k = task(known);                                                                                                        \
+        attention_bwd<OF_KEYS, ROWS>(k, sums, known, [&](u32 row, float* own) { BLOCK(saved, between, dqkv, known, drawn, k, row, own); }); \
     }
-ATTENTION_BWD(queries, false, 16, 4)
-ATTENTION_BWD(queries, false, 32, 4)
-ATTENTION_BWD(queries, false, 64, 4)
-ATTENTION_BWD(queries, false, 128, 2)
-ATTENTION_BWD(keys, true, 16, 4)
-ATTENTION_BWD(keys, true, 32, 4)
-ATTENTION_BWD(keys, true, 64, 3)
-ATTENTION_BWD(keys, true, 128, 2)
+ATTENTION_BWD(queries, false, 16, attention_bwd_queries<16>, TILE, 4)
+ATTENTION_BWD(queries, false, 32, attention_bwd_queries<32>, TILE, 4)
+ATTENTION_BWD(queries, false, 128, attention_bwd_queries<128>, TILE, 2)
+ATTENTION_BWD(keys, true, 16, attention_bwd_keys<16>, TILE, 4)
+ATTENTION_BWD(keys, true, 32, attention_bwd_keys<32>, TILE, 4)
+ATTENTION_BWD(keys, true, 128, attention_bwd_keys<128>, TILE, 2)
+#ifdef WORKING_FP32
+ATTENTION_BWD(queries, false, 64, attention_bwd_queries<64>, TILE, 4)
+ATTENTION_BWD(keys, true, 64, attention_bwd_keys<64>, TILE, 3)
+#else
+ATTENTION_BWD(queries, false, 64, attention_bwd_queries_of_64, BLOCK_ROWS, PAIR)
+ATTENTION_BWD(keys, true, 64, attention_bwd_keys_of_64<64>, 64, 3)
+#endif
 
 #ifdef WORKING_FP32
 #define SHORT_ENTRIES
 #else
-#define ATTENTION_BWD_SHORT(HSP)                                                                                                            \
-    KERNEL_RESIDENT(SHORT_THREADS, 2) attention_bwd_short_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, Sums sums,  \
+#define ATTENTION_BWD_SHORT(HSP, BLOCK, BLOCKS)                                                                                                     \
+    KERNEL_RESIDENT(SHORT_THREADS, BLOCKS) attention_bwd_short_##HSP(const X* qkv, const X* out, const X* dout, const float* lse, X* dqkv, Sums sums,  \
                                                                 Attention a, Dropout dropout) {                                             \
         take_turn();                                                                                                                       \
-        attention_bwd_short<HSP>({qkv, out, dout, lse}, dqkv, sums, known_head<HSP>(a), at_clock(dropout));                                 \
+        const Saved saved = {qkv, out, dout, lse};                                                                                         \
+        const Attention known = known_head<HSP>(a);                                                                                        \
+        const Dropout drawn = at_clock(dropout);                                                                                           \
+        const Task k = task(known);                                                                                                        \
+        attention_bwd_short(k, sums, known, [&](float* own) { BLOCK(saved, dqkv, known, drawn, k, own); });                                 \
     }
-ATTENTION_BWD_SHORT(32)
-ATTENTION_BWD_SHORT(64)
+ATTENTION_BWD_SHORT(32, attention_bwd_whole<32>, 2)
+ATTENTION_BWD_SHORT(64, attention_bwd_short_of_64, PAIR)
 #define SHORT_ENTRIES , ENTRY(attention_bwd_short_32), ENTRY(attention_bwd_short_64)
 #endif
 

@@ -7,6 +7,9 @@
 // the exponential for long sequences, memory for T = 128.
 // Saved: lse = m + ln l of the scaled scores. Determinism: a query's keys are summed in order by one warp.
 #include "common/attention.cuh"
+#ifndef WORKING_FP32
+#include "common/attention_fwd_64.cuh"
+#endif
 
 template <u32 HSP>
 DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, const Dropout& dropout) {
@@ -57,23 +60,13 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
             for (u32 n = 0; n < HSP / 8; n++) acc[n][2 * half] *= rescale, acc[n][2 * half + 1] *= rescale;
         }
 #pragma unroll
-        for (u32 n = 0; n < TILE / 8; n += 2) {
+        for (u32 n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                float& p = s[n + i / 4][i % 4];
-                p = power_of_2(p * scale - m[i % 4 / 2]);
-                l[i % 4 / 2] += p;
+            for (u32 i = 0; i < 4; i++) {
+                s[n][i] = power_of_2(s[n][i] * scale - m[i / 2]);
+                l[i / 2] += s[n][i];
             }
-            if (dropout.threshold) {
-                const Words words = decisions(dropout, k.first + warp_row, k.head, k0 + n * 8);
-#pragma unroll
-                for (u32 c = 0; c < 4; c++) {
-                    float *p = s[n + c / 2] + c % 2 * 2;
-                    p[0] = keeps_low(dropout, words.w[c]) ? p[0] : 0.0f;
-                    p[1] = keeps_high(dropout, words.w[c]) ? p[1] : 0.0f;
-                }
-            }
-        }
+        if (dropout.threshold) drop<TILE>(s, dropout, k.first + warp_row, k.head, k0);
         cp_async_wait<1>();
         __syncthreads();  // every thread's part of the values has arrived
         multiply_registers<HSP, TILE>(acc, s, values);
@@ -99,7 +92,14 @@ DEVICE void attention_fwd(const X* qkv, X* out, float* lse, const Attention& a, 
     }
 ATTENTION_FWD(16)
 ATTENTION_FWD(32)
-ATTENTION_FWD(64)
 ATTENTION_FWD(128)
+#ifdef WORKING_FP32
+ATTENTION_FWD(64)
+#else
+KERNEL_RESIDENT(BLOCK_THREADS, 2) attention_fwd_64(const X* qkv, X* out, float* lse, Attention a, Dropout dropout) {
+    take_turn();
+    attention_fwd_of_64(qkv, out, lse, known_head<64>(a), at_clock(dropout));
+}
+#endif
 
 ENTRIES(attention_fwd, ENTRY(attention_fwd_16), ENTRY(attention_fwd_32), ENTRY(attention_fwd_64), ENTRY(attention_fwd_128))

@@ -91,10 +91,25 @@ impl Philox {
         self.word(index / 2, row, site, step) >> (16 * (index % 2)) & 0xffff
     }
 
-    /// The words of [`LANES`] consecutive blocks from `index` on, `out[4 * lane + word]`; written so that the
-    /// compiler turns each line of a round into vector instructions.
+    /// The same of attention's probabilities, where `index` counts keys: four blocks decide about 32 keys, word w of block b about keys
+    /// 8w + 2b and the next, so that a lane of a tensor core's result finds all that it needs in one block.
+    #[inline]
+    pub fn half_of_key(self, index: u32, row: u32, site: Site, step: u32) -> u32 {
+        let block = index / 32 * 4 + index % 8 / 2;
+        self.block(block, row, site, step)[(index % 32 / 8) as usize] >> (16 * (index % 2)) & 0xffff
+    }
+
+    /// The words of [`LANES`] consecutive blocks from `index` on: `out[4 * lane + word]`, or `BY_KEY` those of [`half_of_key`](Self::half_of_key) in the
+    /// keys' order; written so that the compiler turns each line of a round into vector instructions.
     #[inline(always)]
-    pub fn blocks(self, index: u32, row: u32, site: Site, step: u32, out: &mut [u32; 4 * LANES]) {
+    pub fn blocks<const BY_KEY: bool>(
+        self,
+        index: u32,
+        row: u32,
+        site: Site,
+        step: u32,
+        out: &mut [u32; 4 * LANES],
+    ) {
         // 64-bit lanes whose upper halves are never looked at: the widening product then needs no moves.
         const LOW: u64 = 0xffff_ffff;
         let (mut c0, mut c1) = ([0u64; LANES], [u64::from(row); LANES]);
@@ -118,10 +133,12 @@ impl Philox {
             }
         }
         for lane in 0..LANES {
-            out[4 * lane] = c0[lane] as u32;
-            out[4 * lane + 1] = c1[lane] as u32;
-            out[4 * lane + 2] = c2[lane] as u32;
-            out[4 * lane + 3] = c3[lane] as u32;
+            let place =
+                |word: usize| if BY_KEY { lane / 4 * 16 + 4 * word + lane % 4 } else { 4 * lane + word };
+            out[place(0)] = c0[lane] as u32;
+            out[place(1)] = c1[lane] as u32;
+            out[place(2)] = c2[lane] as u32;
+            out[place(3)] = c3[lane] as u32;
         }
     }
 }
@@ -164,10 +181,15 @@ mod tests {
     fn lanes_equal_single_blocks() {
         let philox = Philox::new(0x1234_5678_9abc_def0);
         let mut lanes = [0; 4 * LANES];
-        philox.blocks(u32::MAX - 3, 7, Site::GUMBEL, 9, &mut lanes);
+        philox.blocks::<false>(u32::MAX - 3, 7, Site::GUMBEL, 9, &mut lanes);
         for lane in 0..LANES {
             let single = philox.block((u32::MAX - 3).wrapping_add(lane as u32), 7, Site::GUMBEL, 9);
             assert_eq!(single, lanes[4 * lane..4 * lane + 4], "lane {lane}");
+        }
+        philox.blocks::<true>(4, 7, Site(3), 9, &mut lanes);
+        for (key, pair) in (32u32..).step_by(2).zip(lanes) {
+            let halves = [pair & 0xffff, pair >> 16];
+            assert_eq!([key, key + 1].map(|key| philox.half_of_key(key, 7, Site(3), 9)), halves, "key {key}");
         }
     }
 

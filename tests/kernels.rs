@@ -96,6 +96,13 @@ fn planted_faults_are_caught() {
     assert_eq!(waited, (0..64).map(|i| i as f32).collect::<Vec<_>>());
     let unwaited = planted("unwaited_copy", Order::Ascending, 1024, true, None).unwrap();
     assert!(unwaited.iter().all(|x| x.is_nan()), "a copy arrives only at its wait");
+
+    // With `wgmma` and without.
+    for order in [Order::Ascending, Order::Descending] {
+        assert_eq!(planted("awaited_product", order, 8192, false, None).unwrap(), [64.0; 64]);
+    }
+    let unawaited = planted("unawaited_product", Order::Ascending, 8192, false, None).unwrap();
+    assert_eq!(unawaited, [0.0; 64], "a product arrives only at its wait");
 }
 
 /// A buffer of 63 floats that 64 threads write to.

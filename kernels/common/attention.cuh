@@ -80,23 +80,25 @@ DEVICE float power_of_2(float x) { return sizeof(X) == 2 ? exp2_approx(x) : exp2
 /// Index of the dropout decision about a head's first key.
 DEVICE u32 mask_index(u32 head) { return head << 20; }
 
-/// Lane t of four holds row t of a 4 × 4 matrix before, column t after.
-DEVICE void transpose_quad(u32 (&w)[4]) {
-    const bool high = lane_id() & 2, odd = lane_id() & 1;
-    const u32 x = shuffle_xor(high ? w[0] : w[2], 2), y = shuffle_xor(high ? w[1] : w[3], 2);
-    (high ? w[0] : w[2]) = x, (high ? w[1] : w[3]) = y;
-    const u32 p = shuffle_xor(odd ? w[0] : w[1], 1), q = shuffle_xor(odd ? w[2] : w[3], 1);
-    (odd ? w[0] : w[1]) = p, (odd ? w[2] : w[3]) = q;
-}
+/// What decides about a row's probabilities of the 32 keys from `key` on, a multiple of 32, as far as they are the lane's: word j is of C tile j, its
+/// lower half of the lane's first column, its upper half of the second. `row` is the packed row. Four blocks of Philox serve the four lanes.
+DEVICE Words decisions(const Dropout& d, u32 row, u32 head, u32 key) { return philox(d, (mask_index(head) + key) / 8 + lane_id() % 4, row); }
 
-/// What decides about the probabilities of two C tiles side by side: word c is of tile c / 2 and the row g + c % 2 · 8, its lower half of the
-/// lane's first column, its upper half of the second. `row` is the packed row of the tiles' first query, `key` their first key. A block of Philox
-/// serves a row of one tile, that is four lanes: each draws one of their four (two rows, two tiles) and they exchange words.
-DEVICE Words decisions(const Dropout& d, u32 row, u32 head, u32 key) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-    Words words = philox(d, (mask_index(head) + key) / 8 + t / 2, row + g + t % 2 * 8);
-    transpose_quad(words.w);
-    return words;
+/// Drops probabilities of the warp's 16 rows, packed from `row` on, of the COLS keys from `key` on.
+template <u32 COLS>
+DEVICE void drop(float (&p)[COLS / 8][4], const Dropout& dropout, u32 row, u32 head, u32 key) {
+#pragma unroll
+    for (u32 n = 0; n < COLS / 8; n += 4)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const Words words = decisions(dropout, row + lane_id() / 4 + half * 8, head, key + n * 8);
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                float* pair = p[n + j] + 2 * half;
+                pair[0] = keeps_low(dropout, words.w[j]) ? pair[0] : 0.0f;
+                pair[1] = keeps_high(dropout, words.w[j]) ? pair[1] : 0.0f;
+            }
+        }
 }
 
 /// Scores of keys that do not exist: `columns` of them do.

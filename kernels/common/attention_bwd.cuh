@@ -10,6 +10,15 @@ struct Saved {
     const float* lse;
 };
 
+/// What the queries' kernel leaves for the keys': lse · log2 e and delta without the factor (N, heads), and bits (N, heads, words), one for each
+/// key: whether its probability is kept. `bits` is null without dropout.
+struct Between {
+    float2* rows;
+    u32* bits;
+    u32 words;
+};
+constexpr u32 BITS = 32;
+
 /// What they end with: column sums of dqkv, which their blocks add up.
 struct Sums {
     float *dbias, *partials;

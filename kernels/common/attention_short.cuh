@@ -20,6 +20,38 @@ constexpr u32 FEW = 16;
 /// Bytes of a query's bits.
 constexpr u32 KEY_BYTES = SHORT / 8;
 
+/// What is known of each query: lse · log2 e and delta, and which of its probabilities are kept, (128) and (128, KEY_BYTES).
+template <u32 HSP>
+DEVICE void know_queries(float2* about, u8* kept, const Saved& s, const Attention& a, const Dropout& dropout, const Task& k) {
+    for (u32 row = threadIdx.x / 4; row < SHORT; row += SHORT_THREADS / 4) {
+        const bool exists = row < k.rows;
+        const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
+        float delta = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
+        delta += shuffle_xor(delta, 1);
+        delta += shuffle_xor(delta, 2);
+        if (threadIdx.x % 4 == 0) about[row] = float2{exists ? s.lse[at] * LOG2E : INFINITE, delta / dropout.scale};
+    }
+    if (dropout.threshold) {
+        // Four lanes a row and 32 keys.
+        for (u32 i = threadIdx.x; i < SHORT * KEY_BYTES; i += SHORT_THREADS) {
+            const u32 row = i / KEY_BYTES, key = i % KEY_BYTES / 4 * BITS;
+            u32 bits = 0;
+            if (row < k.rows && key < k.keys) {
+                const Words words = decisions(dropout, k.first + row, k.head, key);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    bits |= keeps_low(dropout, words.w[j]) ? 1u << 8 * j : 0;
+                    bits |= keeps_high(dropout, words.w[j]) ? 2u << 8 * j : 0;
+                }
+                bits <<= 2 * (lane_id() % 4);
+            }
+            bits |= shuffle_xor(bits, 1);
+            bits |= shuffle_xor(bits, 2);
+            if (i % 4 == 0) *reinterpret_cast<u32*>(kept + i) = bits;
+        }
+    }
+}
+
 template <u32 HSP>
 struct Whole {
     X *queries, *gradients, *keys, *values;  // (128, LD)
@@ -53,28 +85,7 @@ DEVICE void load_whole(const Whole<HSP>& w, const Saved& s, const Attention& a, 
     load_tile<SHORT, HSP, SHORT_THREADS>(w.gradients, dout_rows, k.channels, k.rows, a.head_size);
     load_tile<SHORT, HSP, SHORT_THREADS>(w.values, operand(s.qkv, k, 2, 0, a.head_size), stride, k.keys, a.head_size);
     cp_async_commit();
-    for (u32 row = threadIdx.x / 4; row < SHORT; row += SHORT_THREADS / 4) {
-        const bool exists = row < k.rows;
-        const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        float delta = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
-        delta += shuffle_xor(delta, 1);
-        delta += shuffle_xor(delta, 2);
-        if (threadIdx.x % 4 == 0) w.about[row] = float2{exists ? s.lse[at] * LOG2E : INFINITE, delta / dropout.scale};
-    }
-    if (dropout.threshold) {
-        for (u32 i = threadIdx.x; i < SHORT * KEY_BYTES; i += SHORT_THREADS) {
-            const u32 row = i / KEY_BYTES, eight = i % KEY_BYTES;
-            if (row >= k.rows || eight * 8 >= k.keys) continue;
-            const Words words = philox(dropout, mask_index(k.head) / 8 + eight, k.first + row);
-            u32 bits = 0;
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                bits |= keeps_low(dropout, words.w[j]) ? 1u << 2 * j : 0;
-                bits |= keeps_high(dropout, words.w[j]) ? 2u << 2 * j : 0;
-            }
-            w.bits[i] = static_cast<u8>(bits);
-        }
-    }
+    know_queries<HSP>(w.about, w.bits, s, a, dropout, k);
     cp_async_wait<0>();
     __syncthreads();  // everything is there
 }
@@ -163,10 +174,9 @@ DEVICE void attention_bwd_whole(const Saved& s, X* dqkv, const Attention& a, con
     __syncthreads();  // scratch is read: its first word may be used again
 }
 
-/// grid (1, heads, sequences); partials (sequences, heads, 3 HS); counters (heads, a tree's).
-template <u32 HSP>
-DEVICE void attention_bwd_short(const Saved& s, X* dqkv, const Sums& sums, const Attention& a, const Dropout& dropout) {
-    const Task k = task(a);
+/// grid (1, heads, sequences); partials (sequences, heads, 3 HS); counters (heads, a tree's). `block` computes dqkv and its column sums.
+template <typename Block>
+DEVICE void attention_bwd_short(const Task& k, const Sums& sums, const Attention& a, Block block) {
     const u32 size = a.head_size, width = 3 * size, count = gridDim.z;
     float* first = sums.partials + static_cast<u64>(k.head) * width;
     const u64 stride = static_cast<u64>(a.heads) * width;
@@ -174,7 +184,7 @@ DEVICE void attention_bwd_short(const Saved& s, X* dqkv, const Sums& sums, const
     if (k.rows == 0) {
         for (u32 c = threadIdx.x; c < width; c += SHORT_THREADS) own[c] = 0.0f;
     } else {
-        attention_bwd_whole<HSP>(s, dqkv, a, dropout, k, own);
+        block(own);
     }
     add_over_blocks(first, width, stride, blockIdx.z, count, sums.counters + k.head * tree_counters(count), reinterpret_cast<u32*>(shared_memory()),
                     [&](u32 c, float total) { sums.dbias[c / size * k.channels + k.head * size + c % size] += total; });

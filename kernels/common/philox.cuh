@@ -51,8 +51,8 @@ DEVICE Words philox(const Dropout& d, u32 index, u32 row) {
 }
 
 /// Whether an element is kept: a block of Philox decides about eight, 16 bits each, the lower half of a word before the upper.
-DEVICE bool keeps_low(const Dropout& d, u32 word) { return (word & 0xffffu) >= d.threshold; }
-DEVICE bool keeps_high(const Dropout& d, u32 word) { return word >> 16 >= d.threshold; }
+DEVICE bool keeps_low(const Dropout& d, u32 word) { return word << 16 >= d.threshold << 16; }
+DEVICE bool keeps_high(const Dropout& d, u32 word) { return word >= d.threshold << 16; }
 
 /// Drops eight elements of a row, from column `col` (a multiple of 8) on.
 DEVICE void drop8(float (&x)[8], const Dropout& d, u32 row, u32 col) {

@@ -1,5 +1,5 @@
 // Kernels with one planted fault each, for the tests of the emulator: every one must be caught.
-#include "../common/ptx.cuh"
+#include "../common/warpgroup.cuh"
 
 /// Reverses a block through shared memory without the barrier between writing and reading.
 KERNEL(64) missing_barrier(float* out) {
@@ -77,5 +77,31 @@ KERNEL(64) waited_copy(const float* from, float* out) {
     out[threadIdx.x] = shared[threadIdx.x];
 }
 
+/// The square of a tile of ones; reads it before the product is awaited, unless `late`.
+DEVICE void squared_ones(float* out, bool late) {
+    bf16* ones = reinterpret_cast<bf16*>(shared_memory());
+    for (u32 i = threadIdx.x; i < 64 * TILE_WIDTH; i += blockDim.x) ones[i] = from_float<bf16>(1.0f);
+    fence_products();
+    __syncthreads();  // the tile is written
+    float acc[8][4] = {}, seen = 0.0f;
+    begin_products();
+    multiply_transposed(acc, warpgroup_rows(ones), tile_at(ones));
+    end_products();
+    if (late) await_products<0>(acc);
+    seen = *const_cast<volatile float*>(&acc[0][0]);
+    await_products<0>(acc);
+    out[threadIdx.x] = seen;
+}
+KERNEL(64) unawaited_product(float* out) {
+    take_turn();
+    squared_ones(out, false);
+}
+/// The same with the wait.
+KERNEL(64) awaited_product(float* out) {
+    take_turn();
+    squared_ones(out, true);
+}
+
 ENTRIES(planted, ENTRY(missing_barrier), ENTRY(with_barrier), ENTRY(out_of_turn), ENTRY(one_past_the_end), ENTRY(beyond_shared_memory),
-        ENTRY(uninitialised_read), ENTRY(mismatched_mask), ENTRY(missing_lanes), ENTRY(unwaited_copy), ENTRY(waited_copy))
+        ENTRY(uninitialised_read), ENTRY(mismatched_mask), ENTRY(missing_lanes), ENTRY(unwaited_copy), ENTRY(waited_copy),
+        ENTRY(unawaited_product), ENTRY(awaited_product))

@@ -100,7 +100,7 @@ pub(super) fn attention_fwd<R: Real>(factors: Factors, op: AttentionFwd<'_, Cpu<
                 || {
                     for (i, row) in scores.chunks_exact_mut(task.keys).enumerate() {
                         lse.row(i)[0] = softmax_row(row);
-                        drop_row_from(op.dropout, first + i, task.mask_index(), row);
+                        drop_row_from::<R, true>(op.dropout, first + i, task.mask_index(), row);
                     }
                 },
             );
@@ -197,7 +197,7 @@ fn dscores_row<R: Real>(
 ) {
     let mut keep = [R::ONE; DECIDED];
     for (chunk, (p, dp)) in p.chunks_mut(DECIDED).zip(dp.chunks_mut(DECIDED)).enumerate() {
-        keep_factors(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
+        keep_factors::<R, true>(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
         for ((p, dp), &keep) in p.iter_mut().zip(dp).zip(&keep) {
             let probability = (*p - lse).exp();
             *dp = probability * (*dp * keep - delta) * scale;

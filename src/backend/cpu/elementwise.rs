@@ -13,32 +13,42 @@ pub(super) const DECIDED: usize = 8 * rng::LANES;
 /// Applies the mask of row `row` in place; `row` counts from the batch's first row.
 #[inline(always)]
 pub(super) fn drop_row<R: Real>(dropout: Dropout, row: usize, x: &mut [R]) {
-    drop_row_from(dropout, row, 0, x);
+    drop_row_from::<R, false>(dropout, row, 0, x);
 }
 
-/// The same from column `index` (a multiple of 8) on.
+/// The same from column `index` (a multiple of 32) on; `BY_KEY`: of attention's probabilities.
 #[inline(always)]
-pub(super) fn drop_row_from<R: Real>(dropout: Dropout, row: usize, index: u32, x: &mut [R]) {
+pub(super) fn drop_row_from<R: Real, const BY_KEY: bool>(
+    dropout: Dropout,
+    row: usize,
+    index: u32,
+    x: &mut [R],
+) {
     if !dropout.is_on() {
         return;
     }
     let mut keep = [R::ONE; DECIDED];
     for (chunk, x) in x.chunks_mut(DECIDED).enumerate() {
-        keep_factors(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
+        keep_factors::<R, BY_KEY>(dropout, row, index + (chunk * DECIDED) as u32, &mut keep);
         x.iter_mut().zip(&keep).for_each(|(x, &keep)| *x *= keep);
     }
 }
 
 /// What dropout multiplies the elements from column `index` on with: 0 or 1 / (1 - p). Without dropout `keep` stays.
 #[inline(always)]
-pub(super) fn keep_factors<R: Real>(dropout: Dropout, row: usize, index: u32, keep: &mut [R; DECIDED]) {
+pub(super) fn keep_factors<R: Real, const BY_KEY: bool>(
+    dropout: Dropout,
+    row: usize,
+    index: u32,
+    keep: &mut [R; DECIDED],
+) {
     if !dropout.is_on() {
         return;
     }
     let row = dropout.clock.row0.wrapping_add(row as u32);
     let scale = R::of(dropout.scale);
     let mut words = [0; DECIDED / 2];
-    dropout.rng.blocks(index / 8, row, dropout.site, dropout.clock.step, &mut words);
+    dropout.rng.blocks::<BY_KEY>(index / 8, row, dropout.site, dropout.clock.step, &mut words);
     // The lower half of a word comes first.
     let words = words.map(u32::to_le);
     for (keep, &half) in keep.iter_mut().zip(bytemuck::cast_slice::<u32, u16>(&words)) {

@@ -76,7 +76,7 @@ fn gumbel_row<R: Real>(
     let (mut words, mut scores) = ([0; WORDS], [R::NEG_INFINITY; WORDS]);
     let (mut best, mut best_score) = (0, R::NEG_INFINITY);
     for (chunk, logits) in logits.chunks(WORDS).enumerate() {
-        noise.rng.blocks((chunk * LANES) as u32, row, noise.site, noise.clock.step, &mut words);
+        noise.rng.blocks::<false>((chunk * LANES) as u32, row, noise.site, noise.clock.step, &mut words);
         let scores = &mut scores[..logits.len()];
         for ((score, &logit), &word) in scores.iter_mut().zip(logits).zip(&words) {
             let u = R::of_f32(open_unit(word));

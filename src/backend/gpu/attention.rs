@@ -5,9 +5,15 @@ use super::{Gpu, Working, blocks, size, tree_counters};
 use crate::backend::{AttentionBwd, AttentionFwd, Sequences};
 use crate::{Error, Result};
 
-const THREADS: u32 = 128;
-/// Queries or keys of a block.
+/// Queries or keys of a block, and of a warp.
 const TILE: usize = 64;
+const WARP_ROWS: usize = 16;
+/// Queries or keys of a block for heads of [`EXACT`] in bf16.
+const BLOCK_ROWS: usize = 128;
+/// There: tiles of a ring, rows of one in the forward pass, and where a backward pass walks over keys and over queries.
+const RING: usize = 3;
+const ROUND: usize = 64;
+const ROUNDS: [usize; 2] = [32, 32];
 
 /// `Attention` of the kernels.
 #[repr(C)]
@@ -44,8 +50,10 @@ struct SumsArgs {
 
 /// Keys of which a word tells whether their probabilities are kept.
 const BITS: usize = 32;
-/// What the keys' kernel holds of each query: two floats and two words.
-const QUERY_BYTES: usize = 16;
+/// What the keys' kernel holds of each query: two floats, and words for the block's keys.
+fn query_bytes(rows: usize) -> usize {
+    8 + rows / BITS * 4
+}
 const QUERIES: [&str; 4] = [
     "attention_bwd_queries_16",
     "attention_bwd_queries_32",
@@ -87,9 +95,24 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         }))
     }
 
-    /// A block a tile of each head of each sequence.
-    fn attention_grid(s: &Sequences<'_, Self>) -> Result<[u32; 3]> {
-        Ok([blocks(s.max_seqlen, TILE as u32)?, size(s.heads)?, size(s.key_len.len())?])
+    /// Whether products are those of warpgroups: heads of 64 in bf16.
+    fn by_warpgroups(head: usize) -> bool {
+        head == EXACT && size_of::<W>() == 2
+    }
+
+    /// Queries or keys of a block.
+    fn block_rows(head: usize) -> usize {
+        if Self::by_warpgroups(head) { BLOCK_ROWS } else { TILE }
+    }
+
+    /// Threads of a block of so many rows.
+    fn threads(rows: usize) -> u32 {
+        (rows / WARP_ROWS * 32) as u32
+    }
+
+    /// A block so many rows of each head of each sequence.
+    fn attention_grid(s: &Sequences<'_, Self>, rows: usize) -> Result<[u32; 3]> {
+        Ok([blocks(s.max_seqlen, rows as u32)?, size(s.heads)?, size(s.key_len.len())?])
     }
 
     /// Bytes of `rows` rows of a tile in shared memory: one 16-byte access longer than the head.
@@ -97,8 +120,18 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         rows * (head * size_of::<W>() + 16)
     }
 
+    /// Bytes of `rows` rows of a tile that warpgroups multiply with.
+    fn swizzled_bytes(rows: usize) -> usize {
+        rows * EXACT * size_of::<W>()
+    }
+
     /// Rows of the tiles that a backward pass walks over: `INNER` of the kernels.
     const INNER: usize = 64 / size_of::<W>();
+
+    /// How many such tiles it holds: `STAGES` of the kernels.
+    fn stages(head: usize) -> usize {
+        if size_of::<W>() == 4 && head > 64 { 1 } else { 2 }
+    }
 
     pub(super) fn attention_fwd_op(&self, op: AttentionFwd<'_, Self>) -> Result<()> {
         let s = &op.sequences;
@@ -111,16 +144,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];
-        let shared_bytes = 3 * Self::tile_bytes(TILE, HEAD_SIZES[which]);
+        let head = HEAD_SIZES[which];
+        let rows = Self::block_rows(head);
+        let shared_bytes = if Self::by_warpgroups(head) {
+            Self::swizzled_bytes(rows + 2 * RING * ROUND)
+        } else {
+            3 * Self::tile_bytes(TILE, head)
+        };
         let bytes = op.qkv.region.bytes() + op.out.region.bytes() + op.lse.region.bytes();
-        self.launch(
-            ("attention_fwd", kernel),
-            Self::attention_grid(s)?,
-            THREADS,
-            shared_bytes,
-            bytes,
-            &arguments,
-        )
+        let grid = Self::attention_grid(s, rows)?;
+        self.launch(("attention_fwd", kernel), grid, Self::threads(rows), shared_bytes, bytes, &arguments)
     }
 
     pub(super) fn attention_bwd_op(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
@@ -148,15 +181,20 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];
-        // Queries, gradients, keys and values; dS of half the queries; lse, delta and bits of each query; column sums of dQ.
-        let shared_bytes = 4 * Self::tile_bytes(SHORT, head)
-            + Self::tile_bytes(SHORT, SHORT / 2)
-            + SHORT * (8 + SHORT / 8)
-            + 4 * head * size_of::<f32>();
+        // Queries, gradients, keys and values; dS (of half the queries at a time and column sums of dQ, where warps multiply); lse, delta and bits of
+        // each query.
+        let shared_bytes = SHORT * (8 + SHORT / 8)
+            + if Self::by_warpgroups(head) {
+                Self::swizzled_bytes(6 * SHORT)
+            } else {
+                4 * Self::tile_bytes(SHORT, head)
+                    + Self::tile_bytes(SHORT, SHORT / 2)
+                    + 4 * head * size_of::<f32>()
+            };
         let bytes =
             2 * op.qkv.region.bytes() + 2 * op.out.region.bytes() + op.lse.region.bytes() + 2 * sums.bytes();
         let grid = [1, size(s.heads)?, size(sequences)?];
-        self.launch(("attention_bwd", kernel), grid, 2 * THREADS, shared_bytes, bytes, &arguments)
+        self.launch(("attention_bwd", kernel), grid, Self::threads(SHORT), shared_bytes, bytes, &arguments)
     }
 
     /// Where the blocks of a head add up the column sums of dqkv.
@@ -171,8 +209,10 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     /// A block a tile of queries, then a block a tile of keys.
     fn long_bwd(&self, op: AttentionBwd<'_, Self>, which: usize) -> Result<()> {
         let (s, head) = (&op.sequences, HEAD_SIZES[which]);
-        let grid = Self::attention_grid(s)?;
-        let blocks = grid[0] as usize * grid[2] as usize;
+        // Of the queries' and the keys' kernel.
+        let own = [Self::block_rows(head), TILE];
+        let grids = [Self::attention_grid(s, own[0])?, Self::attention_grid(s, own[1])?];
+        let blocks = grids[1][0] as usize * grids[1][2] as usize;
         let rows = op.lse.len();
         let words = if op.dropout.is_on() { s.max_seqlen.div_ceil(BITS) } else { 0 };
         // Pairs of floats come first, for their alignment.
@@ -194,16 +234,22 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             Self::geometry(s)?,
             self.dropout_args(op.dropout)?,
         ];
-        let tiles = 2 * Self::tile_bytes(TILE, head) + 4 * Self::tile_bytes(Self::INNER, head);
-        let about = 2 * Self::INNER * QUERY_BYTES;
+        let shared_bytes = if Self::by_warpgroups(head) {
+            let tiles = |i: usize| Self::swizzled_bytes(2 * own[i] + 2 * RING * ROUNDS[i]);
+            [tiles(0), tiles(1) + RING * ROUNDS[1] * query_bytes(own[1])]
+        } else {
+            let stages = Self::stages(head);
+            let tiles = 2 * Self::tile_bytes(TILE, head) + 2 * stages * Self::tile_bytes(Self::INNER, head);
+            [tiles, tiles + stages * Self::INNER * query_bytes(TILE)]
+        };
         let (qkv, out) = (op.qkv.region.bytes(), op.out.region.bytes());
         let left = op.lse.region.bytes() + pairs.bytes() + bits.bytes();
         let third = (qkv + 2 * sums.bytes()) / 3;
-        for (kernels, shared_bytes, bytes) in [
-            (QUERIES, tiles, qkv + 2 * out + left + third),
-            (KEYS, tiles + about, qkv + out + left + 2 * third),
-        ] {
-            self.launch(("attention_bwd", kernels[which]), grid, THREADS, shared_bytes, bytes, &arguments)?;
+        let bytes = [qkv + 2 * out + left + third, qkv + out + left + 2 * third];
+        let kernels = [QUERIES[which], KEYS[which]];
+        for i in 0..2 {
+            let of = ("attention_bwd", kernels[i]);
+            self.launch(of, grids[i], Self::threads(own[i]), shared_bytes[i], bytes[i], &arguments)?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
                 lse[(first as usize + q) * heads + head] = highest + total.ln();
                 let keep: Vec<f64> = (0..keys)
                     .map(|k| {
-                        let half = drop.rng.half(
+                        let half = drop.rng.half_of_key(
                             ((head as u32) << 20) + k as u32,
                             drop.clock.row0 + first + q as u32,
                             drop.site,

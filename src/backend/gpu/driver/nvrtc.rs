@@ -49,6 +49,8 @@ pub struct KernelReport {
     pub stack_bytes: u32,
     /// Bytes of spilled registers, stores and loads.
     pub spill_bytes: u32,
+    /// Whether the assembler orders products of warpgroups one after the other, for it cannot tell that their registers are left alone.
+    pub serialized: bool,
 }
 
 /// The compiler's version, (13, 0).
@@ -135,10 +137,16 @@ fn reports(file: &str, log: &str) -> Vec<KernelReport> {
         before.split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or_default()
     };
     let mut found: Vec<KernelReport> = Vec::new();
+    let serialized: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("wgmma.mma_async instructions are serialized"))
+        .filter_map(|line| line.rsplit('\'').nth(1))
+        .collect();
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             let name = rest.split('\'').next().unwrap_or_default().to_owned();
-            found.push(KernelReport { file: file.to_owned(), name, ..KernelReport::default() });
+            let serialized = serialized.contains(&name.as_str());
+            found.push(KernelReport { file: file.to_owned(), name, serialized, ..KernelReport::default() });
         } else if let Some(report) = found.last_mut() {
             if line.contains("bytes stack frame") {
                 report.stack_bytes = number_before(line, " bytes stack frame");
