@@ -3,7 +3,8 @@
 // With P = exp(S - lse), D the dropout factors, dP = (dO Vᵀ) ∘ D and delta = rowsum(dO ∘ O):
 //   dV = (P ∘ D)ᵀ dO,   dS = P ∘ (dP - delta),   dQ = dS K / √HS,   dK = dSᵀ Q / √HS.
 // D is 0 or one and the same factor, which is taken out of dV, dS and delta and comes back with the results.
-// Decomposition: two kernels (and one for short sequences, common/attention_short.cuh). Queries: a block 64 of them, walking over the keys; it leaves
+// Decomposition: two kernels (and one for short sequences, common/attention_short.cuh; heads of 64 in bf16 go by
+// common/attention_bwd_64.cuh and attention_short_64.cuh). Queries: a block 64 of them, walking over the keys; it leaves
 // delta and which probabilities are kept for the other. Keys and values: a block 64 of them, walking over the queries. Scores are computed in
 // both: 7 products instead of 5, but every gradient has one writer and no atomic addition is needed. Tiles are transposed in the second (keys
 // down), so probabilities pass from product to product in registers. What a block walks over is copied a tile ahead.

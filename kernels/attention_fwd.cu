@@ -1,6 +1,7 @@
 // out = dropout(softmax(Q Kᵀ / √HS)) V for packed sequences, bidirectional, in the way of FlashAttention-2 (Dao 2023): scores exist
 // 64 × 64 at a time, in registers.
 //
+// Heads of 64 in bf16 go by common/attention_fwd_64.cuh. The others:
 // Decomposition: a block 64 queries of one sequence and head, a warp 16 of them; tiles of 64 keys and values come by asynchronous copies, the
 // next keys while this tile's values are multiplied. Running maximum m and sum l a row; when m rises, what was summed is rescaled.
 // FLOPs: 4 · T · HS a query and head. Bytes: qkv once, keys and values once more for every further 64 queries (L2), out. Bound: tensor cores and

@@ -15,9 +15,9 @@ typedef unsigned long long u64;
 #define DEVICE_METHOD __device__ __forceinline__
 // One block a multiprocessor is enough: the compiler may use every register rather than spill.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
-// Two blocks a multiprocessor, one with the wider registers of fp32: while one waits for memory, the other multiplies.
-// As many blocks a multiprocessor, if need be with fewer registers.
+// As many blocks a multiprocessor, if need be with fewer registers; one with the wider registers of fp32.
 #define KERNEL_RESIDENT(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, sizeof(X) == 2 ? blocks : 1)
+// Two: while one waits for memory, the other multiplies.
 #define KERNEL_PAIRED(threads) extern "C" __global__ void __launch_bounds__(threads, sizeof(X) == 2 ? 2 : 1)
 #define ENTRIES(...)
 #define INFINITE __int_as_float(0x7f800000)

@@ -6,7 +6,7 @@ use super::config::Activation;
 use super::encoder::Encoder;
 use super::linear::{Also, Linear};
 use super::norm::{Norm, Rows};
-use super::params::{ParamTable, Params};
+use super::params::{ParamTable, Params, VOCABULARY_ROWS};
 use crate::Result;
 use crate::backend::{Backend, Dropout, MlmLoss, Write};
 
@@ -39,6 +39,10 @@ impl MlmHead {
         // As wide as rows of logits are apart: libraries multiply such sizes faster than any vocabulary. Behind the last token parameters and
         // the logits' gradient are 0.
         let (inputs, outputs) = (config.embedding_size, B::pitch(config.vocab_size));
+        debug_assert!(
+            outputs <= config.vocab_size.next_multiple_of(VOCABULARY_ROWS),
+            "rows behind the last token"
+        );
         let (weight, bias) = (encoder.word().start, table.range("generator.generator_lm_head.bias")?.start);
         let decoder = Linear {
             weight: weight..weight + outputs * inputs,

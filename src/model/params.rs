@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Tensors (but those that must touch) start at multiples of this many elements: 16-byte accesses on every device.
 const ALIGNMENT: usize = 64;
 /// Rows of what logits are computed from are a multiple of this: [`Backend::pitch`] at the most. Those behind the last token stay 0.
-const VOCABULARY_ROWS: usize = 128;
+pub(super) const VOCABULARY_ROWS: usize = 128;
 
 /// One tensor of the flat buffer.
 #[derive(Clone, Debug)]
