@@ -19,20 +19,6 @@
 /// Words of a block's keys.
 constexpr u32 TILE_WORDS = TILE / BITS;
 
-/// to[c] = factor · column sums of the block's 64 rows, c < HSP; `scratch` holds (ATTENTION_WARPS, HSP), free on entry and return.
-template <u32 HSP>
-DEVICE void sum_columns(const float (&acc)[HSP / 8][4], float factor, float* scratch, float* to, u32 head_size) {
-    warp_columns(acc, factor, false, scratch + warp_id() * HSP);
-    __syncthreads();  // every warp's sums are written
-    if (threadIdx.x < head_size) {
-        float total = 0.0f;
-#pragma unroll
-        for (u32 w = 0; w < ATTENTION_WARPS; w++) total += scratch[w * HSP + threadIdx.x];
-        to[threadIdx.x] = total;
-    }
-    __syncthreads();  // all have read before scratch is written again
-}
-
 /// Tiles that a block holds of what it walks over: while one is multiplied with, the next is copied. One where shared memory is short.
 template <u32 HSP>
 constexpr u32 STAGES = sizeof(X) == 4 && HSP > 64 ? 1 : 2;
@@ -130,7 +116,7 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
     const float factor = a.scale * dropout.scale;
     store_rows<HSP>(dq, factor, factor, to, stride, warp_row, k.rows, a.head_size);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns<HSP>(dq, factor, reinterpret_cast<float*>(queries), sums, a.head_size);
+    sum_columns<HSP, ATTENTION_WARPS>(dq, factor, reinterpret_cast<float*>(queries), sums, a.head_size);
 }
 
 template <u32 HSP>
@@ -212,8 +198,8 @@ DEVICE void attention_bwd_keys(const Saved& s, const Between& between, X* dqkv, 
     store_rows<HSP>(dk, factor, factor, to + k.channels, stride, warp_key, k.rows, a.head_size);
     store_rows<HSP>(dv, dropout.scale, dropout.scale, to + 2 * k.channels, stride, warp_key, k.rows, a.head_size);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns<HSP>(dk, factor, reinterpret_cast<float*>(keys), sums, a.head_size);
-    sum_columns<HSP>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
+    sum_columns<HSP, ATTENTION_WARPS>(dk, factor, reinterpret_cast<float*>(keys), sums, a.head_size);
+    sum_columns<HSP, ATTENTION_WARPS>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + a.head_size, a.head_size);
 }
 
 /// grid (tiles, heads, sequences); partials (sequences · tiles, heads, 3 HS); counters (heads, a tree's). `block` computes the ROWS queries or keys

@@ -65,3 +65,17 @@ DEVICE void warp_columns(const float (&acc)[TILES][4], float factor, bool more, 
             if (lane_id() < 4) *at = (more ? *at : 0.0f) + sum * factor;
         }
 }
+
+/// to[c] = factor · column sums of the rows of the block's WARPS, c < head size; `scratch` holds (WARPS, HSP), free on entry and return.
+template <u32 HSP, u32 WARPS>
+DEVICE void sum_columns(const float (&acc)[HSP / 8][4], float factor, float* scratch, float* to, u32 head_size) {
+    warp_columns(acc, factor, false, scratch + warp_id() * HSP);
+    __syncthreads();  // every warp's sums are written
+    if (threadIdx.x < head_size) {
+        float total = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) total += scratch[w * HSP + threadIdx.x];
+        to[threadIdx.x] = total;
+    }
+    __syncthreads();  // all have read before scratch is written again
+}

@@ -10,20 +10,6 @@
 constexpr u32 QUERIES_ROUND = 32;
 constexpr u32 KEYS_ROUND = 32;
 
-/// to[c] = factor · column sums of the rows of the block's WARPS, c < 64; `scratch` holds (WARPS, 64), free on entry and return.
-template <u32 WARPS>
-DEVICE void sum_columns_64(const float (&acc)[TILE_WIDTH / 8][4], float factor, float* scratch, float* to) {
-    warp_columns(acc, factor, false, scratch + warp_id() * TILE_WIDTH);
-    __syncthreads();  // every warp's sums are written
-    if (threadIdx.x < TILE_WIDTH) {
-        float total = 0.0f;
-#pragma unroll
-        for (u32 w = 0; w < WARPS; w++) total += scratch[w * TILE_WIDTH + threadIdx.x];
-        to[threadIdx.x] = total;
-    }
-    __syncthreads();  // all have read before scratch is written again
-}
-
 /// Which probabilities of the lane's two rows are kept, of the COLS keys from `key` on: bit 4n + i is element i of tile n.
 template <u32 COLS>
 DEVICE u32 draw(const Dropout& dropout, u32 row, u32 head, u32 key) {
@@ -143,7 +129,7 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
     const float factor = a.scale * dropout.scale;
     store_64(dq, {factor, factor}, dqkv + static_cast<u64>(k.first) * stride + k.head * TILE_WIDTH, stride, warp_row, k.rows);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns_64<BLOCK_WARPS>(dq, factor, reinterpret_cast<float*>(queries), sums);
+    sum_columns<TILE_WIDTH, BLOCK_WARPS>(dq, factor, reinterpret_cast<float*>(queries), sums, TILE_WIDTH);
 }
 
 /// OWN: keys of the block.
@@ -233,6 +219,6 @@ DEVICE void attention_bwd_keys_of_64(const Saved& s, const Between& between, X* 
     store_64(dk, {factor, factor}, to + k.channels, stride, warp_key, k.rows);
     store_64(dv, {dropout.scale, dropout.scale}, to + 2 * k.channels, stride, warp_key, k.rows);
     __syncthreads();  // all have read the last tiles: sums may take their place
-    sum_columns_64<OWN / 16>(dk, factor, reinterpret_cast<float*>(keys), sums);
-    sum_columns_64<OWN / 16>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + TILE_WIDTH);
+    sum_columns<TILE_WIDTH, OWN / 16>(dk, factor, reinterpret_cast<float*>(keys), sums, TILE_WIDTH);
+    sum_columns<TILE_WIDTH, OWN / 16>(dv, dropout.scale, reinterpret_cast<float*>(keys), sums + TILE_WIDTH, TILE_WIDTH);
 }

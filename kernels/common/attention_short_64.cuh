@@ -77,12 +77,12 @@ DEVICE void attention_bwd_short_of_64(const Saved& s, bf16* dqkv, const Attentio
     bf16* to = dqkv + static_cast<u64>(k.first) * stride + k.head * TILE_WIDTH;
     float* scratch = reinterpret_cast<float*>(queries);
     store_64(dk, {factor, factor}, to + k.channels, stride, warp_key, k.rows);
-    sum_columns_64<SHORT_WARPS>(dk, factor, scratch, own + TILE_WIDTH);
+    sum_columns<TILE_WIDTH, SHORT_WARPS>(dk, factor, scratch, own + TILE_WIDTH, TILE_WIDTH);
     store_64(dv, {dropout.scale, dropout.scale}, to + 2 * k.channels, stride, warp_key, k.rows);
-    sum_columns_64<SHORT_WARPS>(dv, dropout.scale, scratch, own + 2 * TILE_WIDTH);
+    sum_columns<TILE_WIDTH, SHORT_WARPS>(dv, dropout.scale, scratch, own + 2 * TILE_WIDTH, TILE_WIDTH);
     await_products<0>(dq);
     // Without a query in this half its dS was never written.
     if (half * TILE_WIDTH >= k.rows) clear(dq);
     store_64(dq, {factor, factor}, to, stride, warp_key, k.rows);
-    sum_columns_64<SHORT_WARPS>(dq, factor, scratch, own);
+    sum_columns<TILE_WIDTH, SHORT_WARPS>(dq, factor, scratch, own, TILE_WIDTH);
 }
