@@ -1,7 +1,6 @@
 // The backward pass of attention, as in attention_bwd.cu, for heads of 64 in bf16 by products of warpgroups (common/warpgroup.cuh).
 //
-// Decomposition: as there, but blocks of 128 queries or keys. A score's product is awaited while the product for its gradient runs, and so on: what a
-// round adds to is awaited in the next.
+// Decomposition: as there, but blocks of 128 queries. What a round adds to is awaited in the next.
 #pragma once
 #include "attention_64.cuh"
 #include "attention_bwd.cuh"

@@ -1,8 +1,7 @@
 // The forward pass of attention, as in attention_fwd.cu, for heads of 64 in bf16 by products of warpgroups (common/warpgroup.cuh).
 //
 // Decomposition: a block 128 queries of one sequence and head, a warp 16 of them; tiles of 64 keys and values, three of them in a ring: while one is
-// multiplied with, the next is copied, and the last values are still being added. Two blocks a multiprocessor: while one multiplies, the
-// other draws and exponentiates.
+// multiplied with, the next two are copied. Two blocks a multiprocessor: while one multiplies, the other draws and exponentiates.
 #pragma once
 #include "attention_64.cuh"
 
