@@ -32,7 +32,6 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
     X* keys = gradients + TILE * LD<HSP>;                // (STAGES, COLS, LD)
     X* values = keys + STAGES<HSP> * COLS * LD<HSP>;     // (STAGES, COLS, LD)
     const u64 stride = 3 * k.channels;
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
     const u32 warp_row = q0 + warp_id() * 16;
     const float scale = a.scale * LOG2E;
     const X* dout_rows = s.dout + static_cast<u64>(k.first + q0) * k.channels + k.head * a.head_size;
@@ -45,20 +44,8 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
     load_tile<TILE, HSP>(gradients, dout_rows, k.channels, k.rows - q0, a.head_size);
     fetch(0, 0);
     cp_async_commit();
-    float row_lse[2], row_delta[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 row = warp_row + g + 8 * half;
-        const bool exists = row < k.rows;
-        const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        float sum = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
-        sum += shuffle_xor(sum, 1);
-        sum += shuffle_xor(sum, 2);
-        sum /= dropout.scale;
-        row_lse[half] = exists ? s.lse[at] * LOG2E : INFINITE;
-        row_delta[half] = sum;
-        if (exists && t == 0) between.rows[at] = float2{row_lse[half], sum};
-    }
+    float2 about[2];
+    know_rows<HSP>(about, s, between, a, dropout, k, warp_row);
     float dq[HSP / 8][4] = {};
     u32 stage = 0;
     for (u32 k0 = 0; k0 < k.keys; k0 += COLS, stage = (stage + 1) % STAGES<HSP>) {
@@ -71,39 +58,16 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
         multiply_rows<HSP, COLS>(p, queries + warp_id() * 16 * LD<HSP>, key_rows);
         multiply_rows<HSP, COLS>(ds, gradients + warp_id() * 16 * LD<HSP>, value_rows);
         hide_columns<COLS>(p, k.keys - k0);
+        u32 kept = ~0u;
         if (dropout.threshold) {
-            u32 of_row[2] = {};
-            for (u32 half = 0; half < 2; half++) {
-                const Words words = decisions(dropout, k.first + warp_row + g + 8 * half, k.head, k0 / BITS * BITS);
-#pragma unroll
-                for (u32 tile = 0; tile < COLS / 8; tile++) {
-                    // Tiles are as wide as a word, or half as wide.
-                    const u32 word = COLS < BITS && k0 % BITS ? words.w[(tile + 2) % 4] : words.w[tile];
-                    const bool low = keeps_low(dropout, word), high = keeps_high(dropout, word);
-                    float* d = ds[tile] + half * 2;
-                    d[0] = low ? d[0] : 0.0f;
-                    d[1] = high ? d[1] : 0.0f;
-                    of_row[half] |= ((low ? 1u : 0u) | (high ? 2u : 0u)) << tile * 8;
-                }
-            }
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                of_row[half] <<= k0 % BITS + 2 * t;
-                of_row[half] |= shuffle_xor(of_row[half], 1);
-                of_row[half] |= shuffle_xor(of_row[half], 2);
-            }
-            // Of half a word the second finds the first in memory.
-            if (t < 2 && warp_row + g + 8 * t < k.rows) {
-                const u64 at = static_cast<u64>(k.first + warp_row + g + 8 * t) * a.heads + k.head;
-                u32* to = between.bits + at * between.words + k0 / BITS;
-                const u32 own = t ? of_row[1] : of_row[0];
-                *to = k0 % BITS ? *to | own : own;
-            }
+            kept = draw<COLS>(dropout, k, warp_row, k0);
+            hand_on<COLS>(between, kept, a, k, warp_row, k0);
         }
 #pragma unroll
         for (u32 n = 0; n < COLS / 8; n++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) ds[n][i] = power_of_2(p[n][i] * scale - row_lse[i / 2]) * (ds[n][i] - row_delta[i / 2]);
+            for (u32 i = 0; i < 4; i++)
+                ds[n][i] = power_of_2(p[n][i] * scale - about[i / 2].x) * ((kept >> (4 * n + i) & 1 ? ds[n][i] : 0.0f) - about[i / 2].y);
         multiply_registers<HSP, COLS>(dq, ds, key_rows);
         if (STAGES<HSP> == 1 && k0 + COLS < k.keys) {
             __syncthreads();  // all have left the only tiles
@@ -245,7 +209,7 @@ ATTENTION_BWD(queries, false, 64, attention_bwd_queries<64>, TILE, 4)
 ATTENTION_BWD(keys, true, 64, attention_bwd_keys<64>, TILE, 3)
 #else
 ATTENTION_BWD(queries, false, 64, attention_bwd_queries_of_64, BLOCK_ROWS, PAIR)
-ATTENTION_BWD(keys, true, 64, attention_bwd_keys_of_64<64>, 64, 3)
+ATTENTION_BWD(keys, true, 64, attention_bwd_keys_of_64, KEYS_ROWS, 3)
 #endif
 
 #ifdef WORKING_FP32

@@ -64,8 +64,16 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const 
     const bool aligned = rows_are_aligned(width);
     float sums[3][CHUNKS][EIGHT] = {};  // dγ, dβ, Σ dx
     const u32 warps = gridDim.x * (NORM_THREADS / WARP);
-    auto take = [&](float (&d)[CHUNKS][EIGHT], const float (&x)[CHUNKS][EIGHT], float2 stats, u32 row) {
-        normalize_bwd(d, x, gamma, stats, width, sums);
+    for (u32 row = blockIdx.x * (NORM_THREADS / WARP) + warp_id(); row < rows; row += warps) {
+        float d[CHUNKS][EIGHT], x[CHUNKS][EIGHT];
+#pragma unroll
+        for (u32 j = 0; j < CHUNKS; j++) {
+            const u32 col = chunk_column(j), count = columns_left(col, width);
+            const u64 at = static_cast<u64>(row) * width + (count ? col : 0);
+            load8(d[j], dy + at, count, aligned && count);
+            load8(x[j], h + at, count, aligned && count);
+        }
+        normalize_bwd(d, x, gamma, float2{mean[row], rstd[row]}, width, sums);
 #pragma unroll
         for (u32 j = 0; j < CHUNKS; j++) {
             const u32 col = chunk_column(j), count = columns_left(col, width);
@@ -77,39 +85,6 @@ DEVICE void add_norm_bwd(const X* h, Dropout dropout, const u32* numbers, const 
 #pragma unroll
             for (u32 i = 0; i < EIGHT; i++) sums[2][j][i] += d[j][i];
         }
-    };
-    u32 row = blockIdx.x * (NORM_THREADS / WARP) + warp_id();
-    float d[CHUNKS][EIGHT], x[CHUNKS][EIGHT];
-    if (CHUNKS == 1 && aligned) {
-        // The next row is on its way while one is computed with.
-        const u32 col = columns_left(chunk_column(0), width) ? chunk_column(0) : 0;
-        Raw8<X> next_d, next_x;
-        float2 next_stats;
-        auto fetch = [&](u32 r) {
-            r = r < rows ? r : 0;
-            const u64 at = static_cast<u64>(r) * width + col;
-            load_raw(next_d, dy + at);
-            load_raw(next_x, h + at);
-            next_stats = {mean[r], rstd[r]};
-        };
-        fetch(row);
-        for (; row < rows; row += warps) {
-            unpack(d[0], next_d);
-            unpack(x[0], next_x);
-            const float2 stats = next_stats;
-            fetch(row + warps);
-            take(d, x, stats, row);
-        }
-    }
-    for (; row < rows; row += warps) {
-#pragma unroll
-        for (u32 j = 0; j < CHUNKS; j++) {
-            const u32 col = chunk_column(j), count = columns_left(col, width);
-            const u64 at = static_cast<u64>(row) * width + (count ? col : 0);
-            load8(d[j], dy + at, count, aligned && count);
-            load8(x[j], h + at, count, aligned && count);
-        }
-        take(d, x, float2{mean[row], rstd[row]}, row);
     }
     float* const totals[3] = {dgamma, dbeta, dbias};
     finish_column_sums(sums, width, reinterpret_cast<float*>(shared_memory()), partials, totals, counters);

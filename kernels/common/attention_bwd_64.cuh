@@ -5,47 +5,11 @@
 #include "attention_64.cuh"
 #include "attention_bwd.cuh"
 
+/// Keys of a block.
+constexpr u32 KEYS_ROWS = 64;
 /// Keys that a queries' block, and queries that a keys' block takes at a time.
 constexpr u32 QUERIES_ROUND = 32;
 constexpr u32 KEYS_ROUND = 32;
-
-/// Which probabilities of the lane's two rows are kept, of the COLS keys from `key` on: bit 4n + i is element i of tile n.
-template <u32 COLS>
-DEVICE u32 draw(const Dropout& dropout, u32 row, u32 head, u32 key) {
-    u32 kept = 0;
-#pragma unroll
-    for (u32 n = 0; n < COLS / 8; n += 4)
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            const Words words = decisions(dropout, row + lane_id() / 4 + half * 8, head, key + n * 8);
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) {
-                const u32 bit = (n + j) * 4 + half * 2;
-                kept |= keeps_low(dropout, words.w[j]) ? 1u << bit : 0;
-                kept |= keeps_high(dropout, words.w[j]) ? 2u << bit : 0;
-            }
-        }
-    return kept;
-}
-
-/// Leaves a warp's decisions about 32 keys, a word a row.
-DEVICE void hand_on(const Between& between, u32 kept, const Attention& a, const Task& k, u32 warp_row, u32 key) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-    u32 of_row[2] = {};
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-#pragma unroll
-        for (u32 n = 0; n < BITS / 8; n++) of_row[half] |= (kept >> (4 * n + 2 * half) & 3u) << 8 * n;
-        of_row[half] <<= 2 * t;
-        of_row[half] |= shuffle_xor(of_row[half], 1);
-        of_row[half] |= shuffle_xor(of_row[half], 2);
-    }
-    const u32 row = warp_row + g + 8 * t;
-    if (t < 2 && row < k.rows) {
-        const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        between.bits[at * between.words + key / BITS] = t ? of_row[1] : of_row[0];
-    }
-}
 
 DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k, u32 q0,
                                         float* sums) {
@@ -55,7 +19,6 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
     bf16* keys = gradients + BLOCK_ROWS * TILE_WIDTH;          // (RING, COLS, 64)
     bf16* values = keys + RING * COLS * TILE_WIDTH;            // (RING, COLS, 64)
     const u64 stride = 3 * k.channels;
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
     const u32 warp_row = q0 + warp_id() * 16;
     const float scale = a.scale * LOG2E;
     const bf16* dout_rows = s.dout + static_cast<u64>(k.first + q0) * k.channels + k.head * TILE_WIDTH;
@@ -69,20 +32,8 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
     load_swizzled<BLOCK_ROWS, BLOCK_THREADS>(gradients, dout_rows, k.channels, k.rows - q0);
     fetch(0, 0);
     cp_async_commit();
-    float row_lse[2], row_delta[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 row = warp_row + g + 8 * half;
-        const bool exists = row < k.rows;
-        const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        float sum = exists ? delta_share<TILE_WIDTH>(s, at, TILE_WIDTH) : 0.0f;
-        sum += shuffle_xor(sum, 1);
-        sum += shuffle_xor(sum, 2);
-        sum /= dropout.scale;
-        row_lse[half] = exists ? s.lse[at] * LOG2E : INFINITE;
-        row_delta[half] = sum;
-        if (exists && t == 0) between.rows[at] = float2{row_lse[half], sum};
-    }
+    float2 about[2];
+    know_rows<TILE_WIDTH>(about, s, between, a, dropout, k, warp_row);
     await_copies();
     __syncthreads();  // every thread's part of queries and gradients has arrived
     const Tile own_queries = warpgroup_rows(queries), own_gradients = warpgroup_rows(gradients), key_tiles = tile_at(keys), value_tiles = tile_at(values);
@@ -102,20 +53,20 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
         end_products();
         u32 kept = ~0u;
         if (dropout.threshold) {
-            kept = draw<COLS>(dropout, k.first + warp_row, k.head, k0);
-            hand_on(between, kept, a, k, warp_row, k0);
+            kept = draw<COLS>(dropout, k, warp_row, k0);
+            hand_on<COLS>(between, kept, a, k, warp_row, k0);
         }
         await_products<1>(p, dq);
         hide_columns<COLS>(p, k.keys - k0);
 #pragma unroll
         for (u32 n = 0; n < COLS / 8; n++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) p[n][i] = power_of_2(p[n][i] * scale - row_lse[i / 2]);
+            for (u32 i = 0; i < 4; i++) p[n][i] = power_of_2(p[n][i] * scale - about[i / 2].x);
         await_products<0>(ds);
 #pragma unroll
         for (u32 n = 0; n < COLS / 8; n++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) ds[n][i] = p[n][i] * ((kept >> (4 * n + i) & 1 ? ds[n][i] : 0.0f) - row_delta[i / 2]);
+            for (u32 i = 0; i < 4; i++) ds[n][i] = p[n][i] * ((kept >> (4 * n + i) & 1 ? ds[n][i] : 0.0f) - about[i / 2].y);
         FragmentA<bf16> left[COLS / 16];
 #pragma unroll
         for (u32 i = 0; i < COLS / 16; i++) to_a(left[i], ds[2 * i], ds[2 * i + 1]);
@@ -131,11 +82,9 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
     sum_columns<TILE_WIDTH, BLOCK_WARPS>(dq, factor, reinterpret_cast<float*>(queries), sums, TILE_WIDTH);
 }
 
-/// OWN: keys of the block.
-template <u32 OWN>
 DEVICE void attention_bwd_keys_of_64(const Saved& s, const Between& between, X* dqkv, const Attention& a, const Dropout& dropout, const Task& k, u32 k0,
                                      float* sums) {
-    constexpr u32 ROWS = KEYS_ROUND, THREADS = OWN / 16 * WARP, WORDS = OWN / BITS;
+    constexpr u32 ROWS = KEYS_ROUND, OWN = KEYS_ROWS, THREADS = OWN / 16 * WARP, WORDS = OWN / BITS;
     bf16* keys = reinterpret_cast<bf16*>(shared_memory());                                    // (OWN, 64)
     bf16* values = keys + OWN * TILE_WIDTH;                                            // (OWN, 64)
     bf16* queries = values + OWN * TILE_WIDTH;                                         // (RING, ROWS, 64)

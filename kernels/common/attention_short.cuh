@@ -26,10 +26,8 @@ DEVICE void know_queries(float2* about, u8* kept, const Saved& s, const Attentio
     for (u32 row = threadIdx.x / 4; row < SHORT; row += SHORT_THREADS / 4) {
         const bool exists = row < k.rows;
         const u64 at = static_cast<u64>(k.first + row) * a.heads + k.head;
-        float delta = exists ? delta_share<HSP>(s, at, a.head_size) : 0.0f;
-        delta += shuffle_xor(delta, 1);
-        delta += shuffle_xor(delta, 2);
-        if (threadIdx.x % 4 == 0) about[row] = float2{exists ? s.lse[at] * LOG2E : INFINITE, delta / dropout.scale};
+        const float2 query = know_query<HSP>(s, at, exists, a.head_size, dropout);
+        if (threadIdx.x % 4 == 0) about[row] = query;
     }
     if (dropout.threshold) {
         // Four lanes a row and 32 keys.
