@@ -1,5 +1,5 @@
-//! Attention over packed sequences, block of queries by block of queries: scores of one block stay in the cache and
-//! are never stored; the backward pass recomputes them from the log-sum-exp (FlashAttention, Dao et al. 2022).
+//! Attention over packed sequences, a few queries at a time: their scores stay in the cache and are never stored; the
+//! backward pass recomputes them from the log-sum-exp (FlashAttention, Dao et al. 2022).
 //!
 //! One task is one (sequence, head). It alone writes its columns of the result, so the order of work does not matter.
 
@@ -7,13 +7,15 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::elementwise::{DECIDED, drop_row_from, keep_factors};
-use super::gemm::{Factors, Mat, MatMut, Scratch, matmul};
+use super::gemm::{Factor, Factors, Left, Mat, MatMut, Panels, ROWS, Scratch, Turned, by_factors};
 use super::linear::bias_bwd;
-use super::real::{Real, lane_sum, maximum, vectorized};
+use super::real::{Real, exponentials, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
 
-/// Query rows whose scores are held at once: with 512 keys of f32, 256 KiB.
-const QUERY_BLOCK: usize = 128;
+/// Queries whose scores are held at once: as many as a product takes rows at a time. With 128 keys of f32, 12 KiB.
+const STRIP: usize = ROWS;
+/// Factors of queries that a product over queries sums at once: with 512 keys of f32, 264 KiB.
+const BLOCK: usize = 128;
 
 /// One sequence and head: `first` row among the packed tokens, its number of rows and of keys.
 #[derive(Clone, Copy)]
@@ -77,19 +79,23 @@ fn operand<'a, R: Real>(
 }
 
 pub(super) fn attention_fwd<R: Real>(factors: Factors, op: AttentionFwd<'_, Cpu<R>>) {
+    by_factors!(factors, forward::<R>(op));
+}
+
+fn forward<R: Real, E: Factor<R>>(op: AttentionFwd<'_, Cpu<R>>) {
     let s = &op.sequences;
     let size = s.head_size;
     let scale = R::of(1.0 / (size as f64).sqrt());
     let (out, lse) = (Columns::new(op.out, s.heads * size), Columns::new(op.lse, s.heads));
     tasks(s).into_par_iter().with_max_len(1).for_each(|task| {
-        let mut scores = Scratch::new(QUERY_BLOCK.min(task.rows) * task.keys);
-        let keys = operand(op.qkv, s, task, 1, 0, task.keys);
-        let values = operand(op.qkv, s, task, 2, 0, task.keys);
-        for from in (0..task.rows).step_by(QUERY_BLOCK) {
-            let rows = QUERY_BLOCK.min(task.rows - from);
+        let keys = Panels::<E>::new(operand(op.qkv, s, task, 1, 0, task.keys).t());
+        let values = Panels::<E>::new(operand(op.qkv, s, task, 2, 0, task.keys));
+        let mut scores = Scratch::new(STRIP.min(task.rows) * task.keys);
+        for from in (0..task.rows).step_by(STRIP) {
+            let rows = STRIP.min(task.rows - from);
             let scores = &mut scores[..rows * task.keys];
             let queries = operand(op.qkv, s, task, 0, from, rows);
-            matmul(factors, &mut MatMut::new(scores, rows, task.keys), false, scale, queries, keys.t());
+            keys.multiply(&mut MatMut::new(scores, rows, task.keys), false, scale, Left::Plain(queries));
             let first = task.first + from;
             // SAFETY: this task alone has these rows and this head.
             let (mut out, mut lse) = unsafe {
@@ -104,7 +110,7 @@ pub(super) fn attention_fwd<R: Real>(factors: Factors, op: AttentionFwd<'_, Cpu<
                     }
                 },
             );
-            matmul(factors, &mut out, false, R::ONE, Mat::new(scores, rows, task.keys), values);
+            values.multiply(&mut out, false, R::ONE, Left::Plain(Mat::new(scores, rows, task.keys)));
         }
     });
 }
@@ -113,73 +119,90 @@ pub(super) fn attention_fwd<R: Real>(factors: Factors, op: AttentionFwd<'_, Cpu<
 #[inline(always)]
 fn softmax_row<R: Real>(row: &mut [R]) -> R {
     let highest = maximum(row);
-    row.iter_mut().for_each(|x| *x = (*x - highest).exp());
-    let total = lane_sum(row.len(), |i| row[i]);
+    let total = exponentials(row, highest);
     let inverse = R::ONE / total;
     row.iter_mut().for_each(|x| *x *= inverse);
     highest + total.ln()
 }
 
 pub(super) fn attention_bwd<R: Real>(factors: Factors, op: AttentionBwd<'_, Cpu<R>>) {
+    by_factors!(factors, backward::<R>(op));
+}
+
+fn backward<R: Real, E: Factor<R>>(op: AttentionBwd<'_, Cpu<R>>) {
     let s = &op.sequences;
     let size = s.head_size;
     let channels = s.heads * size;
     let scale = R::of(1.0 / (size as f64).sqrt());
+    let block = BLOCK * E::TERMS;
     let dqkv = Columns::new(&mut *op.dqkv, 3 * channels);
     tasks(s).into_par_iter().with_max_len(1).for_each(|task| {
-        let area = QUERY_BLOCK.min(task.rows) * task.keys;
-        let (mut probabilities, mut gradients) = (Scratch::new(area), Scratch::new(area));
-        let keys = operand(op.qkv, s, task, 1, 0, task.keys);
-        let values = operand(op.qkv, s, task, 2, 0, task.keys);
         let column = |which: usize| which * channels + task.head * size;
         // SAFETY: this task alone has these rows and this head; queries, keys and values lie side by side.
-        let (mut dkeys, mut dvalues) = unsafe {
-            (
-                dqkv.part(task.first, task.rows, column(1), size),
-                dqkv.part(task.first, task.rows, column(2), size),
-            )
+        let gradient = |which: usize, from: usize, rows: usize| unsafe {
+            dqkv.part(task.first + from, rows, column(which), size)
         };
         // Padding among the keys has no gradient.
-        for row in task.keys..task.rows {
-            dkeys.row(row).fill(R::ZERO);
-            dvalues.row(row).fill(R::ZERO);
+        for which in [1, 2] {
+            let mut padding = gradient(which, task.keys, task.rows - task.keys);
+            (0..padding.rows()).for_each(|row| padding.row(row).fill(R::ZERO));
         }
-        // SAFETY: as above.
-        let (mut dkeys, mut dvalues) = unsafe {
-            (
-                dqkv.part(task.first, task.keys, column(1), size),
-                dqkv.part(task.first, task.keys, column(2), size),
-            )
-        };
-        for from in (0..task.rows).step_by(QUERY_BLOCK) {
-            let rows = QUERY_BLOCK.min(task.rows - from);
-            let first = task.first + from;
-            let (p, dp) = (&mut probabilities[..rows * task.keys], &mut gradients[..rows * task.keys]);
-            let queries = operand(op.qkv, s, task, 0, from, rows);
-            let start = first * channels + task.head * size;
-            let (out, dout) = (&op.out[start..], &op.dout[start..]);
-            let dout_rows = Mat::strided(dout, rows, size, channels);
-            matmul(factors, &mut MatMut::new(p, rows, task.keys), false, scale, queries, keys.t());
-            matmul(factors, &mut MatMut::new(dp, rows, task.keys), false, R::ONE, dout_rows, values.t());
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (i, (p, dp)) in
-                        p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate()
-                    {
-                        let (out, dout) = (&out[i * channels..][..size], &dout[i * channels..][..size]);
-                        let delta = lane_sum(size, |c| out[c] * dout[c]);
-                        let lse = op.lse[(first + i) * s.heads + task.head];
-                        dscores_row(op.dropout, (first + i, task.mask_index()), (lse, delta, scale), p, dp);
-                    }
-                },
-            );
-            let (p, dscores) = (Mat::new(p, rows, task.keys), Mat::new(dp, rows, task.keys));
-            matmul(factors, &mut dvalues, from > 0, R::ONE, p.t(), dout_rows);
-            matmul(factors, &mut dkeys, from > 0, R::ONE, dscores.t(), queries);
-            // SAFETY: as above.
-            let mut dqueries = unsafe { dqkv.part(first, rows, column(0), size) };
-            matmul(factors, &mut dqueries, false, R::ONE, dscores, keys);
+        let (mut dkeys, mut dvalues) = (gradient(1, 0, task.keys), gradient(2, 0, task.keys));
+        let keys = operand(op.qkv, s, task, 1, 0, task.keys);
+        let values = operand(op.qkv, s, task, 2, 0, task.keys);
+        let (of_scores, of_gradients) = (Panels::<E>::new(keys.t()), Panels::<E>::new(values.t()));
+        let of_dscores = Panels::<E>::new(keys);
+        let area = STRIP.min(task.rows) * task.keys;
+        let (mut probabilities, mut gradients) = (Scratch::new(area), Scratch::new(area));
+        let room = || Turned::<E>::new(block.min(task.rows), task.keys);
+        let (mut all_probabilities, mut all_dscores) = (room(), room());
+        for start in (0..task.rows).step_by(block) {
+            let end = task.rows.min(start + block);
+            let dout = |from: usize, rows: usize| {
+                Mat::strided(&op.dout[(task.first + from) * channels + column(0)..], rows, size, channels)
+            };
+            for from in (start..end).step_by(STRIP) {
+                let rows = STRIP.min(end - from);
+                let first = task.first + from;
+                let (p, dp) = (&mut probabilities[..rows * task.keys], &mut gradients[..rows * task.keys]);
+                let mut strip = MatMut::new(p, rows, task.keys);
+                of_scores.multiply(
+                    &mut strip,
+                    false,
+                    scale,
+                    Left::Plain(operand(op.qkv, s, task, 0, from, rows)),
+                );
+                let mut strip = MatMut::new(dp, rows, task.keys);
+                of_gradients.multiply(&mut strip, false, R::ONE, Left::Plain(dout(from, rows)));
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (i, (p, dp)) in
+                            p.chunks_exact_mut(task.keys).zip(dp.chunks_exact_mut(task.keys)).enumerate()
+                        {
+                            let at = (first + i) * channels + column(0);
+                            let (out, dout) = (&op.out[at..][..size], &op.dout[at..][..size]);
+                            let delta = lane_sum(size, |c| out[c] * dout[c]);
+                            let lse = op.lse[(first + i) * s.heads + task.head];
+                            dscores_row(
+                                op.dropout,
+                                (first + i, task.mask_index()),
+                                (lse, delta, scale),
+                                p,
+                                dp,
+                            );
+                        }
+                    },
+                );
+                let dscores = Mat::new(dp, rows, task.keys);
+                of_dscores.multiply(&mut gradient(0, from, rows), false, R::ONE, Left::Plain(dscores));
+                all_probabilities.set(from - start, Mat::new(p, rows, task.keys));
+                all_dscores.set(from - start, dscores);
+            }
+            let (rows, more) = (end - start, start > 0);
+            Panels::new(dout(start, rows)).multiply(&mut dvalues, more, R::ONE, all_probabilities.left(rows));
+            let queries = Panels::new(operand(op.qkv, s, task, 0, start, rows));
+            queries.multiply(&mut dkeys, more, R::ONE, all_dscores.left(rows));
         }
     });
     bias_bwd(op.dqkv, 3 * channels, op.dbias);

@@ -242,6 +242,11 @@ pub(super) fn lane_sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
             *total += f(start + lane);
         }
     }
+    (whole..n).fold(sum_of_lanes(lanes), |total, i| total + f(i))
+}
+
+#[inline(always)]
+fn sum_of_lanes<R: Real>(mut lanes: [R; LANES]) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -249,7 +254,24 @@ pub(super) fn lane_sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
         }
         width /= 2;
     }
-    (whole..n).fold(lanes[0], |total, i| total + f(i))
+    lanes[0]
+}
+
+/// eˣ⁻ᵒ of each x, o being `origin`, in its place; returns their sum, as by [`sum`].
+#[inline(always)]
+pub(super) fn exponentials<R: Real>(x: &mut [R], origin: R) -> R {
+    let mut lanes = [R::ZERO; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (total, x) in lanes.iter_mut().zip(chunk) {
+            *x = (*x - origin).exp();
+            *total += *x;
+        }
+    }
+    rest.iter_mut().fold(sum_of_lanes(lanes), |total, x| {
+        *x = (*x - origin).exp();
+        total + *x
+    })
 }
 
 /// Σ x

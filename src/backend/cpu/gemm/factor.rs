@@ -36,6 +36,8 @@ pub trait Factor<R: Real>: Pod + Send + Sync {
     fn at(from: Mat<'_, R>, factor: usize, column: usize) -> Self;
     /// All whole panels of `W` columns that lie side by side, of terms × columns; see [`super::pack::pack`].
     fn pack_rows<const W: usize>(from: Mat<'_, R>, panels: &mut [Self]);
+    /// Factors of terms × columns, `stride` from one to the next of a column; see [`super::Turned`].
+    fn lay_rows(from: Mat<'_, R>, out: &mut [Self], stride: usize);
     /// Runs it with the widest instructions that the processor has.
     #[inline(always)]
     fn dispatch<J: WithSimd>(job: J) -> J::Output {
@@ -97,6 +99,13 @@ impl<R: Real> Factor<R> for R {
             }
         }
     }
+
+    #[inline(always)]
+    fn lay_rows(from: Mat<'_, R>, out: &mut [R], stride: usize) {
+        for (term, out) in out.chunks_mut(stride).take(from.rows).enumerate() {
+            out[..from.cols].copy_from_slice(from.row(term));
+        }
+    }
 }
 
 /// Two consecutive terms, rounded to bf16; the first in the lower half. `NATIVE` where the processor multiplies them
@@ -114,6 +123,26 @@ impl<const NATIVE: bool> Pair<NATIVE> {
     #[inline(always)]
     fn new(first: f32, second: f32) -> Self {
         Self(u32::from(bf16::from_f32(first).to_bits()) | u32::from(bf16::from_f32(second).to_bits()) << 16)
+    }
+
+    /// Two consecutive rows; behind the last is none.
+    #[inline(always)]
+    fn rows(from: Mat<'_, f32>, pair: usize) -> (&[f32], Option<&[f32]>) {
+        (from.row(2 * pair), (2 * pair + 1 < from.rows).then(|| from.row(2 * pair + 1)))
+    }
+
+    /// Each number of `first` with the one of `second` below it, or with 0.
+    #[inline(always)]
+    fn interleave(first: &[f32], second: Option<&[f32]>, out: &mut [Self]) {
+        match second {
+            Some(second) if NATIVE => native::interleave(first, second, bytemuck::cast_slice_mut(out)),
+            Some(second) => {
+                for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
+                    *out = Self::new(first, second);
+                }
+            }
+            None => out.iter_mut().zip(first).for_each(|(out, &first)| *out = Self::new(first, 0.0)),
+        }
     }
 }
 
@@ -172,24 +201,25 @@ impl<const NATIVE: bool> Factor<f32> for Pair<NATIVE> {
     fn pack_rows<const W: usize>(from: Mat<'_, f32>, panels: &mut [Self]) {
         let (pairs, whole) = (from.rows.div_ceil(2), from.cols / W);
         for pair in 0..pairs {
-            let first = from.row(2 * pair);
-            let second = (2 * pair + 1 < from.rows).then(|| from.row(2 * pair + 1));
+            let (first, second) = Self::rows(from, pair);
             for panel in 0..whole {
                 let first = &first[panel * W..][..W];
                 let out = &mut panels[(panel * pairs + pair) * W..][..W];
+                prefetch(first.as_ptr().wrapping_add(AHEAD * from.row_stride));
+                let second = second.map(|second| &second[panel * W..][..W]);
                 if let Some(second) = second {
-                    let second = &second[panel * W..][..W];
-                    prefetch(first.as_ptr().wrapping_add(AHEAD * from.row_stride));
                     prefetch(second.as_ptr().wrapping_add(AHEAD * from.row_stride));
-                    if NATIVE {
-                        native::interleave::<W>(first, second, bytemuck::cast_slice_mut(out));
-                    } else {
-                        (0..W).for_each(|i| out[i] = Self::new(first[i], second[i]));
-                    }
-                } else {
-                    (0..W).for_each(|i| out[i] = Self::new(first[i], 0.0));
                 }
+                Self::interleave(first, second, out);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn lay_rows(from: Mat<'_, f32>, out: &mut [Self], stride: usize) {
+        for (pair, out) in out.chunks_mut(stride).take(from.rows.div_ceil(2)).enumerate() {
+            let (first, second) = Self::rows(from, pair);
+            Self::interleave(first, second, &mut out[..from.cols]);
         }
     }
 
@@ -257,12 +287,13 @@ mod native {
         16 * chunks
     }
 
-    /// Pairs of one number of `first` with the one of `second` above it.
+    /// Pairs of one number of `first` with the one of `second` below it.
     #[inline(always)]
-    pub(super) fn interleave<const W: usize>(first: &[f32], second: &[f32], out: &mut [u32]) {
-        assert!(first.len() == W && second.len() == W && out.len() == W, "rows of one panel");
-        for start in (0..W).step_by(16) {
-            let mask = (u16::MAX as u32 >> (16 - (W - start).min(16))) as u16;
+    pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32]) {
+        let width = out.len();
+        assert!(first.len() == width && second.len() == width, "rows of one length");
+        for start in (0..width).step_by(16) {
+            let mask = (u16::MAX as u32 >> (16 - (width - start).min(16))) as u16;
             // SAFETY: within the slices, by the mask; only `dispatch` comes here.
             unsafe {
                 let first = _mm512_maskz_loadu_ps(mask, first.as_ptr().add(start));
@@ -307,5 +338,5 @@ mod native {
         0
     }
 
-    pub(super) fn interleave<const W: usize>(_: &[f32], _: &[f32], _: &mut [u32]) {}
+    pub(super) fn interleave(_: &[f32], _: &[f32], _: &mut [u32]) {}
 }

@@ -18,7 +18,7 @@ use super::{Mat, MatMut, prefetch};
 /// Factors of a row of A summed in registers: a panel of f32 for AVX2 is then 16 KiB.
 pub(super) const DEPTH: usize = 256;
 /// Rows of A that are packed at once, a multiple of every tile's.
-pub(super) const ROWS: usize = 24;
+pub(in super::super) const ROWS: usize = 24;
 /// No panel of B is wider: two vectors of f32 for AVX-512.
 pub(super) const WIDEST: usize = 32;
 /// Factors of scratch memory that A takes.
@@ -32,6 +32,25 @@ const UNROLLED: usize = 4;
 #[inline(always)]
 pub(super) fn panel_width<S: Simd, R: Real>() -> usize {
     2 * size_of::<R::Vector<S>>() / size_of::<R>()
+}
+
+/// The left-hand operand.
+#[derive(Clone, Copy)]
+pub(in super::super) enum Left<'a, R, E> {
+    /// As it lies.
+    Plain(Mat<'a, R>),
+    /// As factors of the transposed matrix: those of a term side by side, `stride` (a multiple of [`ROWS`], or more than that) from term to term.
+    Turned { factors: &'a [E], stride: usize, rows: usize, terms: usize },
+}
+
+impl<R: Real, E> Left<'_, R, E> {
+    /// (rows, terms)
+    pub(super) fn shape(&self) -> (usize, usize) {
+        match *self {
+            Self::Plain(a) => (a.rows, a.cols),
+            Self::Turned { rows, terms, .. } => (rows, terms),
+        }
+    }
 }
 
 /// The right-hand operand.
@@ -52,7 +71,7 @@ pub(super) struct Product<'p, 'c, R, E> {
     pub(super) c: &'p mut MatMut<'c, R>,
     pub(super) add: bool,
     pub(super) alpha: R,
-    pub(super) a: Mat<'p, R>,
+    pub(super) a: Left<'p, R, E>,
     pub(super) b: Right<'p, R, E>,
     /// [`SCRATCH_A`] factors, and for a plain B [`DEPTH`] more for each of its columns, rounded up to [`WIDEST`].
     pub(super) scratch: &'p mut [E],
@@ -71,11 +90,12 @@ impl<R: Real, E: Factor<R>> WithSimd for Product<'_, '_, R, E> {
 impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let (c, all) = (self.c, self.a);
+        let c = self.c;
+        let (all_rows, all_terms) = self.a.shape();
         let (packed_a, packed_b) = self.scratch.split_at_mut(SCRATCH_A);
         let width = panel_width::<S, R>();
-        for from in (0..all.cols).step_by(DEPTH * E::TERMS) {
-            let terms = (DEPTH * E::TERMS).min(all.cols - from);
+        for from in (0..all_terms).step_by(DEPTH * E::TERMS) {
+            let terms = (DEPTH * E::TERMS).min(all_terms - from);
             let factors = terms.div_ceil(E::TERMS);
             let add = self.add || from > 0;
             let panels = match self.b {
@@ -85,26 +105,38 @@ impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
                 }
                 Right::Packed { panels, padded } => &panels[padded * (from / E::TERMS)..],
             };
-            for top in (0..all.rows).step_by(ROWS) {
-                let rows = ROWS.min(all.rows - top);
-                let a = all.block(top, rows, from, terms);
-                let beside = a.row_stride == 1;
-                // The first rows may be read where they lie, up to the last whole tile.
-                let numbers = E::as_factors(a.data).filter(|_| !beside);
-                let direct = if numbers.is_some() { rows / MR * MR } else { 0 };
-                let packed_steps = if beside || numbers.is_some() { (1, MR) } else { (factors, 1) };
-                if beside {
-                    pack::<R, E, MR>(a.t(), packed_a);
-                } else if numbers.is_none() {
-                    for (row, packed) in packed_a.chunks_exact_mut(factors).take(rows).enumerate() {
-                        E::convert(a.row(row), packed);
+            for top in (0..all_rows).step_by(ROWS) {
+                let rows = ROWS.min(all_rows - top);
+                // The first rows may be read where they lie; the others are packed.
+                let (lying, steps, direct, packed_steps) = match self.a {
+                    Left::Turned { factors, stride, .. } => {
+                        (&factors[from / E::TERMS * stride + top..], (1, stride), rows, (0, 0))
                     }
-                } else if direct < rows {
-                    let rest = a.block(direct, rows - direct, 0, terms);
-                    pack::<R, E, MR>(rest.t(), &mut packed_a[factors * direct..]);
-                }
+                    Left::Plain(all) => {
+                        let a = all.block(top, rows, from, terms);
+                        let beside = a.row_stride == 1;
+                        let numbers = E::as_factors(a.data).filter(|_| !beside);
+                        // Up to the last whole tile.
+                        let direct = if numbers.is_some() { rows / MR * MR } else { 0 };
+                        if beside {
+                            pack::<R, E, MR>(a.t(), packed_a);
+                        } else if numbers.is_none() {
+                            for (row, packed) in packed_a.chunks_exact_mut(factors).take(rows).enumerate() {
+                                E::convert(a.row(row), packed);
+                            }
+                        } else if direct < rows {
+                            let rest = a.block(direct, rows - direct, 0, terms);
+                            pack::<R, E, MR>(rest.t(), &mut packed_a[factors * direct..]);
+                        }
+                        let packed_steps = if beside || numbers.is_some() { (1, MR) } else { (factors, 1) };
+                        (numbers.unwrap_or_default(), (a.row_stride, 1), direct, packed_steps)
+                    }
+                };
                 let tiles = c.cols.div_ceil(width) * rows.div_ceil(MR);
-                let mut ahead = Ahead::of(all, a, (top, from), tiles);
+                let mut ahead = match self.a {
+                    Left::Plain(all) => Ahead::of(all, (top, rows), (from, terms), tiles),
+                    Left::Turned { .. } => Ahead::nothing(),
+                };
                 for (col, panel) in (0..c.cols).step_by(width).zip(panels.chunks_exact(factors * width)) {
                     for row in (0..rows).step_by(MR) {
                         let height = MR.min(rows - row);
@@ -116,11 +148,10 @@ impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
                         }
                         ahead.fetch();
                         // One loop for both: with one of these steps a constant, the compiler spills the tile.
-                        let (left, steps) = match numbers {
-                            Some(numbers) if row < direct => {
-                                (&numbers[row * a.row_stride..], (a.row_stride, 1))
-                            }
-                            _ => (&packed_a[factors * row..], packed_steps),
+                        let (left, steps) = if row < direct {
+                            (&lying[row * steps.0..], steps)
+                        } else {
+                            (&packed_a[factors * row..], packed_steps)
                         };
                         let tile = tile::<S, R, E, MR>(simd, left, steps, panel);
                         store(simd, tile, self.alpha, add, c, (top + row, height), col);
@@ -241,19 +272,27 @@ impl<R: Real> Ahead<R> {
     const LINE: usize = LINE / size_of::<R>();
 
     #[inline(always)]
-    fn of(all: Mat<'_, R>, now: Mat<'_, R>, (top, from): (usize, usize), tiles: usize) -> Self {
-        let (stride, lines) = (now.col_stride, now.rows.div_ceil(Self::LINE) + 1);
-        let next = if top + now.rows < all.rows {
-            from * stride + top + now.rows
-        } else if from + now.cols < all.cols {
-            (from + now.cols) * stride
+    fn nothing() -> Self {
+        Self { start: std::ptr::null(), stride: 0, terms: 0..0, line: 0, lines: 0, step: 0 }
+    }
+
+    /// Of what follows the block of A at (top, from), to be fetched in so many turns.
+    #[inline(always)]
+    fn of(all: Mat<'_, R>, (top, rows): (usize, usize), (from, terms): (usize, usize), turns: usize) -> Self {
+        if all.row_stride != 1 {
+            return Self::nothing();
+        }
+        let (stride, lines) = (all.col_stride, rows.div_ceil(Self::LINE) + 1);
+        let next = if top + rows < all.rows {
+            from * stride + top + rows
+        } else if from + terms < all.cols {
+            (from + terms) * stride
         } else {
             // Another product's, perhaps.
-            top + now.rows
+            top + rows
         };
-        let terms = if now.row_stride == 1 { 0..now.cols } else { 0..0 };
-        let step = (terms.len() * lines).div_ceil(tiles);
-        Self { start: all.data.as_ptr().wrapping_add(next), stride, terms, line: 0, lines, step }
+        let step = (terms * lines).div_ceil(turns);
+        Self { start: all.data.as_ptr().wrapping_add(next), stride, terms: 0..terms, line: 0, lines, step }
     }
 
     #[inline(always)]
@@ -286,8 +325,15 @@ mod tests {
                 let mut out = vec![R::ONE; rows * cols];
                 let mut scratch = vec![E::zeroed(); SCRATCH_A + DEPTH * cols.next_multiple_of(WIDEST)];
                 let c = &mut MatMut::new(&mut out, rows, cols);
-                Product { c, add: true, alpha: R::of(0.5), a, b: Right::Plain(b), scratch: &mut scratch }
-                    .run::<S, MR>(simd);
+                Product {
+                    c,
+                    add: true,
+                    alpha: R::of(0.5),
+                    a: Left::Plain(a),
+                    b: Right::Plain(b),
+                    scratch: &mut scratch,
+                }
+                .run::<S, MR>(simd);
                 within(&out, |_| R::ONE, 0.5, a, b, E::TERMS == 2);
             }
         }

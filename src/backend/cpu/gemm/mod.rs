@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::real::Real;
@@ -17,8 +18,9 @@ mod pack;
 mod scratch;
 
 pub(super) use factor::{Factor, Pair};
-use kernel::{DEPTH, Product, ROWS, Right, SCRATCH_A, WIDEST};
-use pack::Pack;
+use kernel::{DEPTH, Product, Right, SCRATCH_A, WIDEST};
+pub(super) use kernel::{Left, ROWS};
+use pack::{LINE, Lay, Pack};
 pub(super) use scratch::Scratch;
 
 /// What products multiply.
@@ -48,6 +50,18 @@ impl Factors {
         }
     }
 }
+
+/// Calls a function of the number type and the type of factors that are to be multiplied.
+macro_rules! by_factors {
+    ($factors:expr, $function:ident::<$real:ident>($($argument:expr),*)) => {
+        match $factors {
+            Factors::Full => $function::<$real, $real>($($argument),*),
+            Factors::NativePairs => $function::<$real, <$real as Real>::Pair<true>>($($argument),*),
+            Factors::PortablePairs => $function::<$real, <$real as Real>::Pair<false>>($($argument),*),
+        }
+    };
+}
+pub(super) use by_factors;
 
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
@@ -178,35 +192,93 @@ fn prefetch<R>(at: *const R) {
 }
 
 /// Whether there is anything to multiply; an empty sum is 0.
-fn is_product<R: Real>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'_, R>) -> bool {
-    assert!(c.rows == a.rows && c.cols == b.cols && a.cols == b.rows, "matrix shapes do not fit");
-    if a.cols == 0 && !add {
+fn is_product<R: Real>(
+    c: &mut MatMut<'_, R>,
+    add: bool,
+    (rows, terms): (usize, usize),
+    b: (usize, usize),
+) -> bool {
+    assert!(c.rows == rows && (terms, c.cols) == b, "matrix shapes do not fit");
+    if terms == 0 && !add {
         (0..c.rows).for_each(|row| c.row(row).fill(R::ZERO));
     }
-    c.rows > 0 && c.cols > 0 && a.cols > 0
+    c.rows > 0 && c.cols > 0 && terms > 0
 }
 
 /// C = α · A · B, or C += α · A · B, on this thread.
-pub(super) fn matmul<R: Real>(
-    factors: Factors,
-    c: &mut MatMut<'_, R>,
-    add: bool,
-    alpha: R,
-    a: Mat<'_, R>,
-    b: Mat<'_, R>,
-) {
-    match factors {
-        Factors::Full => multiply::<R, R>(c, add, alpha, a, b),
-        Factors::NativePairs => multiply::<R, R::Pair<true>>(c, add, alpha, a, b),
-        Factors::PortablePairs => multiply::<R, R::Pair<false>>(c, add, alpha, a, b),
+fn multiply<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
+    if is_product(c, add, (a.rows, a.cols), (b.rows, b.cols)) {
+        let panels = DEPTH.min(b.rows.div_ceil(E::TERMS)) * b.cols.next_multiple_of(WIDEST);
+        let scratch = &mut Scratch::<E>::new(SCRATCH_A + panels);
+        E::dispatch(Product { c, add, alpha, a: Left::Plain(a), b: Right::Plain(b), scratch });
     }
 }
 
-fn multiply<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
-    if is_product(c, add, a, b) {
-        let panels = DEPTH.min(b.rows.div_ceil(E::TERMS)) * b.cols.next_multiple_of(WIDEST);
-        let scratch = &mut Scratch::<E>::new(SCRATCH_A + panels);
-        E::dispatch(Product { c, add, alpha, a, b: Right::Plain(b), scratch });
+/// A right-hand operand of several products on this thread, packed once.
+pub(super) struct Panels<E> {
+    factors: Scratch<E>,
+    terms: usize,
+    cols: usize,
+}
+
+impl<E: Pod> Panels<E> {
+    pub(super) fn new<R: Real>(b: Mat<'_, R>) -> Self
+    where
+        E: Factor<R>,
+    {
+        let padded = b.cols.next_multiple_of(WIDEST);
+        let mut factors = Scratch::new(b.rows.div_ceil(E::TERMS) * padded);
+        for (block, out) in factors.chunks_mut(padded * DEPTH).enumerate() {
+            let from = block * DEPTH * E::TERMS;
+            let terms = (DEPTH * E::TERMS).min(b.rows - from);
+            E::dispatch(Pack { b: b.block(from, terms, 0, b.cols), out });
+        }
+        Self { factors, terms: b.rows, cols: b.cols }
+    }
+
+    /// C = α · A · B, or C += α · A · B.
+    pub(super) fn multiply<R: Real>(&self, c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Left<'_, R, E>)
+    where
+        E: Factor<R>,
+    {
+        if is_product(c, add, a.shape(), (self.terms, self.cols)) {
+            let b = Right::Packed { panels: &self.factors, padded: self.cols.next_multiple_of(WIDEST) };
+            E::dispatch(Product { c, add, alpha, a, b, scratch: &mut Scratch::new(SCRATCH_A) });
+        }
+    }
+}
+
+/// A left-hand operand that is the transpose of a matrix whose rows become known a few at a time.
+pub(super) struct Turned<E> {
+    factors: Scratch<E>,
+    /// Factors from term to term: an odd number of lines, as those of an even one would fall into few sets of the cache.
+    stride: usize,
+    cols: usize,
+}
+
+impl<E: Pod> Turned<E> {
+    /// Room for so many terms of all columns.
+    pub(super) fn new<R: Real>(terms: usize, cols: usize) -> Self
+    where
+        E: Factor<R>,
+    {
+        let stride = (cols.next_multiple_of(ROWS).div_ceil(LINE) | 1) * LINE;
+        Self { factors: Scratch::new(terms.div_ceil(E::TERMS) * stride), stride, cols }
+    }
+
+    /// Takes the terms from `first` on, a multiple of [`Factor::TERMS`], as rows of a matrix.
+    pub(super) fn set<R: Real>(&mut self, first: usize, rows: Mat<'_, R>)
+    where
+        E: Factor<R>,
+    {
+        assert_eq!(rows.cols, self.cols, "matrix shapes do not fit");
+        let out = &mut self.factors[first / E::TERMS * self.stride..];
+        E::dispatch(Lay { from: rows, out, stride: self.stride });
+    }
+
+    /// Columns × the first `terms`.
+    pub(super) fn left<R: Real>(&self, terms: usize) -> Left<'_, R, E> {
+        Left::Turned { factors: &self.factors, stride: self.stride, rows: self.cols, terms }
     }
 }
 
@@ -292,7 +364,8 @@ impl<R: Real> Job<'_, R> {
             // SAFETY: rows of different parts do not overlap.
             let mut part = unsafe { c.block(from, rows, 0, c.cols) };
             let b = Right::Packed { panels, padded: c.cols.next_multiple_of(WIDEST) };
-            let (c, a, scratch) = (&mut part, a.block(from, rows, 0, a.cols), &mut Scratch::new(SCRATCH_A));
+            let (c, a) = (&mut part, Left::Plain(a.block(from, rows, 0, a.cols)));
+            let scratch = &mut Scratch::new(SCRATCH_A);
             E::dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
             finish(&mut part, from, 0);
         } else {
@@ -313,11 +386,7 @@ pub(super) fn par_matmuls<R: Real>(
     add: bool,
     finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
 ) {
-    match factors {
-        Factors::Full => par_multiply::<R, R>(jobs, add, finish),
-        Factors::NativePairs => par_multiply::<R, R::Pair<true>>(jobs, add, finish),
-        Factors::PortablePairs => par_multiply::<R, R::Pair<false>>(jobs, add, finish),
-    }
+    by_factors!(factors, par_multiply::<R>(jobs, add, finish));
 }
 
 fn par_multiply<R: Real, E: Factor<R>>(
@@ -325,7 +394,7 @@ fn par_multiply<R: Real, E: Factor<R>>(
     add: bool,
     finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
 ) {
-    jobs.retain_mut(|job| is_product(&mut job.c, add, job.a, job.b));
+    jobs.retain_mut(|Job { c, a, b }| is_product(c, add, (a.rows, a.cols), (b.rows, b.cols)));
     // Large parts first.
     jobs.sort_by_key(|job| std::cmp::Reverse(job.c.rows * job.c.cols * job.a.cols / job.parts()));
     let parts: Vec<_> =
@@ -426,7 +495,8 @@ mod tests {
                 let start: Vec<R> = (0..rows * cols).map(old).collect();
                 let start_of = |i| if add { old(i) } else { R::ZERO };
                 let (mut alone, mut shared) = (start.clone(), start);
-                matmul(factors, &mut MatMut::new(&mut alone, rows, cols), add, R::of(0.5), a, b);
+                let c = &mut MatMut::new(&mut alone, rows, cols);
+                by_factors!(factors, multiply::<R>(c, add, R::of(0.5), a, b));
                 within(&alone, start_of, 0.5, a, b, pairs);
                 par_matmul(factors, MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
                 within(&shared, start_of, 1.0, a, b, pairs);
@@ -455,7 +525,8 @@ mod tests {
                 a[40 * row + 7] = bad;
                 let mut c = [0.0f32; 6];
                 let (a, b) = (Mat::new(&a, 2, 40), Mat::new(&b, 40, 3));
-                matmul(factors, &mut MatMut::new(&mut c, 2, 3), false, 1.0, a, b);
+                let out = &mut MatMut::new(&mut c, 2, 3);
+                by_factors!(factors, multiply::<f32>(out, false, 1.0, a, b));
                 assert!(c[3 * row..][..3].iter().all(|x| !x.is_finite()), "{factors:?} {c:?}");
                 assert_eq!(c[3 * (1 - row)..][..3], [40.0; 3], "{factors:?}");
             }

@@ -9,7 +9,7 @@ use super::{Mat, prefetch};
 /// Side of a square of 32-bit factors that is transposed in registers.
 pub(super) const SIDE: usize = 8;
 /// Numbers of f32 in a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
 /// Packs columns of B into the panels of `out`, for the vectors of the processor at hand.
 pub(super) struct Pack<'a, 'o, R, E> {
@@ -30,6 +30,22 @@ impl<R: Real, E: Factor<R>> WithSimd for Pack<'_, '_, R, E> {
             2 => pack::<R, E, 2>(self.b, self.out),
             width => unreachable!("panels of {width} columns"),
         }
+    }
+}
+
+/// Copies rows of terms × columns one by one, as factors.
+pub(super) struct Lay<'a, 'o, R, E> {
+    pub(super) from: Mat<'a, R>,
+    pub(super) out: &'o mut [E],
+    pub(super) stride: usize,
+}
+
+impl<R: Real, E: Factor<R>> WithSimd for Lay<'_, '_, R, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        E::lay_rows(self.from, self.out, self.stride);
     }
 }
 
