@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use elektron::Result;
+use elektron::backend::cpu::in_pool;
 use elektron::backend::gpu::Products;
 use elektron::backend::gpu::driver::cuda::{Cuda, CudaOptions};
 use elektron::backend::{Backend, Cpu, Gpu};
@@ -156,7 +157,7 @@ fn both(options: &Options) -> std::result::Result<(), String> {
         let session = Session::new("step", name, None, arguments);
         let rounds = (options.steps, WARM_UP);
         let device = format!("cpu {}", options.precision);
-        cases(session, arguments, &ON_CPU, rounds, &device, || Ok(options.cpu()))?;
+        in_pool(|| cases(session, arguments, &ON_CPU, rounds, &device, || Ok(options.cpu())))?;
     }
     if arguments.wants_gpu() {
         let gpu = match Cuda::new(CudaOptions::default()) {

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use half::bf16;
 
+use crate::backend::cpu::in_pool;
 use crate::backend::gpu::Products;
 use crate::backend::gpu::driver::cuda::{Cuda, CudaOptions};
 use crate::backend::gpu::driver::{Driver, nvrtc};
@@ -64,9 +65,9 @@ pub(super) struct Place {
 }
 
 /// Work on whatever backend was chosen.
-pub(super) trait OnBackend {
+pub(super) trait OnBackend: Send {
     /// What comes of it.
-    type Output;
+    type Output: Send;
     /// Does it.
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Self::Output>;
 }
@@ -100,7 +101,7 @@ fn open(choice: Choice) -> Result<Cuda> {
 fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Output> {
     let name = format!("the CPU with {} threads", rayon::current_num_threads());
     let place = Place { name, free_bytes: None };
-    match precision.unwrap_or(Precision::Fp32) {
+    in_pool(|| match precision.unwrap_or(Precision::Fp32) {
         Precision::Fp32 => task.run(Cpu::<f32>::new(), &place),
         Precision::Bf16 => {
             let cpu = Cpu::<f32>::new().with_bf16_products();
@@ -109,7 +110,7 @@ fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Outp
         }
         Precision::Fp64 => task.run(Cpu::<f64>::new(), &place),
         Precision::Tf32 => Err(Error::config("the CPU computes in fp32, bf16 or fp64, not in tf32")),
-    }
+    })
 }
 
 fn on_gpu<T: OnBackend>(gpu: Cuda, choice: Choice, task: T) -> Result<T::Output> {
