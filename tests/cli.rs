@@ -300,6 +300,10 @@ fn bad_models_are_named() {
         &["layer.1", "not one of"],
     );
     refuse(
+        &edit_config("flat", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 0"),
+        &["`num_hidden_layers` is 0", "positive integer"],
+    );
+    refuse(
         &edit_config("odd", "\"hidden_act\": \"gelu\"", "\"hidden_act\": \"swish\""),
         &["hidden_act", "gelu"],
     );
