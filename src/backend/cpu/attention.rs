@@ -12,7 +12,7 @@ use super::linear::bias_bwd;
 use super::real::{Real, exponentials, lane_sum, maximum, vectorized};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Sequences};
 
-/// Queries whose scores are held at once: as many as a product takes rows at a time. With 128 keys of f32, 12 KiB.
+/// Queries whose scores are held at once: as many as a product takes rows at a time. With 128 keys of f32, 24 KiB.
 const STRIP: usize = ROWS;
 /// Factors of queries that a product over queries sums at once: with 512 keys of f32, 264 KiB.
 const BLOCK: usize = 128;

@@ -275,16 +275,25 @@ mod native {
     /// Pairs of consecutive numbers; returns how many numbers that covered.
     #[inline(always)]
     pub(super) fn convert(numbers: &[f32], out: &mut [u32]) -> usize {
-        let chunks = numbers.len() / 16;
-        assert!(out.len() >= 8 * chunks, "pairs do not fit into their slice");
-        for chunk in 0..chunks {
-            // SAFETY: within both slices; only `dispatch` comes here.
+        let eights = numbers.len() / 16;
+        assert!(out.len() >= 8 * eights, "pairs do not fit into their slice");
+        let (from, to) = (numbers.as_ptr(), out.as_mut_ptr());
+        for chunk in (1..eights).step_by(2) {
+            // SAFETY: chunks `chunk - 1` and `chunk` are within both slices; only `dispatch` comes here.
             unsafe {
-                let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(numbers.as_ptr().add(16 * chunk)));
-                out.as_mut_ptr().add(8 * chunk).cast::<__m256bh>().write_unaligned(pairs);
+                let first = _mm512_loadu_ps(from.add(16 * (chunk - 1)));
+                let pairs = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from.add(16 * chunk)), first);
+                to.add(8 * (chunk - 1)).cast::<__m512bh>().write_unaligned(pairs);
             }
         }
-        16 * chunks
+        if eights % 2 == 1 {
+            // SAFETY: as above, of the last chunk.
+            unsafe {
+                let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.add(16 * (eights - 1))));
+                to.add(8 * (eights - 1)).cast::<__m256bh>().write_unaligned(pairs);
+            }
+        }
+        16 * eights
     }
 
     /// Pairs of one number of `first` with the one of `second` below it.

@@ -18,7 +18,7 @@ use super::{Mat, MatMut, prefetch};
 /// Factors of a row of A summed in registers: a panel of f32 for AVX2 is then 16 KiB.
 pub(super) const DEPTH: usize = 256;
 /// Rows of A that are packed at once, a multiple of every tile's.
-pub(in super::super) const ROWS: usize = 24;
+pub(in super::super) const ROWS: usize = 48;
 /// No panel of B is wider: two vectors of f32 for AVX-512.
 pub(super) const WIDEST: usize = 32;
 /// Factors of scratch memory that A takes.
@@ -140,11 +140,11 @@ impl<R: Real, E: Factor<R>> Product<'_, '_, R, E> {
                 for (col, panel) in (0..c.cols).step_by(width).zip(panels.chunks_exact(factors * width)) {
                     for row in (0..rows).step_by(MR) {
                         let height = MR.min(rows - row);
+                        let at = c.data.wrapping_add((top + row) * c.row_stride + col);
                         for i in 0..height {
-                            let at = c.row(top + row + i)[col..].as_ptr();
-                            (0..width)
-                                .step_by(LINE / size_of::<R>())
-                                .for_each(|j| prefetch(at.wrapping_add(j)));
+                            for j in (0..width).step_by(LINE / size_of::<R>()) {
+                                prefetch(at.wrapping_add(i * c.row_stride + j));
+                            }
                         }
                         ahead.fetch();
                         // One loop for both: with one of these steps a constant, the compiler spills the tile.
