@@ -48,14 +48,14 @@ impl<B: Backend> Cases<'_, B> {
             b.linear_bwd(LinearBwd {
                 inputs,
                 outputs,
-                inp: B::slice(&inp, 0..n_in),
+                rows,
                 weight: B::slice(&weight, 0..n_weight),
                 activation: activation.map(|a| (a, B::slice(&pre, 0..n_out))),
                 dout: B::slice_mut(&mut out, 0..rows * pitch),
                 pitch,
                 before: None,
                 dinp: (Write::Set, B::slice_mut(&mut dinp, 0..n_in)),
-                dweight: Some(B::slice_mut(&mut dweight, 0..n_weight)),
+                dweight: Some((B::slice(&inp, 0..n_in), B::slice_mut(&mut dweight, 0..n_weight))),
                 dbias: Some(B::slice_mut(&mut dbias, 0..outputs)),
             })
         })
@@ -77,14 +77,15 @@ impl<B: Backend> Cases<'_, B> {
         };
         let b = self.b;
         let (n_in, n_out, n_weight) = (rows * inputs, rows * outputs, inputs * outputs);
-        let (inp, weight, pre) = (self.x(n_in)?, self.x(n_weight)?, self.x(n_in)?);
+        let (weight, pre) = (self.x(n_weight)?, self.x(n_in)?);
+        let mut act = if B::SAVES_ACTIVATIONS { None } else { Some(self.x(n_in)?) };
         let (mut dout, mut dinp, mut dbias) = (self.x(n_out)?, self.x(n_in)?, self.f(inputs)?);
         let bytes = widths::<B>().0 * (n_out + n_weight + 2 * n_in);
         self.time(&name, bytes, 2 * rows * n_weight, &mut || {
             b.linear_bwd(LinearBwd {
                 inputs,
                 outputs,
-                inp: B::slice(&inp, 0..n_in),
+                rows,
                 weight: B::slice(&weight, 0..n_weight),
                 activation: None,
                 dout: B::slice_mut(&mut dout, 0..n_out),
@@ -92,6 +93,7 @@ impl<B: Backend> Cases<'_, B> {
                 before: Some(Before {
                     activation,
                     pre: B::slice(&pre, 0..n_in),
+                    act: act.as_mut().map(|act| B::slice_mut(act, 0..n_in)),
                     dbias: B::slice_mut(&mut dbias, 0..inputs),
                 }),
                 dinp: (Write::Set, B::slice_mut(&mut dinp, 0..n_in)),

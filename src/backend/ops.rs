@@ -108,8 +108,8 @@ pub struct LinearBwd<'a, B: Backend> {
     pub inputs: usize,
     /// O.
     pub outputs: usize,
-    /// (N, I).
-    pub inp: B::Slice<'a, B::X>,
+    /// N.
+    pub rows: usize,
     /// (O, I).
     pub weight: B::Slice<'a, B::X>,
     /// The activation function and its saved argument (N, O).
@@ -118,12 +118,12 @@ pub struct LinearBwd<'a, B: Backend> {
     pub dout: B::SliceMut<'a, B::X>,
     /// O, or more: [`Backend::pitch`].
     pub pitch: usize,
-    /// The activation that made `inp`: dinp becomes the gradient of its argument, and is set.
+    /// The activation that made the layer's input: dinp becomes the gradient of its argument, and is set.
     pub before: Option<Before<'a, B>>,
     /// (N, I).
     pub dinp: (Write, B::SliceMut<'a, B::X>),
-    /// (O, I) `+=`; `None` where [`WeightGrad`] adds it later.
-    pub dweight: Option<B::SliceMut<'a, B::F>>,
+    /// The layer's input (N, I), and dW (O, I) `+=`; `None` where [`WeightGrad`] adds it later.
+    pub dweight: Option<(B::Slice<'a, B::X>, B::SliceMut<'a, B::F>)>,
     /// (O) `+=`; `None` where the op behind has already added it ([`AddNormBwd::dbias`], [`AttentionBwd::dbias`], [`Before::dbias`]).
     pub dbias: Option<B::SliceMut<'a, B::F>>,
 }
@@ -134,6 +134,8 @@ pub struct Before<'a, B: Backend> {
     pub activation: Activation,
     /// (N, I) its saved argument.
     pub pre: B::Slice<'a, B::X>,
+    /// (N, I) its result, where that was not saved and is to be computed again, for the weight's gradient.
+    pub act: Option<B::SliceMut<'a, B::X>>,
     /// (I) `+=` Σₙ dinp: the bias gradient of the first layer, while dinp is at hand.
     pub dbias: B::SliceMut<'a, B::F>,
 }

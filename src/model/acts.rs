@@ -128,8 +128,6 @@ pub(super) struct LayerActs<B: Backend> {
     pub(super) y1: B::Buf<B::X>,
     /// (N, F) argument of the activation function.
     pub(super) pre: B::Buf<B::X>,
-    /// (N, F)
-    pub(super) act: B::Buf<B::X>,
     /// (N, C) sum that the second LayerNorm reads.
     pub(super) h2: B::Buf<B::X>,
     pub(super) stats2: Stats<B>,
@@ -153,6 +151,9 @@ pub(super) struct EncoderActs<B: Backend> {
     /// (N, C), where E ≠ C.
     pub(super) projected: Option<B::Buf<B::X>>,
     pub(super) layers: Vec<LayerActs<B>>,
+    /// (N, F) results of the activation function: each layer's, or one for all where they are computed again
+    /// ([`Backend::SAVES_ACTIVATIONS`]).
+    pub(super) activations: Vec<B::Buf<B::X>>,
 }
 
 impl<B: Backend> EncoderActs<B> {
@@ -182,13 +183,15 @@ impl<B: Backend> EncoderActs<B> {
                 stats1: Stats::new(a, rows)?,
                 y1: working(a, "layer norms", rows * c)?,
                 pre: working(a, "before activation", rows * f)?,
-                act: working(a, "activation", rows * f)?,
                 h2: working(a, "residual sums", rows * c)?,
                 stats2: Stats::new(a, rows)?,
                 y2: working(a, "layer norms", rows * c)?,
             })
         };
         let last = config.num_hidden_layers.saturating_sub(1);
+        let rows = |l: usize| picked.filter(|_| l == last).unwrap_or(n);
+        let kept =
+            if B::SAVES_ACTIVATIONS { config.num_hidden_layers } else { config.num_hidden_layers.min(1) };
         Ok(Self {
             embedded: a.working("embeddings", n * config.embedding_size)?,
             stats: Stats::new(a, n)?,
@@ -199,6 +202,7 @@ impl<B: Backend> EncoderActs<B> {
             layers: (0..config.num_hidden_layers)
                 .map(|l| layer(a, picked.filter(|_| l == last)))
                 .collect::<Result<_>>()?,
+            activations: (0..kept).map(|l| a.working("activation", rows(l) * f)).collect::<Result<_>>()?,
         })
     }
 }

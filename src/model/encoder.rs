@@ -171,7 +171,8 @@ impl Encoder {
             x = projected;
         }
         for (l, (layer, a)) in self.layers.iter().zip(&mut acts.layers).enumerate() {
-            self.layer_forward(backend, params, step, batch, (l, layer), x, a)?;
+            let act = activation_of(&mut acts.activations, l);
+            self.layer_forward(backend, params, step, batch, (l, layer), x, a, act)?;
             x = &a.y2;
         }
         Ok(())
@@ -187,6 +188,7 @@ impl Encoder {
         (l, layer): (usize, &Layer),
         x: &B::Buf<B::X>,
         a: &mut LayerActs<B>,
+        act: &mut B::Buf<B::X>,
     ) -> Result<()> {
         let (n, c) = (step.tokens, self.config.hidden_size);
         let site = |which| self.site.layer(l + 1, which);
@@ -221,8 +223,8 @@ impl Encoder {
             &mut a.stats1,
         )?;
         let activation = Some((self.config.hidden_act, &mut a.pre));
-        layer.ff1.forward(backend, params, m, &a.y1, activation, &mut a.act)?;
-        layer.ff2.forward(backend, params, m, &a.act, None, &mut a.h2)?;
+        layer.ff1.forward(backend, params, m, &a.y1, activation, act)?;
+        layer.ff2.forward(backend, params, m, act, None, &mut a.h2)?;
         layer.norm2.forward(
             backend,
             params,
@@ -244,13 +246,16 @@ impl Encoder {
         step: &StepContext,
         batch: &DeviceBatch<B>,
         ids: &B::Buf<u32>,
-        acts: &EncoderActs<B>,
+        acts: &mut EncoderActs<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (n, e) = (step.tokens, self.config.embedding_size);
-        for (l, (layer, a)) in self.layers.iter().zip(&acts.layers).enumerate().rev() {
-            let x = if l == 0 { acts.input() } else { &acts.layers[l - 1].y2 };
-            self.layer_backward(backend, params, step, batch, (l, layer), x, a, scratch)?;
+        let EncoderActs { embedded, projected, layers, activations, .. } = &mut *acts;
+        for (l, (layer, a)) in self.layers.iter().zip(&*layers).enumerate().rev() {
+            let first = || projected.as_ref().unwrap_or(embedded);
+            let x = l.checked_sub(1).map_or_else(first, |l| &layers[l].y2);
+            let act = activation_of(activations, l);
+            self.layer_backward(backend, params, step, batch, (l, layer), x, a, act, scratch)?;
         }
         let dembedded = match &self.project {
             None => &mut scratch.dy,
@@ -260,8 +265,7 @@ impl Encoder {
                     backend,
                     params,
                     n,
-                    &acts.embedded,
-                    Also::PARAMETERS,
+                    Also::parameters(&acts.embedded),
                     &mut scratch.dy,
                     dinp,
                 )?;
@@ -303,6 +307,7 @@ impl Encoder {
         (l, layer): (usize, &Layer),
         x: &B::Buf<B::X>,
         a: &LayerActs<B>,
+        act: &mut B::Buf<B::X>,
         s: &mut Scratch<B>,
     ) -> Result<()> {
         let (n, c) = (step.tokens, self.config.hidden_size);
@@ -324,12 +329,14 @@ impl Encoder {
             dresidual,
             before,
         )?;
-        let before = Some(Behind { linear: &layer.ff1, activation: self.config.hidden_act, pre: &a.pre });
+        let again = if B::SAVES_ACTIVATIONS { None } else { Some(&mut *act) };
+        let (linear, activation) = (&layer.ff1, self.config.hidden_act);
+        let before = Some(Behind { linear, activation, pre: &a.pre, act: again });
         let dinp = (Write::Set, &mut s.dact);
         let also = Also { before, ..Also::NOTHING };
-        layer.ff2.backward(backend, params, m, &a.act, also, &mut s.dff, dinp)?;
+        layer.ff2.backward(backend, params, m, also, &mut s.dff, dinp)?;
         let dinp = (Write::Add, &mut s.dy1);
-        layer.ff1.backward(backend, params, m, &a.y1, Also::NOTHING, &mut s.dact, dinp)?;
+        layer.ff1.backward(backend, params, m, Also::NOTHING, &mut s.dact, dinp)?;
 
         // Gradients of picked rows wait in buffers that are free, until they lie among all rows again.
         let among_all = |from: &B::Buf<B::X>, to: &mut B::Buf<B::X>| match rows.numbers {
@@ -346,8 +353,8 @@ impl Encoder {
         norm.backward(backend, params, rows, &a.h1, &a.stats1, hidden(1), dy, &mut s.dx, dresidual, before)?;
         among_all(&s.dattention, &mut s.dy)?;
         let dattention = if picked { &mut s.dqkv } else { &mut s.dattention };
-        let (attention, dinp) = (a.attention_read(), (Write::Set, dattention));
-        layer.attention_out.backward(backend, params, m, attention, Also::NOTHING, &mut s.dx, dinp)?;
+        let dinp = (Write::Set, dattention);
+        layer.attention_out.backward(backend, params, m, Also::NOTHING, &mut s.dx, dinp)?;
         among_all(&s.dqkv, &mut s.dattention)?;
         backend.attention_bwd(AttentionBwd {
             sequences: self.sequences(step, batch),
@@ -359,9 +366,15 @@ impl Encoder {
             dqkv: B::slice_mut(&mut s.dqkv, 0..3 * n * c),
             dbias: B::slice_mut(&mut params.grads, layer.qkv.bias.clone()),
         })?;
-        layer.qkv.backward(backend, params, n, x, Also::NOTHING, &mut s.dqkv, (Write::Add, &mut s.dy))?;
-        layer.weight_grads(backend, params, (n, m), x, a, s)
+        layer.qkv.backward(backend, params, n, Also::NOTHING, &mut s.dqkv, (Write::Add, &mut s.dy))?;
+        layer.weight_grads(backend, params, (n, m), x, a, act, s)
     }
+}
+
+/// Of layer `l`.
+fn activation_of<T>(activations: &mut [T], l: usize) -> &mut T {
+    let last = activations.len() - 1;
+    &mut activations[l.min(last)]
 }
 
 impl<B: Backend> LayerActs<B> {
@@ -388,11 +401,12 @@ impl Layer {
         (n, m): (usize, usize),
         x: &B::Buf<B::X>,
         a: &LayerActs<B>,
+        act: &B::Buf<B::X>,
         s: &Scratch<B>,
     ) -> Result<()> {
         let linears = [&self.ff2, &self.ff1, &self.attention_out, &self.qkv];
         let operands =
-            [(m, &a.act, &s.dff), (m, &a.y1, &s.dact), (m, a.attention_read(), &s.dx), (n, x, &s.dqkv)];
+            [(m, act, &s.dff), (m, &a.y1, &s.dact), (m, a.attention_read(), &s.dx), (n, x, &s.dqkv)];
         let dweights = B::disjoint_mut(&mut params.grads, linears.map(|linear| linear.weight.clone()))?;
         let each = linears.into_iter().zip(operands).zip(dweights);
         let ops = each.map(|((&Linear { inputs, outputs, .. }, (rows, inp, dout)), dweight)| WeightGrad {

@@ -63,13 +63,11 @@ impl Linear {
     }
 
     /// `dinp` of `dout`, and what `also` asks for.
-    #[allow(clippy::too_many_arguments)] // the operands of one op
     pub(super) fn backward<B: Backend>(
         &self,
         backend: &B,
         params: &mut Params<B>,
         rows: usize,
-        inp: &B::Buf<B::X>,
         also: Also<'_, B>,
         dout: &mut B::Buf<B::X>,
         dinp: (Write, &mut B::Buf<B::X>),
@@ -83,19 +81,20 @@ impl Linear {
         let before = also.before.map(|behind| Before {
             activation: behind.activation,
             pre: B::slice(behind.pre, 0..rows * inputs),
+            act: behind.act.map(|act| B::slice_mut(act, 0..rows * inputs)),
             dbias: dbefore,
         });
         backend.linear_bwd(LinearBwd {
             inputs,
             outputs,
-            inp: B::slice(inp, 0..rows * inputs),
+            rows,
             weight: B::slice(&params.working, self.weight.clone()),
             activation: also.activation.map(|(kind, pre)| (kind, B::slice(pre, 0..rows * outputs))),
             dout: B::slice_mut(dout, 0..rows * self.pitch),
             pitch: self.pitch,
             before,
             dinp: (dinp.0, B::slice_mut(dinp.1, 0..rows * inputs)),
-            dweight: also.weight.then_some(dweight),
+            dweight: also.inp.map(|inp| (B::slice(inp, 0..rows * inputs), dweight)),
             dbias: also.bias.then_some(dbias),
         })
     }
@@ -105,8 +104,8 @@ impl Linear {
 pub(super) struct Also<'a, B: Backend> {
     /// First the derivative of its activation, with the saved argument.
     pub(super) activation: Option<(Activation, &'a B::Buf<B::X>)>,
-    /// Its weight's gradient, unless that comes later.
-    pub(super) weight: bool,
+    /// Its weight's gradient, from its input, unless that comes later.
+    pub(super) inp: Option<&'a B::Buf<B::X>>,
     /// Its bias's gradient, unless the op behind has added it.
     pub(super) bias: bool,
     /// Last the derivative of the activation that made its input, and the bias gradient of the layer before.
@@ -119,11 +118,16 @@ pub(super) struct Behind<'a, B: Backend> {
     pub(super) activation: Activation,
     /// The activation's saved argument.
     pub(super) pre: &'a B::Buf<B::X>,
+    /// Its result, if that is to be computed again.
+    pub(super) act: Option<&'a mut B::Buf<B::X>>,
 }
 
-impl<B: Backend> Also<'_, B> {
-    /// Weight and bias.
-    pub(super) const PARAMETERS: Self = Self { activation: None, weight: true, bias: true, before: None };
+impl<'a, B: Backend> Also<'a, B> {
+    /// Gradients of weight and bias.
+    pub(super) fn parameters(inp: &'a B::Buf<B::X>) -> Self {
+        Self { activation: None, inp: Some(inp), bias: true, before: None }
+    }
+
     /// Neither.
-    pub(super) const NOTHING: Self = Self { weight: false, bias: false, ..Self::PARAMETERS };
+    pub(super) const NOTHING: Self = Self { activation: None, inp: None, bias: false, before: None };
 }

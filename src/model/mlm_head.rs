@@ -125,8 +125,7 @@ impl MlmHead {
             backend,
             params,
             m,
-            &acts.y,
-            Also::PARAMETERS,
+            Also::parameters(&acts.y),
             &mut acts.logits,
             (Write::Set, &mut acts.dy),
         )?;
@@ -144,8 +143,9 @@ impl MlmHead {
             None,
             None,
         )?;
-        let also = Also { activation: Some((Activation::Gelu, &acts.pre)), ..Also::PARAMETERS };
+        let also =
+            Also { activation: Some((Activation::Gelu, &acts.pre)), ..Also::parameters(encoder.output()) };
         let dinp = (Write::Set, &mut scratch.dy);
-        self.transform.backward(backend, params, m, encoder.output(), also, &mut acts.dh, dinp)
+        self.transform.backward(backend, params, m, also, &mut acts.dh, dinp)
     }
 }

@@ -260,7 +260,7 @@ impl<B: Backend> TokenDetection<B> {
         let corrupted = &acts.rtd.corrupted;
         self.discriminator.forward(backend, params, context, batch, corrupted, &mut acts.discriminator)?;
         let scale = self.options.disc_weight / pass.micro_batches;
-        let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
+        let (encoder, hidden) = (&self.discriminator, &mut acts.discriminator);
         self.rtd.forward(backend, params, context, batch, encoder, hidden, scale, &mut acts.rtd)?;
         backend.metrics(Metrics {
             labels: self.rtd.labels(),
@@ -281,11 +281,12 @@ impl<B: Backend> TokenDetection<B> {
         let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
         let (backend, params, step) = (&self.backend, &mut self.params, &step);
         let (scratch, batch) = (&mut acts.scratch, &acts.batches[staged.slot]);
-        let (encoder, hidden) = (&self.discriminator, &acts.discriminator);
+        let (encoder, hidden) = (&self.discriminator, &mut acts.discriminator);
         self.rtd.backward(backend, params, step, encoder, hidden, &mut acts.rtd, scratch)?;
         encoder.backward(backend, params, step, batch, &acts.rtd.corrupted, hidden, scratch)?;
         self.mlm.backward(backend, params, staged.masked, &acts.generator, &mut acts.mlm, scratch)?;
-        self.generator.backward(backend, params, step, batch, &batch.masked_ids, &acts.generator, scratch)
+        let hidden = &mut acts.generator;
+        self.generator.backward(backend, params, step, batch, &batch.masked_ids, hidden, scratch)
     }
 
     /// The losses of the last pass, on their way: [`Self::collect_losses`] waits for them.

@@ -105,14 +105,15 @@ impl RtdHead {
     ) -> Result<()> {
         let (n, c) = (step.tokens, self.last.inputs);
         let activation = encoder.config.hidden_act;
-        let before = self.dense.as_ref().map(|linear| Behind { linear, activation, pre: &acts.pre });
-        let (also, dinp) = (Also { before, ..Also::PARAMETERS }, (Write::Set, &mut scratch.dx));
-        self.last.backward(backend, params, n, &acts.inp, also, &mut acts.dlogits, dinp)?;
+        let before =
+            self.dense.as_ref().map(|linear| Behind { linear, activation, pre: &acts.pre, act: None });
+        let (also, dinp) = (Also { before, ..Also::parameters(&acts.inp) }, (Write::Set, &mut scratch.dx));
+        self.last.backward(backend, params, n, also, &mut acts.dlogits, dinp)?;
         match &self.dense {
             Some(dense) => {
-                let also = Also { bias: false, ..Also::PARAMETERS };
+                let also = Also { bias: false, ..Also::parameters(hidden.output()) };
                 let dinp = (Write::Set, &mut scratch.dy);
-                dense.backward(backend, params, n, hidden.output(), also, &mut scratch.dx, dinp)
+                dense.backward(backend, params, n, also, &mut scratch.dx, dinp)
             }
             None => {
                 let (dout, dinp) = (B::slice(&scratch.dx, 0..n * c), B::slice_mut(&mut scratch.dy, 0..n * c));

@@ -29,14 +29,14 @@ fn linear_case(rows: usize, inputs: usize, outputs: usize, activation: Option<Ac
     CPU.linear_bwd(LinearBwd {
         inputs,
         outputs,
-        inp: &x,
+        rows,
         weight: &w,
         activation: activation.map(|a| (a, &pre[..])),
         dout: &mut g.clone(),
         pitch: outputs,
         before: None,
         dinp: (write, &mut dx),
-        dweight: Some(&mut dw),
+        dweight: Some((&x, &mut dw)),
         dbias: Some(&mut db),
     })
     .unwrap();
@@ -82,16 +82,16 @@ fn two_layers_case((rows, inputs, middle, outputs): (usize, usize, usize, usize)
     let (mut dpre, mut dx) = (vec![BEFORE; rows * middle], vec![f64::NAN; x.len()]);
     let (mut dw1, mut dw2, mut db1) =
         (vec![BEFORE; w1.len()], vec![BEFORE; w2.len()], vec![BEFORE; b1.len()]);
-    let mut dout = g.clone();
+    let (mut dout, mut again) = (g.clone(), vec![f64::NAN; act.len()]);
     CPU.linear_bwd(LinearBwd {
         inputs: middle,
         outputs,
-        inp: &act,
+        rows,
         weight: &w2,
         activation: None,
         dout: &mut dout,
         pitch: outputs,
-        before: Some(Before { activation, pre: &pre, dbias: &mut db1 }),
+        before: Some(Before { activation, pre: &pre, act: Some(&mut again), dbias: &mut db1 }),
         dinp: (Write::Set, &mut dpre),
         dweight: None,
         dbias: None,
@@ -100,7 +100,7 @@ fn two_layers_case((rows, inputs, middle, outputs): (usize, usize, usize, usize)
     CPU.linear_bwd(LinearBwd {
         inputs,
         outputs: middle,
-        inp: &x,
+        rows,
         weight: &w1,
         activation: None,
         dout: &mut dpre,
@@ -111,8 +111,9 @@ fn two_layers_case((rows, inputs, middle, outputs): (usize, usize, usize, usize)
         dbias: None,
     })
     .unwrap();
+    assert_eq!(again, act);
     CPU.weight_grads(vec![
-        WeightGrad { inputs: middle, outputs, inp: &act, dout: &dout, dweight: &mut dw2 },
+        WeightGrad { inputs: middle, outputs, inp: &again, dout: &dout, dweight: &mut dw2 },
         WeightGrad { inputs, outputs: middle, inp: &x, dout: &dpre, dweight: &mut dw1 },
     ])
     .unwrap();

@@ -16,38 +16,26 @@ const SUM_ROWS: usize = 2 * ROW_BLOCK;
 const GELU_TANH_SCALE: f64 = 0.797_884_560_802_865_4; // √(2/π)
 const GELU_TANH_CUBIC: f64 = 0.044_715;
 
-/// act(x)
+/// act(x) and act'(x), which have much in common.
 #[inline(always)]
-fn activate<R: Real>(activation: Activation, x: R) -> R {
-    match activation {
-        Activation::Gelu => x * x.normal().0,
-        Activation::GeluTanh => {
-            let inner = R::of(GELU_TANH_SCALE) * (x + R::of(GELU_TANH_CUBIC) * x * x * x);
-            R::of(0.5) * x * (R::ONE + inner.tanh())
-        }
-        Activation::Relu => x.max(R::ZERO),
-    }
-}
-
-/// act'(x)
-#[inline(always)]
-fn derivative<R: Real>(activation: Activation, x: R) -> R {
+fn activate<R: Real>(activation: Activation, x: R) -> (R, R) {
     match activation {
         Activation::Gelu => {
             let (cdf, density) = x.normal();
-            cdf + x * density
+            (x * cdf, cdf + x * density)
         }
         Activation::GeluTanh => {
             let cubic = R::of(GELU_TANH_CUBIC) * x * x;
             let t = (R::of(GELU_TANH_SCALE) * x * (R::ONE + cubic)).tanh();
             let slope = R::of(GELU_TANH_SCALE) * (R::ONE + R::of(3.0) * cubic);
-            R::of(0.5) * (R::ONE + t + x * (R::ONE - t * t) * slope)
+            let half = R::of(0.5) * (R::ONE + t);
+            (x * half, half + R::of(0.5) * x * (R::ONE - t * t) * slope)
         }
         Activation::Relu => {
             if x > R::ZERO {
-                R::ONE
+                (x, R::ONE)
             } else {
-                R::ZERO
+                (R::ZERO, R::ZERO)
             }
         }
     }
@@ -143,14 +131,13 @@ fn activate_tile<R: Real>(
             pre,
             out,
             #[inline(always)]
-            |x| activate(KIND, x),
+            |x| activate(KIND, x).0,
         )
     );
 }
 
 pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
-    let (inputs, outputs) = (op.inputs, op.outputs);
-    let rows = op.inp.len() / inputs;
+    let (inputs, outputs, rows) = (op.inputs, op.outputs, op.rows);
     let (dout, dbias) = (op.dout, op.dbias);
     match op.activation {
         None => {
@@ -168,6 +155,7 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
                         activation,
                         &mut MatMut::new(dout, rows, outputs),
                         Mat::new(pre, rows, outputs),
+                        None,
                     )
                 })
                 .collect();
@@ -177,8 +165,8 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
         }
     }
     let dout = &*dout;
-    if let Some(dweight) = op.dweight {
-        weight_grads(factors, [WeightGrad { inputs, outputs, inp: op.inp, dout, dweight }]);
+    if let Some((inp, dweight)) = op.dweight {
+        weight_grads(factors, [WeightGrad { inputs, outputs, inp, dout, dweight }]);
     }
     let (write, dinp) = op.dinp;
     let accumulate = write == Write::Add && op.before.is_none();
@@ -188,10 +176,14 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
         return par_matmul(factors, dinp, accumulate, dout, weight, |_, _, _| {});
     };
     let pre = Mat::new(before.pre, rows, inputs);
+    let act = before.act.map(|act| MatMut::new(act, rows, inputs));
     let partials = Mutex::new(BTreeMap::new());
     par_matmul(factors, dinp, accumulate, dout, weight, |part, row, col| {
-        let pre = pre.block(row, part.rows(), col, part.cols());
-        let sums = activation_bwd(before.activation, part, pre);
+        let (height, width) = (part.rows(), part.cols());
+        let pre = pre.block(row, height, col, width);
+        // SAFETY: parts of a product do not overlap, in `act` as in `dinp`.
+        let act = act.as_ref().map(|act| unsafe { act.block(row, height, col, width) });
+        let sums = activation_bwd(before.activation, part, pre, act);
         partials.lock().unwrap_or_else(PoisonError::into_inner).insert((row, col), sums);
     });
     // In the order of the parts, whichever was done first.
@@ -236,18 +228,41 @@ pub(super) fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
     add_partials(&partials, 0, dbias);
 }
 
-/// d *= act'(pre) on a part of a matrix; returns the sums of its columns, for db.
-fn activation_bwd<R: Real>(activation: Activation, d: &mut MatMut<'_, R>, pre: Mat<'_, R>) -> Vec<R> {
+/// d *= act'(pre) on a part of a matrix, and act(pre) where that is wanted; returns the sums of d's columns, for db.
+fn activation_bwd<R: Real>(
+    activation: Activation,
+    d: &mut MatMut<'_, R>,
+    pre: Mat<'_, R>,
+    act: Option<MatMut<'_, R>>,
+) -> Vec<R> {
     #[inline(always)]
-    fn run<R: Real>(d: &mut MatMut<'_, R>, pre: Mat<'_, R>, f: impl Fn(R) -> R) -> Vec<R> {
+    fn run<R: Real>(
+        d: &mut MatMut<'_, R>,
+        pre: Mat<'_, R>,
+        mut act: Option<MatMut<'_, R>>,
+        f: impl Fn(R) -> (R, R),
+    ) -> Vec<R> {
         let mut sums = vec![R::ZERO; d.cols()];
         vectorized(
             #[inline(always)]
             || {
                 for row in 0..d.rows() {
-                    for ((d, &x), sum) in d.row(row).iter_mut().zip(pre.row(row)).zip(&mut sums) {
-                        *d *= f(x);
-                        *sum += *d;
+                    let terms = d.row(row).iter_mut().zip(pre.row(row)).zip(&mut sums);
+                    match &mut act {
+                        Some(act) => {
+                            for (((d, &x), sum), y) in terms.zip(act.row(row)) {
+                                let slope;
+                                (*y, slope) = f(x);
+                                *d *= slope;
+                                *sum += *d;
+                            }
+                        }
+                        None => {
+                            for ((d, &x), sum) in terms {
+                                *d *= f(x).1;
+                                *sum += *d;
+                            }
+                        }
                     }
                 }
             },
@@ -259,8 +274,9 @@ fn activation_bwd<R: Real>(activation: Activation, d: &mut MatMut<'_, R>, pre: M
         KIND => run(
             d,
             pre,
+            act,
             #[inline(always)]
-            |x| derivative(KIND, x),
+            |x| activate(KIND, x),
         )
     )
 }

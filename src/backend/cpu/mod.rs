@@ -78,6 +78,8 @@ impl<R: Real> Backend for Cpu<R> {
     type Buf<T: Elem> = Vec<T>;
     type Slice<'a, T: Elem> = &'a [T];
     type SliceMut<'a, T: Elem> = &'a mut [T];
+    /// The derivative has all but computed them, on numbers that are in the cache.
+    const SAVES_ACTIVATIONS: bool = false;
 
     fn alloc<T: Elem>(&self, len: usize) -> Result<Vec<T>> {
         let mut buf = Vec::new();

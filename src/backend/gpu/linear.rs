@@ -52,20 +52,24 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             return self.activated(&by, op.bias.region, (activation, pre.region), op.out.region);
         }
         product(pre.region, Some(op.bias.region))?;
+        self.activate(activation, pre.region, op.out.region)
+    }
+
+    /// out = act(pre)
+    fn activate(&self, activation: Activation, pre: Region, out: Region) -> Result<()> {
         let kernel = match activation {
             Activation::Gelu => "gelu_fwd",
             Activation::GeluTanh => "gelu_tanh_fwd",
             Activation::Relu => "relu_fwd",
         };
-        let elements = rows * outputs;
+        let elements = out.bytes() / size_of::<W>();
         let grid = [blocks(elements.div_ceil(EIGHT), THREADS)?, 1, 1];
-        let arguments = [(&pre).into(), (&op.out).into(), (elements as u64).into()];
-        self.launch(("linear", kernel), grid, THREADS, 0, 2 * op.out.region.bytes(), &arguments)
+        let arguments = [pre.into(), out.into(), (elements as u64).into()];
+        self.launch(("linear", kernel), grid, THREADS, 0, 2 * out.bytes(), &arguments)
     }
 
     pub(super) fn linear_bwd_op(&self, op: LinearBwd<'_, Self>) -> Result<()> {
-        let (inputs, outputs) = (op.inputs, op.outputs);
-        let rows = op.inp.len() / inputs;
+        let (inputs, outputs, rows) = (op.inputs, op.outputs, op.rows);
         if rows == 0 {
             return Ok(());
         }
@@ -74,13 +78,16 @@ impl<D: Driver, W: Working> Gpu<D, W> {
             let activation = op.activation.map(|(activation, pre)| (activation, pre.region));
             self.column_sums(dout, (outputs, op.pitch), activation, op.dbias.map(|dbias| dbias.region))?;
         }
-        if let Some(dweight) = op.dweight {
-            let grad = WeightGrad { inputs, outputs, inp: op.inp, dout: op.dout.read(), dweight };
+        if let Some((inp, dweight)) = op.dweight {
+            let grad = WeightGrad { inputs, outputs, inp, dout: op.dout.read(), dweight };
             self.weight_grad(&grad, op.pitch)?;
         }
         let (write, dinp) = op.dinp;
         if let Some(before) = op.before {
             let (activation, dbias) = ((before.activation, before.pre.region), before.dbias.region);
+            if let Some(act) = before.act {
+                self.activate(activation.0, activation.1, act.region)?;
+            }
             if self.fuses() {
                 let by = ByWeight { rows, inputs, outputs, from: dout, weight: op.weight.region };
                 return self.derived(&by, activation, dinp.region, dbias);

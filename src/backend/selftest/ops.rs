@@ -45,14 +45,17 @@ pub(super) fn linear<B: Backend>(
         b.backend.linear_bwd(LinearBwd {
             inputs,
             outputs,
-            inp: B::slice(&inp, 0..rows * inputs),
+            rows,
             weight: B::slice(&weight, 0..outputs * inputs),
             activation: activation.map(|a| (a, B::slice(&pre, 0..n))),
             dout: B::slice_mut(dout, 0..rows * pitch),
             pitch,
             before: None,
             dinp: (write, B::slice_mut(&mut dinp, 0..rows * inputs)),
-            dweight: Some(B::slice_mut(&mut dweight, 0..outputs * inputs)),
+            dweight: Some((
+                B::slice(&inp, 0..rows * inputs),
+                B::slice_mut(&mut dweight, 0..outputs * inputs),
+            )),
             dbias: Some(B::slice_mut(&mut dbias, 0..outputs)),
         })?;
         Ok((dinp, dweight, dbias))
@@ -77,13 +80,13 @@ pub(super) fn linear_before<B: Backend>(
     activation: Activation,
 ) -> Result<()> {
     let n = rows * inputs;
-    let (weight, inp) = (b.x(&input(1, outputs * inputs))?, b.x(&input(2, n))?);
+    let (weight, mut act) = (b.x(&input(1, outputs * inputs))?, b.x(&nan(n))?);
     let (pre, mut dout) = (b.x(&input(3, n))?, b.x(&input(4, rows * outputs))?);
     let (mut dinp, mut dbias) = (b.x(&nan(n))?, b.f(&vec![BEFORE; inputs])?);
     b.backend.linear_bwd(LinearBwd {
         inputs,
         outputs,
-        inp: B::slice(&inp, 0..n),
+        rows,
         weight: B::slice(&weight, 0..outputs * inputs),
         activation: None,
         dout: B::slice_mut(&mut dout, 0..rows * outputs),
@@ -91,6 +94,7 @@ pub(super) fn linear_before<B: Backend>(
         before: Some(Before {
             activation,
             pre: B::slice(&pre, 0..n),
+            act: Some(B::slice_mut(&mut act, 0..n)),
             dbias: B::slice_mut(&mut dbias, 0..inputs),
         }),
         dinp: (Write::Set, B::slice_mut(&mut dinp, 0..n)),
@@ -107,6 +111,7 @@ pub(super) fn linear_before<B: Backend>(
         dbias = b.f(&sums)?;
     }
     b.take_x("dinp", &dinp, n)?;
+    b.take_x("act", &act, n)?;
     b.take_f("dbias", &dbias, inputs)
 }
 
