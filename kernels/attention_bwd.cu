@@ -58,11 +58,7 @@ DEVICE void attention_bwd_queries(const Saved& s, const Between& between, X* dqk
         multiply_rows<HSP, COLS>(p, queries + warp_id() * 16 * LD<HSP>, key_rows);
         multiply_rows<HSP, COLS>(ds, gradients + warp_id() * 16 * LD<HSP>, value_rows);
         hide_columns<COLS>(p, k.keys - k0);
-        u32 kept = ~0u;
-        if (dropout.threshold) {
-            kept = draw<COLS>(dropout, k, warp_row, k0);
-            hand_on<COLS>(between, kept, a, k, warp_row, k0);
-        }
+        const u32 kept = decide<COLS>(between, a, dropout, k, warp_row, k0);
 #pragma unroll
         for (u32 n = 0; n < COLS / 8; n++)
 #pragma unroll

@@ -103,6 +103,15 @@ DEVICE void hand_on(const Between& between, u32 kept, const Attention& a, const 
     }
 }
 
+/// Both; without dropout all are kept.
+template <u32 COLS>
+DEVICE u32 decide(const Between& between, const Attention& a, const Dropout& dropout, const Task& k, u32 warp_row, u32 key) {
+    if (!dropout.threshold) return ~0u;
+    const u32 kept = draw<COLS>(dropout, k, warp_row, key);
+    hand_on<COLS>(between, kept, a, k, warp_row, key);
+    return kept;
+}
+
 /// P ∘ D and dS of one query and key, in place of its score and dP; `about` holds the query's lse · log2 e and delta.
 DEVICE void differentiate(float& score, float& d, float scale, float2 about, bool keep) {
     const float probability = power_of_2(score * scale - about.x);

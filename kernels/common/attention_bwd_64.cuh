@@ -51,11 +51,7 @@ DEVICE void attention_bwd_queries_of_64(const Saved& s, const Between& between, 
         end_products();
         multiply_transposed(ds, own_gradients, value_tiles.from(stage * COLS));
         end_products();
-        u32 kept = ~0u;
-        if (dropout.threshold) {
-            kept = draw<COLS>(dropout, k, warp_row, k0);
-            hand_on<COLS>(between, kept, a, k, warp_row, k0);
-        }
+        const u32 kept = decide<COLS>(between, a, dropout, k, warp_row, k0);
         await_products<1>(p, dq);
         hide_columns<COLS>(p, k.keys - k0);
 #pragma unroll
