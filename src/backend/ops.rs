@@ -123,10 +123,14 @@ pub struct LinearBwd<'a, B: Backend> {
     /// (N, I).
     pub dinp: (Write, B::SliceMut<'a, B::X>),
     /// The layer's input (N, I), and dW (O, I) `+=`; `None` where [`WeightGrad`] adds it later.
-    pub dweight: Option<(B::Slice<'a, B::X>, B::SliceMut<'a, B::F>)>,
+    pub dweight: Option<InputAndGradient<'a, B>>,
     /// (O) `+=`; `None` where the op behind has already added it ([`AddNormBwd::dbias`], [`AttentionBwd::dbias`], [`Before::dbias`]).
     pub dbias: Option<B::SliceMut<'a, B::F>>,
 }
+
+/// A layer's input, and the gradient of its weight.
+pub type InputAndGradient<'a, B> =
+    (<B as Backend>::Slice<'a, <B as Backend>::X>, <B as Backend>::SliceMut<'a, <B as Backend>::F>);
 
 /// The activation between two linear layers, as the second one's backward pass meets it.
 pub struct Before<'a, B: Backend> {

@@ -367,7 +367,7 @@ impl Encoder {
             dbias: B::slice_mut(&mut params.grads, layer.qkv.bias.clone()),
         })?;
         layer.qkv.backward(backend, params, n, Also::NOTHING, &mut s.dqkv, (Write::Add, &mut s.dy))?;
-        layer.weight_grads(backend, params, (n, m), x, a, act, s)
+        layer.weight_grads(backend, params, (n, m), [x, act], a, s)
     }
 }
 
@@ -393,15 +393,15 @@ impl<B: Backend> LayerActs<B> {
 }
 
 impl Layer {
-    /// Of its four linear layers, those of as many rows together: N before attention, M behind it.
+    /// Of its four linear layers, which have read `x`, what attention left, LayerNorm's result and `act`; those of as many rows together: N before
+    /// attention, M behind it.
     fn weight_grads<B: Backend>(
         &self,
         backend: &B,
         params: &mut Params<B>,
         (n, m): (usize, usize),
-        x: &B::Buf<B::X>,
+        [x, act]: [&B::Buf<B::X>; 2],
         a: &LayerActs<B>,
-        act: &B::Buf<B::X>,
         s: &Scratch<B>,
     ) -> Result<()> {
         let linears = [&self.ff2, &self.ff1, &self.attention_out, &self.qkv];
