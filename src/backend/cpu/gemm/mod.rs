@@ -389,6 +389,35 @@ mod tests {
         }
     }
 
+    /// C = ½ A · B from operands packed beforehand, A a few terms at a time where it is transposed.
+    fn from_packed<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'_, R>) {
+        let panels = Panels::<E>::new(b);
+        if a.row_stride != 1 {
+            return panels.multiply(c, add, R::of(0.5), Left::Plain(a));
+        }
+        let mut turned = Turned::<E>::new(a.cols, a.rows);
+        for from in (0..a.cols).step_by(10) {
+            turned.set(from, a.t().block(from, 10.min(a.cols - from), 0, a.rows));
+        }
+        panels.multiply(c, add, R::of(0.5), turned.left(a.cols));
+    }
+
+    #[test]
+    fn operands_packed_beforehand_give_the_product() {
+        for factors in [Factors::Full, Factors::PortablePairs, Factors::pairs()] {
+            for (rows, cols, terms) in [(1, 1, 1), (5, 17, 9), (97, 33, 8), (50, 70, 1061), (3, 2, 0)] {
+                let operands = Operands::<f32>::new(rows, cols, terms);
+                for (index, (a, b)) in operands.every_way().into_iter().enumerate() {
+                    let (add, mut out) = (index % 2 == 1, vec![0.75; rows * cols]);
+                    let c = &mut MatMut::new(&mut out, rows, cols);
+                    by_factors!(factors, from_packed::<f32>(c, add, a, b));
+                    let start = if add { 0.75 } else { 0.0 };
+                    within(&out, |_| start, 0.5, a, b, factors != Factors::Full);
+                }
+            }
+        }
+    }
+
     #[test]
     fn products_match_plain_sums() {
         check::<f32>(Factors::Full);
