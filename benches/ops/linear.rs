@@ -80,7 +80,7 @@ impl<B: Backend> Cases<'_, B> {
         let (weight, pre) = (self.x(n_weight)?, self.x(n_in)?);
         let mut act = if B::SAVES_ACTIVATIONS { None } else { Some(self.x(n_in)?) };
         let (mut dout, mut dinp, mut dbias) = (self.x(n_out)?, self.x(n_in)?, self.f(inputs)?);
-        let bytes = widths::<B>().0 * (n_out + n_weight + 2 * n_in);
+        let bytes = widths::<B>().0 * (n_out + n_weight + (2 + usize::from(act.is_some())) * n_in);
         self.time(&name, bytes, 2 * rows * n_weight, &mut || {
             b.linear_bwd(LinearBwd {
                 inputs,

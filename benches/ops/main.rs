@@ -9,6 +9,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use elektron::backend::cpu::in_pool;
 
 mod cases;
 #[path = "../common/mod.rs"]
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), String> {
     if arguments.wants_cpu() {
         let mut session = Session::new("ops", "cpu", None, arguments);
-        cpu::run(&mut session).map_err(|e| e.to_string())?;
+        in_pool(|| cpu::run(&mut session)).map_err(|e| e.to_string())?;
         session.finish(true)?;
     }
     if arguments.wants_gpu() {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{check_vocabulary, print, set_threads};
 use crate::backend::Cpu;
+use crate::backend::cpu::in_pool;
 use crate::data::source::{TextSource, read_stream};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
@@ -108,7 +109,9 @@ impl Judge {
         if rows.is_empty() {
             return Ok(());
         }
-        for (row, probabilities) in rows.iter().zip(self.model.probabilities(&rows)?) {
+        let model = &mut self.model;
+        let all = in_pool(|| model.probabilities(&rows))?;
+        for (row, probabilities) in rows.iter().zip(all) {
             let inner = 1..row.len() - 1;
             let tokens: Vec<String> = row[inner.clone()].iter().map(|&id| self.tokenizer.token(id)).collect();
             let probabilities = &probabilities[inner];
