@@ -19,6 +19,7 @@ use elektron::model::hf::Checkpoint;
 use elektron::model::{Options as ModelOptions, Phase, Share, TokenDetection};
 use elektron::rng::{Philox, Site};
 use elektron::train::optim::{AdamW, AdamWOptions};
+use half::bf16;
 
 #[path = "common/mod.rs"]
 mod common;
@@ -40,7 +41,7 @@ struct Options {
     /// Steps that are measured; on a GPU five times as many.
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// What a CPU multiplies.
+    /// What a CPU stores and multiplies.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
     precision: String,
     /// Who multiplies on a GPU.
@@ -55,11 +56,7 @@ struct Options {
 }
 
 impl Options {
-    fn cpu(&self) -> Cpu<f32> {
-        if self.precision == "bf16" { Cpu::new().with_bf16_products() } else { Cpu::new() }
-    }
-
-    fn gpu(&self) -> Result<Gpu<Cuda, half::bf16>> {
+    fn gpu(&self) -> Result<Gpu<Cuda, bf16>> {
         let products = match self.products.as_str() {
             "library" => Products::Library,
             "own" => Products::Own,
@@ -157,7 +154,10 @@ fn both(options: &Options) -> std::result::Result<(), String> {
         let session = Session::new("step", name, None, arguments);
         let rounds = (options.steps, WARM_UP);
         let device = format!("cpu {}", options.precision);
-        in_pool(|| cases(session, arguments, &ON_CPU, rounds, &device, || Ok(options.cpu())))?;
+        in_pool(|| match options.precision.as_str() {
+            "bf16" => cases(session, arguments, &ON_CPU, rounds, &device, || Ok(Cpu::<bf16>::new())),
+            _ => cases(session, arguments, &ON_CPU, rounds, &device, || Ok(Cpu::<f32>::new())),
+        })?;
     }
     if arguments.wants_gpu() {
         let gpu = match Cuda::new(CudaOptions::default()) {

@@ -5,6 +5,7 @@ use elektron::backend::{Backend, Cpu};
 use elektron::model::hf::Checkpoint;
 use elektron::model::{Flavour, Options, PaddedInput, Share, TokenDetection};
 use elektron::train::optim::{AdamW, AdamWOptions};
+use half::bf16;
 
 use crate::steps::{HALF, check_twenty_steps};
 use crate::support::{golden, read_tensors, relative_l2, widen};
@@ -189,15 +190,14 @@ fn every_case_in_single_precision() {
     }
 }
 
-/// With the tolerance of a GPU's bf16, which rounds more than this.
 #[test]
-fn every_case_with_products_in_bf16() {
+fn every_case_in_bf16() {
     for case in &CASES {
-        check(Cpu::<f32>::new().with_bf16_products(), case, HALF);
+        check(Cpu::<bf16>::new(), case, HALF);
     }
 }
 
 #[test]
-fn products_in_bf16_follow_single_precision_for_twenty_steps() {
-    check_twenty_steps(Cpu::<f32>::new(), Cpu::<f32>::new().with_bf16_products());
+fn bf16_follows_single_precision_for_twenty_steps() {
+    check_twenty_steps(Cpu::<f32>::new(), Cpu::<bf16>::new());
 }

@@ -1,11 +1,13 @@
 //! Every op of the CPU backend: its backward pass against finite differences of its forward pass in double precision,
 //! over awkward shapes, with and without dropout, and into gradients that are not zero.
 
+use elektron::backend::selftest::{Case, compare};
 use elektron::backend::{
     AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Cpu, Dropout, EmbedBwd, EmbedFwd,
     EmbedTables, MlmLoss, RtdLoss, Sequences,
 };
 use elektron::rng::{Philox, Site};
+use half::bf16;
 
 mod linear;
 
@@ -49,6 +51,14 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// What was added to a gradient that held [`BEFORE`].
 fn added(x: &[f64]) -> Vec<f64> {
     x.iter().map(|x| x - BEFORE).collect()
+}
+
+/// In bf16 as exact as a GPU has to be; the reference is what the other tests of this file hold to finite differences.
+#[test]
+fn every_op_in_bf16() {
+    let tests = Case::all().into_iter().map(|case| compare(&case, &Cpu::<bf16>::new()).unwrap().0);
+    let problems: Vec<_> = tests.filter(|test| !test.passed).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 /// Some rows alone, by their numbers, are dropped as they are among all.

@@ -1,12 +1,14 @@
 //! The whole model: gradients against finite differences (every head and sharing, dropout on), independence of the
 //! number of threads, gradient accumulation, and memory that is what the plan says.
 
+use elektron::backend::cpu::Working;
 use elektron::backend::{Backend, Cpu, Dropout, Elem, Float, MlmLoss, RtdLoss};
 use elektron::data::Batch;
 use elektron::model::config::{Architecture, ElectraConfig};
 use elektron::model::hf::Checkpoint;
 use elektron::model::{BatchLimits, Flavour, Options, Phase, Share, TokenDetection, memory_plan};
 use elektron::train::optim::{AdamW, AdamWOptions};
+use half::bf16;
 
 pub(crate) fn config(hidden: usize) -> ElectraConfig {
     ElectraConfig {
@@ -126,10 +128,10 @@ fn gdes_separates_the_gradients_of_the_tables() {
     assert!(gradient_of(Share::Gdes, 0.0, delta).iter().all(|&x| x == 0.0));
 }
 
-fn trained(backend: Cpu<f32>, threads: usize) -> Vec<f32> {
+fn trained<X: Working>(threads: usize) -> Vec<f32> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let mut model = model(backend, Architecture::PreTraining, Share::All);
+        let mut model = model(Cpu::<X>::new(), Architecture::PreTraining, Share::All);
         let mut optimizer = AdamW::new(&mut model, AdamWOptions::default()).unwrap();
         for step in 0..3 {
             model.step_forward(&batch(), Phase::Train { step, row0: 0, micro_batches: 1 }, None).unwrap();
@@ -142,11 +144,11 @@ fn trained(backend: Cpu<f32>, threads: usize) -> Vec<f32> {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    for backend in [Cpu::<f32>::new(), Cpu::new().with_bf16_products()] {
-        let one = trained(backend, 1);
+    for trained in [trained::<f32>, trained::<bf16>] {
+        let one = trained(1);
         assert!(one.iter().all(|x| x.is_finite()));
         for threads in [2, 3, 5] {
-            assert_eq!(one, trained(backend, threads), "{threads} threads");
+            assert_eq!(one, trained(threads), "{threads} threads");
         }
     }
 }
@@ -233,10 +235,11 @@ fn the_plan_counts_what_the_model_has() {
 #[test]
 fn an_infinite_gradient_changes_no_weight() {
     infinite_gradient(Cpu::<f32>::new());
+    infinite_gradient(Cpu::<bf16>::new());
     #[cfg(feature = "simt")]
     {
         use elektron::backend::gpu::driver::simt::{Order, Simt};
-        infinite_gradient(elektron::backend::Gpu::<_, half::bf16>::new(Simt::new(Order::Ascending)));
+        infinite_gradient(elektron::backend::Gpu::<_, bf16>::new(Simt::new(Order::Ascending)));
     }
 }
 
@@ -244,6 +247,7 @@ fn an_infinite_gradient_changes_no_weight() {
 #[test]
 fn a_loss_that_is_not_finite_spoils_its_gradient() {
     spoiled_gradient(&Cpu::<f32>::new());
+    spoiled_gradient(&Cpu::<bf16>::new());
     #[cfg(feature = "simt")]
     {
         use elektron::backend::gpu::driver::simt::{Order, Simt};

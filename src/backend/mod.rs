@@ -12,6 +12,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::rng::{Philox, Site};
 use crate::{Error, Result};
 
@@ -29,6 +31,9 @@ pub trait Elem: bytemuck::Pod + Default + PartialEq + Send + Sync + std::fmt::De
 
 impl Elem for u32 {}
 impl Elem for u64 {}
+impl Elem for bf16 {}
+impl Elem for f32 {}
+impl Elem for f64 {}
 
 /// A floating-point [`Elem`].
 pub trait Float: Elem {
@@ -36,6 +41,33 @@ pub trait Float: Elem {
     fn from_f64(x: f64) -> Self;
     /// Exact.
     fn to_f64(self) -> f64;
+}
+
+impl Float for bf16 {
+    fn from_f64(x: f64) -> Self {
+        Self::from_f32(x as f32)
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self.to_f32())
+    }
+}
+
+impl Float for f32 {
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Float for f64 {
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
 }
 
 /// Where a run is: the part of a random number's counter that changes from step to step.

@@ -104,7 +104,7 @@ fn on_cpu<T: OnBackend>(precision: Option<Precision>, task: T) -> Result<T::Outp
     in_pool(|| match precision.unwrap_or(Precision::Fp32) {
         Precision::Fp32 => task.run(Cpu::<f32>::new(), &place),
         Precision::Bf16 => {
-            let cpu = Cpu::<f32>::new().with_bf16_products();
+            let cpu = Cpu::<bf16>::new();
             let name = format!("{}, {}", place.name, cpu.description());
             task.run(cpu, &Place { name, ..place })
         }

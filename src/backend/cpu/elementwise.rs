@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::ROW_BLOCK;
 use super::real::{Real, vectorized};
-use crate::backend::Dropout;
+use super::working::{Full, Working, widen};
+use crate::backend::{Dropout, Elem};
 use crate::rng;
 
 /// Elements about which the numbers decide that [`Philox::blocks`](rng::Philox::blocks) makes at once.
@@ -56,32 +57,34 @@ pub(super) fn keep_factors<R: Real, const BY_KEY: bool>(
     }
 }
 
-pub(super) fn dropout<R: Real>(width: usize, dropout: Dropout, inp: &[R], out: &mut [R]) {
+pub(super) fn dropout<X: Working>(width: usize, dropout: Dropout, inp: &[X], out: &mut [X]) {
     let block = ROW_BLOCK * width;
     out.par_chunks_mut(block).zip(inp.par_chunks(block)).enumerate().for_each(|(index, (out, inp))| {
-        out.copy_from_slice(inp);
+        let mut row = vec![Full::<X>::ZERO; width];
         vectorized(
             #[inline(always)]
             || {
-                for (i, row) in out.chunks_exact_mut(width).enumerate() {
-                    drop_row(dropout, index * ROW_BLOCK + i, row);
+                for (i, (out, inp)) in out.chunks_exact_mut(width).zip(inp.chunks_exact(width)).enumerate() {
+                    widen(inp, &mut row);
+                    drop_row(dropout, index * ROW_BLOCK + i, &mut row);
+                    X::narrow(&row, out);
                 }
             },
         );
     });
 }
 
-pub(super) fn gather_rows_fwd<R: Real>(width: usize, index: &[u32], inp: &[R], out: &mut [R]) {
+pub(super) fn gather_rows_fwd<X: Elem>(width: usize, index: &[u32], inp: &[X], out: &mut [X]) {
     for (&row, out) in index.iter().zip(out.chunks_exact_mut(width)) {
         match inp.get(row as usize * width..).filter(|rest| rest.len() >= width) {
             Some(rest) => out.copy_from_slice(&rest[..width]),
-            None => out.fill(R::ZERO),
+            None => out.fill(X::default()),
         }
     }
 }
 
-pub(super) fn gather_rows_bwd<R: Real>(width: usize, index: &[u32], dout: &[R], dinp: &mut [R]) {
-    dinp.fill(R::ZERO);
+pub(super) fn gather_rows_bwd<X: Elem>(width: usize, index: &[u32], dout: &[X], dinp: &mut [X]) {
+    dinp.fill(X::default());
     for (&row, dout) in index.iter().zip(dout.chunks_exact(width)) {
         if let Some(dinp) = dinp.chunks_exact_mut(width).nth(row as usize) {
             dinp.copy_from_slice(dout);

@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::gemm::{Factors, Job, Mat, MatMut, par_matmul, par_matmuls};
+use super::gemm::{Job, Mat, MatMut, Scratch, To, par_matmul, par_matmuls};
 use super::real::{Real, vectorized};
+use super::working::{Full, Working, widen};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{LinearBwd, LinearFwd, WeightGrad, Write};
 use crate::model::config::Activation;
@@ -61,65 +62,66 @@ macro_rules! by_activation {
     };
 }
 
-pub(super) fn linear_fwd<R: Real>(factors: Factors, op: LinearFwd<'_, Cpu<R>>) {
+pub(super) fn linear_fwd<X: Working>(op: LinearFwd<'_, Cpu<X>>) {
     debug_assert_eq!(op.pitch, op.outputs, "rows are not padded here");
     let (inputs, outputs) = (op.inputs, op.outputs);
     let rows = op.inp.len() / inputs;
     let (inp, weight) = (Mat::new(op.inp, rows, inputs), Mat::new(op.weight, outputs, inputs));
-    let bias = op.bias;
+    let (bias, out) = (op.bias, MatMut::new(op.out, rows, outputs));
     match op.activation {
-        None => {
-            par_matmul(
-                factors,
-                MatMut::new(op.out, rows, outputs),
-                false,
-                inp,
-                weight.t(),
-                |tile, _, col| {
-                    vectorized(|| {
-                        for row in 0..tile.rows() {
-                            tile.row(row).iter_mut().zip(&bias[col..]).for_each(|(x, &b)| *x += b);
-                        }
-                    });
+        None => par_matmul(inp, weight.t(), &|part, first, col| {
+            let (height, width) = (part.rows(), part.cols());
+            // SAFETY: parts of a product do not overlap.
+            let mut out = unsafe { out.block(first, height, col, width) };
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in 0..height {
+                        let sums = part.row(row);
+                        sums.iter_mut().zip(&bias[col..]).for_each(|(sum, b)| *sum += b.full());
+                        X::narrow(sums, out.row(row));
+                    }
                 },
             );
-        }
+        }),
         Some((activation, pre)) => {
-            let out = MatMut::new(op.out, rows, outputs);
-            par_matmul(
-                factors,
-                MatMut::new(pre, rows, outputs),
-                false,
-                inp,
-                weight.t(),
-                |tile, first, col| {
-                    let (height, width) = (tile.rows(), tile.cols());
-                    // SAFETY: tiles of a grid do not overlap, in `out` as in `pre`.
-                    let mut result = unsafe { out.block(first, height, col, width) };
-                    activate_tile(activation, &bias[col..col + width], tile, &mut result);
-                },
-            );
+            let pre = MatMut::new(pre, rows, outputs);
+            par_matmul(inp, weight.t(), &|part, first, col| {
+                let (height, width) = (part.rows(), part.cols());
+                // SAFETY: parts of a product do not overlap.
+                let (mut pre, mut out) =
+                    unsafe { (pre.block(first, height, col, width), out.block(first, height, col, width)) };
+                activate_part(activation, &bias[col..][..width], part, &mut pre, &mut out);
+            });
         }
     }
 }
 
-fn activate_tile<R: Real>(
+/// pre = product + bias, out = act(pre): of what is stored, as the backward pass sees it.
+fn activate_part<X: Working>(
     activation: Activation,
-    bias: &[R],
-    pre: &mut MatMut<'_, R>,
-    out: &mut MatMut<'_, R>,
+    bias: &[X],
+    product: &mut MatMut<'_, Full<X>>,
+    pre: &mut MatMut<'_, X>,
+    out: &mut MatMut<'_, X>,
 ) {
     #[inline(always)]
-    fn run<R: Real>(bias: &[R], pre: &mut MatMut<'_, R>, out: &mut MatMut<'_, R>, f: impl Fn(R) -> R) {
+    fn run<X: Working>(
+        bias: &[X],
+        product: &mut MatMut<'_, Full<X>>,
+        pre: &mut MatMut<'_, X>,
+        out: &mut MatMut<'_, X>,
+        f: impl Fn(Full<X>) -> Full<X>,
+    ) {
         vectorized(
             #[inline(always)]
             || {
                 for row in 0..pre.rows() {
-                    let (pre, out) = (pre.row(row), out.row(row));
-                    for ((x, y), &b) in pre.iter_mut().zip(out).zip(bias) {
-                        *x += b;
-                        *y = f(*x);
-                    }
+                    let (values, pre) = (product.row(row), pre.row(row));
+                    values.iter_mut().zip(bias).for_each(|(x, b)| *x += b.full());
+                    X::narrow(values, pre);
+                    values.iter_mut().zip(&*pre).for_each(|(y, x)| *y = f(x.full()));
+                    X::narrow(values, out.row(row));
                 }
             },
         );
@@ -128,15 +130,16 @@ fn activate_tile<R: Real>(
         activation,
         KIND => run(
             bias,
+            product,
             pre,
             out,
             #[inline(always)]
             |x| activate(KIND, x).0,
         )
-    );
+    )
 }
 
-pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
+pub(super) fn linear_bwd<X: Working>(op: LinearBwd<'_, Cpu<X>>) {
     let (inputs, outputs, rows) = (op.inputs, op.outputs, op.rows);
     let (dout, dbias) = (op.dout, op.dbias);
     match op.activation {
@@ -146,17 +149,20 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
             }
         }
         Some((activation, pre)) => {
-            let partials: Vec<Vec<R>> = dout
+            let partials: Vec<Vec<Full<X>>> = dout
                 .par_chunks_mut(SUM_ROWS * outputs)
                 .zip(pre.par_chunks(SUM_ROWS * outputs))
                 .map(|(dout, pre)| {
-                    let rows = pre.len() / outputs;
-                    activation_bwd(
-                        activation,
-                        &mut MatMut::new(dout, rows, outputs),
-                        Mat::new(pre, rows, outputs),
-                        None,
-                    )
+                    let (rows, mut sums) = (pre.len() / outputs, vec![Full::<X>::ZERO; outputs]);
+                    let mut wide = Scratch::new(pre.len());
+                    vectorized(
+                        #[inline(always)]
+                        || widen(dout, &mut wide),
+                    );
+                    let d = &mut MatMut::new(&mut wide, rows, outputs);
+                    let (pre, dpre) = (Mat::new(pre, rows, outputs), &mut MatMut::new(dout, rows, outputs));
+                    activation_bwd(activation, d, pre, dpre, None, &mut sums);
+                    sums
                 })
                 .collect();
             if let Some(dbias) = dbias {
@@ -166,24 +172,42 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
     }
     let dout = &*dout;
     if let Some((inp, dweight)) = op.dweight {
-        weight_grads(factors, [WeightGrad { inputs, outputs, inp, dout, dweight }]);
+        weight_grads([WeightGrad { inputs, outputs, inp, dout, dweight }]);
     }
     let (write, dinp) = op.dinp;
-    let accumulate = write == Write::Add && op.before.is_none();
     let (dout, weight) = (Mat::new(dout, rows, outputs), Mat::new(op.weight, outputs, inputs));
     let dinp = MatMut::new(dinp, rows, inputs);
     let Some(before) = op.before else {
-        return par_matmul(factors, dinp, accumulate, dout, weight, |_, _, _| {});
+        return par_matmul(dout, weight, &|part, first, col| {
+            let (height, width) = (part.rows(), part.cols());
+            // SAFETY: parts of a product do not overlap.
+            let mut dinp = unsafe { dinp.block(first, height, col, width) };
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in 0..height {
+                        let (sums, dinp) = (part.row(row), dinp.row(row));
+                        if write == Write::Add {
+                            sums.iter_mut().zip(&*dinp).for_each(|(sum, x)| *sum += x.full());
+                        }
+                        X::narrow(sums, dinp);
+                    }
+                },
+            );
+        });
     };
     let pre = Mat::new(before.pre, rows, inputs);
     let act = before.act.map(|act| MatMut::new(act, rows, inputs));
     let partials = Mutex::new(BTreeMap::new());
-    par_matmul(factors, dinp, accumulate, dout, weight, |part, row, col| {
+    par_matmul(dout, weight, &|part, row, col| {
         let (height, width) = (part.rows(), part.cols());
         let pre = pre.block(row, height, col, width);
-        // SAFETY: parts of a product do not overlap, in `act` as in `dinp`.
+        // SAFETY: parts of a product do not overlap.
+        let mut dinp = unsafe { dinp.block(row, height, col, width) };
+        // SAFETY: the same.
         let act = act.as_ref().map(|act| unsafe { act.block(row, height, col, width) });
-        let sums = activation_bwd(before.activation, part, pre, act);
+        let mut sums = vec![Full::<X>::ZERO; width];
+        activation_bwd(before.activation, part, pre, &mut dinp, act, &mut sums);
         partials.lock().unwrap_or_else(PoisonError::into_inner).insert((row, col), sums);
     });
     // In the order of the parts, whichever was done first.
@@ -193,32 +217,29 @@ pub(super) fn linear_bwd<R: Real>(factors: Factors, op: LinearBwd<'_, Cpu<R>>) {
 }
 
 /// dW (O, I) += doutᵀ (O, N) · inp (N, I) of several layers.
-pub(super) fn weight_grads<'a, R: Real>(
-    factors: Factors,
-    ops: impl IntoIterator<Item = WeightGrad<'a, Cpu<R>>>,
-) {
+pub(super) fn weight_grads<'a, X: Working>(ops: impl IntoIterator<Item = WeightGrad<'a, Cpu<X>>>) {
     let jobs = ops.into_iter().map(|op| {
         let rows = op.inp.len() / op.inputs;
         Job {
-            c: MatMut::new(op.dweight, op.outputs, op.inputs),
             a: Mat::new(op.dout, rows, op.outputs).t(),
             b: Mat::new(op.inp, rows, op.inputs),
+            to: To::Sum(MatMut::new(op.dweight, op.outputs, op.inputs)),
         }
     });
-    par_matmuls(factors, jobs.collect(), true, |_, _, _| {});
+    par_matmuls(jobs.collect());
 }
 
 /// db += column sums of dout (N, O), by partial sums over fixed row blocks.
-pub(super) fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
-    let partials: Vec<Vec<R>> = dout
+pub(super) fn bias_bwd<X: Working>(dout: &[X], width: usize, dbias: &mut [Full<X>]) {
+    let partials: Vec<Vec<Full<X>>> = dout
         .par_chunks(SUM_ROWS * width)
         .map(|rows| {
-            let mut partial = vec![R::ZERO; width];
+            let mut partial = vec![Full::<X>::ZERO; width];
             vectorized(
                 #[inline(always)]
                 || {
                     for row in rows.chunks_exact(width) {
-                        partial.iter_mut().zip(row).for_each(|(p, &x)| *p += x);
+                        partial.iter_mut().zip(row).for_each(|(p, x)| *p += x.full());
                     }
                 },
             );
@@ -228,55 +249,63 @@ pub(super) fn bias_bwd<R: Real>(dout: &[R], width: usize, dbias: &mut [R]) {
     add_partials(&partials, 0, dbias);
 }
 
-/// d *= act'(pre) on a part of a matrix, and act(pre) where that is wanted; returns the sums of d's columns, for db.
-fn activation_bwd<R: Real>(
+/// d · act'(pre) of a part of a matrix, act(pre) where that is wanted, and the sums of the former's columns, for db.
+fn activation_bwd<X: Working>(
     activation: Activation,
-    d: &mut MatMut<'_, R>,
-    pre: Mat<'_, R>,
-    act: Option<MatMut<'_, R>>,
-) -> Vec<R> {
+    d: &mut MatMut<'_, Full<X>>,
+    pre: Mat<'_, X>,
+    dpre: &mut MatMut<'_, X>,
+    act: Option<MatMut<'_, X>>,
+    sums: &mut [Full<X>],
+) {
     #[inline(always)]
-    fn run<R: Real>(
-        d: &mut MatMut<'_, R>,
-        pre: Mat<'_, R>,
-        mut act: Option<MatMut<'_, R>>,
-        f: impl Fn(R) -> (R, R),
-    ) -> Vec<R> {
-        let mut sums = vec![R::ZERO; d.cols()];
+    fn run<X: Working>(
+        d: &mut MatMut<'_, Full<X>>,
+        pre: Mat<'_, X>,
+        dpre: &mut MatMut<'_, X>,
+        mut act: Option<MatMut<'_, X>>,
+        sums: &mut [Full<X>],
+        f: impl Fn(Full<X>) -> (Full<X>, Full<X>),
+    ) {
+        let mut values = vec![Full::<X>::ZERO; if act.is_some() { sums.len() } else { 0 }];
         vectorized(
             #[inline(always)]
             || {
                 for row in 0..d.rows() {
-                    let terms = d.row(row).iter_mut().zip(pre.row(row)).zip(&mut sums);
+                    let d = d.row(row);
+                    let terms = d.iter_mut().zip(pre.row(row)).zip(&mut *sums);
                     match &mut act {
                         Some(act) => {
-                            for (((d, &x), sum), y) in terms.zip(act.row(row)) {
+                            for (((d, x), sum), y) in terms.zip(&mut values) {
                                 let slope;
-                                (*y, slope) = f(x);
+                                (*y, slope) = f(x.full());
                                 *d *= slope;
                                 *sum += *d;
                             }
+                            X::narrow(&values, act.row(row));
                         }
                         None => {
-                            for ((d, &x), sum) in terms {
-                                *d *= f(x).1;
+                            for ((d, x), sum) in terms {
+                                *d *= f(x.full()).1;
                                 *sum += *d;
                             }
                         }
                     }
+                    X::narrow(d, dpre.row(row));
                 }
             },
         );
-        sums
     }
     by_activation!(
         activation,
         KIND => run(
             d,
             pre,
+            dpre,
             act,
+            sums,
             #[inline(always)]
             |x| activate(KIND, x),
         )
-    )
+    );
 }

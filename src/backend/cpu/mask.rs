@@ -2,9 +2,10 @@
 
 use super::Cpu;
 use super::real::Real;
+use super::working::{Full, Working};
 use crate::backend::Mask;
 
-pub(super) fn mask<R: Real>(op: Mask<'_, Cpu<R>>) {
+pub(super) fn mask<X: Working>(op: Mask<'_, Cpu<X>>) {
     op.masked_ids.copy_from_slice(op.ids);
     let mut count = 0;
     for (row, bounds) in op.cu_seqlens.windows(2).enumerate() {
@@ -22,8 +23,8 @@ pub(super) fn mask<R: Real>(op: Mask<'_, Cpu<R>>) {
             count += 1;
         }
     }
-    op.weight[..count].fill(R::of(1.0 / (count as f64 + op.tiny)));
+    op.weight[..count].fill(Full::<X>::of(1.0 / (count as f64 + op.tiny)));
     op.masked_index[count..].fill(op.ids.len() as u32);
     op.targets[count..].fill(0);
-    op.weight[count..].fill(R::ZERO);
+    op.weight[count..].fill(Full::<X>::ZERO);
 }

@@ -4,17 +4,19 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::real::{Real, lane_sum, maximum, sum, vectorized};
-use crate::backend::{Dropout, MlmLoss};
+use super::gemm::Scratch;
+use super::real::{Real, exponentials, maximum, vectorized};
+use super::working::{Full, Working, widen};
+use crate::backend::{Dropout, Float, MlmLoss};
 use crate::rng::{LANES, open_unit};
 
 /// Numbers that [`Philox::blocks`](crate::rng::Philox::blocks) makes at once.
 const WORDS: usize = 4 * LANES;
 
-pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
+pub(super) fn mlm_loss<X: Working>(op: MlmLoss<'_, Cpu<X>>) {
     let vocabulary = op.vocabulary;
     debug_assert_eq!(op.pitch, vocabulary, "rows are not padded here");
-    let inverse_temperature = R::of(1.0 / op.temperature);
+    let inverse_temperature = Full::<X>::of(1.0 / op.temperature);
     let mut unused = Vec::new();
     let sampling = op.sampled.is_some();
     let sampled = match op.sampled {
@@ -32,30 +34,28 @@ pub(super) fn mlm_loss<R: Real>(op: MlmLoss<'_, Cpu<R>>) {
         .with_max_len(4)
         .for_each(|(i, (logits, ((nll, best), sampled)))| {
             let target = op.targets[i] as usize;
+            let mut row = Scratch::new(vocabulary);
             vectorized(
                 #[inline(always)]
                 || {
-                    let highest = maximum(logits);
-                    *best = logits.iter().position(|&x| x == highest).unwrap_or(0) as u32;
+                    widen(logits, &mut row);
+                    let highest = maximum(&row);
+                    *best = row.iter().position(|&x| x == highest).unwrap_or(0) as u32;
                     if sampling {
                         let forbidden = op.disallow_correct.then_some(target);
                         *sampled =
-                            gumbel_row(logits, inverse_temperature, forbidden, op.noise, op.masked_index[i]);
+                            gumbel_row(&row, inverse_temperature, forbidden, op.noise, op.masked_index[i]);
                     }
-                    let target_logit = logits[target];
-                    let total = if op.gradient {
-                        logits.iter_mut().for_each(|x| *x = (*x - highest).exp());
-                        sum(logits)
-                    } else {
-                        lane_sum(vocabulary, |v| (logits[v] - highest).exp())
-                    };
+                    let target_logit = row[target];
+                    let total = exponentials(&mut row, highest);
                     *nll = highest + total.ln() - target_logit;
                     if op.gradient {
-                        let scale = op.weight[i] * R::of(op.scale);
-                        let counts = scale == R::ZERO || nll.to_f64().is_finite();
-                        let factor = if counts { scale / total } else { R::of(f64::NAN) };
-                        logits.iter_mut().for_each(|x| *x *= factor);
-                        logits[target] -= scale;
+                        let scale = op.weight[i] * Full::<X>::of(op.scale);
+                        let counts = scale == Full::<X>::ZERO || nll.to_f64().is_finite();
+                        let factor = if counts { scale / total } else { Full::<X>::of(f64::NAN) };
+                        row.iter_mut().for_each(|x| *x *= factor);
+                        row[target] -= scale;
+                        X::narrow(&row, logits);
                     }
                 },
             );

@@ -1,10 +1,15 @@
-//! The CPU backend: `Cpu<f32>` trains, `Cpu<f64>` is the oracle that gradients are checked against.
+//! The CPU backend: `Cpu<f32>` and `Cpu<bf16>` train, `Cpu<f64>` is the oracle that gradients are checked against.
+//!
+//! In bf16 it stores what a GPU does: activations and the copy of the weights that the ops read. Sums, statistics, gradients
+//! of parameters and master weights are fp32.
 //!
 //! Every op is a plain loop over rows around a matrix product, cut into units of work that depend on shapes alone:
 //! the same bits come out with any number of threads. Threads are those of the current rayon pool.
 
 use std::marker::PhantomData;
 use std::ops::Range;
+
+use half::bf16;
 
 use super::{
     AdamW, AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Corrupt, Dropout, Elem, EmbedBwd,
@@ -20,14 +25,16 @@ mod linear;
 mod mask;
 mod metrics;
 mod mlm_head;
+mod native;
 mod norm;
 mod optim;
 mod real;
 mod rtd_head;
+mod working;
 
-use gemm::Factors;
 pub use real::Real;
 pub(crate) use real::vectorized;
+pub use working::{Full, Working};
 
 /// Rows of a unit of work, and of a partial sum.
 const ROW_BLOCK: usize = 32;
@@ -38,30 +45,27 @@ pub fn in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| f())
 }
 
-/// The CPU with working precision `R`.
+/// The CPU with working values `X`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu<R> {
-    factors: Factors,
-    _precision: PhantomData<R>,
+pub struct Cpu<X> {
+    _working: PhantomData<X>,
 }
 
-impl<R> Cpu<R> {
+impl<X> Cpu<X> {
     /// The CPU.
     pub const fn new() -> Self {
-        Self { factors: Factors::Full, _precision: PhantomData }
+        Self { _working: PhantomData }
     }
 }
 
-impl Cpu<f32> {
-    /// Rounds the operands of matrix products to bf16 (Kalamkar et al. 2019); sums and all else stay in fp32. Twice as
-    /// many terms a second where the processor has AVX512_BF16; elsewhere no faster than fp32.
-    pub fn with_bf16_products(self) -> Self {
-        Self { factors: Factors::pairs(), ..self }
-    }
-
-    /// How it multiplies.
+impl Cpu<bf16> {
+    /// How it multiplies: twice as many terms a second as in fp32 where the processor has AVX512_BF16.
     pub fn description(&self) -> &'static str {
-        self.factors.description()
+        if native::available() {
+            "products in bf16 by AVX512_BF16"
+        } else {
+            "products in bf16 without AVX512_BF16: no faster than fp32"
+        }
     }
 }
 
@@ -72,9 +76,9 @@ fn add_partials<R: Real>(partials: &[Vec<R>], offset: usize, total: &mut [R]) {
     }
 }
 
-impl<R: Real> Backend for Cpu<R> {
-    type X = R;
-    type F = R;
+impl<X: Working> Backend for Cpu<X> {
+    type X = X;
+    type F = Full<X>;
     type Buf<T: Elem> = Vec<T>;
     type Slice<'a, T: Elem> = &'a [T];
     type SliceMut<'a, T: Elem> = &'a mut [T];
@@ -121,8 +125,8 @@ impl<R: Real> Backend for Cpu<R> {
         Ok(())
     }
 
-    fn cast(&self, from: &[R], to: &mut [R]) -> Result<()> {
-        to.copy_from_slice(from);
+    fn cast(&self, from: &[Full<X>], to: &mut [X]) -> Result<()> {
+        X::narrow(from, to);
         Ok(())
     }
 
@@ -137,27 +141,27 @@ impl<R: Real> Backend for Cpu<R> {
     }
 
     fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
-        linear::linear_fwd(self.factors, op);
+        linear::linear_fwd(op);
         Ok(())
     }
 
     fn linear_bwd(&self, op: LinearBwd<'_, Self>) -> Result<()> {
-        linear::linear_bwd(self.factors, op);
+        linear::linear_bwd(op);
         Ok(())
     }
 
     fn weight_grads(&self, ops: Vec<WeightGrad<'_, Self>>) -> Result<()> {
-        linear::weight_grads(self.factors, ops);
+        linear::weight_grads(ops);
         Ok(())
     }
 
     fn attention_fwd(&self, op: AttentionFwd<'_, Self>) -> Result<()> {
-        attention::attention_fwd(self.factors, op);
+        attention::attention_fwd(op);
         Ok(())
     }
 
     fn attention_bwd(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
-        attention::attention_bwd(self.factors, op);
+        attention::attention_bwd(op);
         Ok(())
     }
 
@@ -171,17 +175,17 @@ impl<R: Real> Backend for Cpu<R> {
         Ok(())
     }
 
-    fn dropout(&self, width: usize, dropout: Dropout, inp: &[R], out: &mut [R]) -> Result<()> {
+    fn dropout(&self, width: usize, dropout: Dropout, inp: &[X], out: &mut [X]) -> Result<()> {
         elementwise::dropout(width, dropout, inp, out);
         Ok(())
     }
 
-    fn gather_rows_fwd(&self, width: usize, index: &[u32], inp: &[R], out: &mut [R]) -> Result<()> {
+    fn gather_rows_fwd(&self, width: usize, index: &[u32], inp: &[X], out: &mut [X]) -> Result<()> {
         elementwise::gather_rows_fwd(width, index, inp, out);
         Ok(())
     }
 
-    fn gather_rows_bwd(&self, width: usize, index: &[u32], dout: &[R], dinp: &mut [R]) -> Result<()> {
+    fn gather_rows_bwd(&self, width: usize, index: &[u32], dout: &[X], dinp: &mut [X]) -> Result<()> {
         elementwise::gather_rows_bwd(width, index, dout, dinp);
         Ok(())
     }
@@ -211,7 +215,7 @@ impl<R: Real> Backend for Cpu<R> {
         Ok(())
     }
 
-    fn norm_squared(&self, x: &[R], out: &mut [R]) -> Result<()> {
+    fn norm_squared(&self, x: &[Full<X>], out: &mut [Full<X>]) -> Result<()> {
         optim::norm_squared(x, out);
         Ok(())
     }

@@ -4,43 +4,50 @@ use rayon::prelude::*;
 
 use super::elementwise::drop_row;
 use super::real::{Real, lane_sum, sum, vectorized};
+use super::working::{Full, Working, widen};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{AddNormBwd, AddNormFwd};
 
 /// y = (h - mean) · rstd · γ + β; returns (mean, rstd). The variance takes a second pass: E\[x²\] - E\[x\]² cancels.
 #[inline(always)]
-pub(super) fn normalize_row<R: Real>(h: &[R], gamma: &[R], beta: &[R], eps: R, y: &mut [R]) -> (R, R) {
-    let width = R::of(h.len() as f64);
+pub(super) fn normalize_row<X: Working>(
+    h: &[Full<X>],
+    gamma: &[X],
+    beta: &[X],
+    eps: Full<X>,
+    y: &mut [Full<X>],
+) -> (Full<X>, Full<X>) {
+    let width = Full::<X>::of(h.len() as f64);
     let mean = sum(h) / width;
     let variance = lane_sum(h.len(), |i| (h[i] - mean) * (h[i] - mean)) / width;
-    let rstd = R::ONE / (variance + eps).sqrt();
-    for (((y, &h), &g), &b) in y.iter_mut().zip(h).zip(gamma).zip(beta) {
-        *y = (h - mean) * rstd * g + b;
+    let rstd = Full::<X>::ONE / (variance + eps).sqrt();
+    for (((y, &h), g), b) in y.iter_mut().zip(h).zip(gamma).zip(beta) {
+        *y = (h - mean) * rstd * g.full() + b.full();
     }
     (mean, rstd)
 }
 
 /// dh of one row, and its contribution to dγ and dβ.
 #[inline(always)]
-pub(super) fn normalize_row_bwd<R: Real>(
-    h: &[R],
-    gamma: &[R],
-    (mean, rstd): (R, R),
-    dy: &[R],
-    dh: &mut [R],
-    (dgamma, dbeta): (&mut [R], &mut [R]),
+pub(super) fn normalize_row_bwd<X: Working>(
+    h: &[Full<X>],
+    gamma: &[X],
+    (mean, rstd): (Full<X>, Full<X>),
+    dy: &[Full<X>],
+    dh: &mut [Full<X>],
+    (dgamma, dbeta): (&mut [Full<X>], &mut [Full<X>]),
 ) {
     let n = h.len();
     let (h, gamma, dy, dh) = (&h[..n], &gamma[..n], &dy[..n], &mut dh[..n]);
     let (dgamma, dbeta) = (&mut dgamma[..n], &mut dbeta[..n]);
-    let width = R::of(n as f64);
-    let mean_dx = lane_sum(n, |i| dy[i] * gamma[i]) / width;
-    let mean_dx_x = lane_sum(n, |i| dy[i] * gamma[i] * ((h[i] - mean) * rstd)) / width;
+    let width = Full::<X>::of(n as f64);
+    let mean_dx = lane_sum(n, |i| dy[i] * gamma[i].full()) / width;
+    let mean_dx_x = lane_sum(n, |i| dy[i] * gamma[i].full() * ((h[i] - mean) * rstd)) / width;
     for i in 0..n {
         let x = (h[i] - mean) * rstd;
         dgamma[i] += dy[i] * x;
         dbeta[i] += dy[i];
-        dh[i] = rstd * (dy[i] * gamma[i] - mean_dx - x * mean_dx_x);
+        dh[i] = rstd * (dy[i] * gamma[i].full() - mean_dx - x * mean_dx_x);
     }
 }
 
@@ -50,8 +57,8 @@ fn number(numbers: Option<&[u32]>, row: usize) -> usize {
     numbers.map_or(row, |numbers| numbers[row] as usize)
 }
 
-pub(super) fn add_dropout_layernorm_fwd<R: Real>(op: AddNormFwd<'_, Cpu<R>>) {
-    let (width, eps) = (op.width, R::of(op.eps));
+pub(super) fn add_dropout_layernorm_fwd<X: Working>(op: AddNormFwd<'_, Cpu<X>>) {
+    let (width, eps) = (op.width, Full::<X>::of(op.eps));
     let block = ROW_BLOCK * width;
     op.x.par_chunks_mut(block)
         .zip(op.y.par_chunks_mut(block))
@@ -59,60 +66,68 @@ pub(super) fn add_dropout_layernorm_fwd<R: Real>(op: AddNormFwd<'_, Cpu<R>>) {
         .enumerate()
         .for_each(|(index, ((x, y), (mean, rstd)))| {
             let first = index * ROW_BLOCK;
+            let (mut h, mut normal) = (vec![Full::<X>::ZERO; width], vec![Full::<X>::ZERO; width]);
             vectorized(
                 #[inline(always)]
                 || {
-                    for (i, (h, y)) in x.chunks_exact_mut(width).zip(y.chunks_exact_mut(width)).enumerate() {
-                        drop_row(op.dropout, number(op.numbers, first + i), h);
+                    for (i, (x, y)) in x.chunks_exact_mut(width).zip(y.chunks_exact_mut(width)).enumerate() {
+                        widen(x, &mut h);
+                        drop_row(op.dropout, number(op.numbers, first + i), &mut h);
                         if let Some(residual) = op.residual {
                             let residual = &residual[(first + i) * width..][..width];
-                            h.iter_mut().zip(residual).for_each(|(h, &r)| *h += r);
+                            h.iter_mut().zip(residual).for_each(|(h, r)| *h += r.full());
                         }
-                        (mean[i], rstd[i]) = normalize_row(h, op.gamma, op.beta, eps, y);
+                        // Statistics are of what is stored: the backward pass reads that.
+                        X::narrow(&h, x);
+                        widen(x, &mut h);
+                        (mean[i], rstd[i]) = normalize_row(&h, op.gamma, op.beta, eps, &mut normal);
+                        X::narrow(&normal, y);
                     }
                 },
             );
         });
 }
 
-pub(super) fn add_dropout_layernorm_bwd<R: Real>(op: AddNormBwd<'_, Cpu<R>>) {
+pub(super) fn add_dropout_layernorm_bwd<X: Working>(op: AddNormBwd<'_, Cpu<X>>) {
     let width = op.width;
     let block = ROW_BLOCK * width;
-    let with_bias = op.dbias.is_some();
     let mut no_residual = Vec::new();
     let dresidual = match op.dresidual {
         Some(d) => d,
         // Without a residual dx alone is wanted; zip needs as many chunks.
         None => {
-            no_residual.resize(op.dx.len(), R::ZERO);
+            no_residual.resize(op.dx.len(), X::round(Full::<X>::ZERO));
             &mut no_residual
         }
     };
-    let partials: Vec<Vec<R>> = op
+    let partials: Vec<Vec<Full<X>>> = op
         .dx
         .par_chunks_mut(block)
         .zip(dresidual.par_chunks_mut(block))
         .enumerate()
         .map(|(index, (dx, dresidual))| {
             let first = index * ROW_BLOCK;
-            let mut partial = vec![R::ZERO; 3 * width];
+            let mut partial = vec![Full::<X>::ZERO; 3 * width];
             let (dgamma, rest) = partial.split_at_mut(width);
             let (dbeta, dbias) = rest.split_at_mut(width);
+            let mut rows = vec![Full::<X>::ZERO; 3 * width];
+            let (h, rest) = rows.split_at_mut(width);
+            let (dy, dh) = rest.split_at_mut(width);
             vectorized(
                 #[inline(always)]
                 || {
-                    for (i, (dx, dh)) in
+                    for (i, (dx, dresidual)) in
                         dx.chunks_exact_mut(width).zip(dresidual.chunks_exact_mut(width)).enumerate()
                     {
                         let row = first + i;
-                        let (h, dy) = (&op.h[row * width..][..width], &op.dy[row * width..][..width]);
+                        widen(&op.h[row * width..][..width], h);
+                        widen(&op.dy[row * width..][..width], dy);
                         let stats = (op.mean[row], op.rstd[row]);
                         normalize_row_bwd(h, op.gamma, stats, dy, dh, (&mut *dgamma, &mut *dbeta));
-                        dx.copy_from_slice(dh);
-                        drop_row(op.dropout, number(op.numbers, row), dx);
-                        if with_bias {
-                            dbias.iter_mut().zip(&*dx).for_each(|(b, &d)| *b += d);
-                        }
+                        X::narrow(dh, dresidual);
+                        drop_row(op.dropout, number(op.numbers, row), dh);
+                        X::narrow(dh, dx);
+                        dbias.iter_mut().zip(&*dh).for_each(|(b, &d)| *b += d);
                     }
                 },
             );

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::real::{Real, lane_sum, vectorized};
-use crate::backend::AdamW;
+use super::working::{Full, Working};
+use crate::backend::{AdamW, Float};
 
 /// Elements of a unit of work: fixed, so that sums do not depend on the threads.
 const CHUNK: usize = 1 << 16;
@@ -38,10 +39,10 @@ struct Update<R> {
     decay: R,
 }
 
-pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
+pub(super) fn adamw<X: Working>(op: AdamW<'_, Cpu<X>>) {
     let norm = op.norm_squared[0].to_f64().sqrt();
     if !norm.is_finite() {
-        op.grads.fill(R::ZERO);
+        op.grads.fill(Full::<X>::ZERO);
         return;
     }
     let clip = op.rule.max_norm.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm);
@@ -53,13 +54,13 @@ pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
         None => (op.rule.lr, 1.0),
     };
     let update = Update {
-        clip: R::of(clip),
-        beta1: R::of(op.rule.beta1),
-        beta2: R::of(op.rule.beta2),
-        eps: R::of(op.rule.eps),
-        rate: R::of(rate),
-        root: R::of(root),
-        decay: R::of(op.rule.lr * op.rule.weight_decay),
+        clip: Full::<X>::of(clip),
+        beta1: Full::<X>::of(op.rule.beta1),
+        beta2: Full::<X>::of(op.rule.beta2),
+        eps: Full::<X>::of(op.rule.eps),
+        rate: Full::<X>::of(rate),
+        root: Full::<X>::of(root),
+        decay: Full::<X>::of(op.rule.lr * op.rule.weight_decay),
     };
     // Both variants subtract lr · wd · p of the old p: decoupled decay and the paper's differ in bias correction only.
     op.grads
@@ -74,7 +75,7 @@ pub(super) fn adamw<R: Real>(op: AdamW<'_, Cpu<R>>) {
                 let (end, decays) = run_end(op.decayed, start + at, start + g.len());
                 let part = at..end - start;
                 at = part.end;
-                let update = Update { decay: if decays { update.decay } else { R::ZERO }, ..update };
+                let update = Update { decay: if decays { update.decay } else { Full::<X>::ZERO }, ..update };
                 vectorized(
                     #[inline(always)]
                     || {
@@ -103,15 +104,22 @@ fn run_end(decayed: &[std::ops::Range<usize>], at: usize, limit: usize) -> (usiz
 }
 
 #[inline(always)]
-fn apply<R: Real>(u: Update<R>, g: &mut [R], m: &mut [R], v: &mut [R], p: &mut [R], w: &mut [R]) {
+fn apply<X: Working>(
+    u: Update<Full<X>>,
+    g: &mut [Full<X>],
+    m: &mut [Full<X>],
+    v: &mut [Full<X>],
+    p: &mut [Full<X>],
+    w: &mut [X],
+) {
     let n = g.len();
     let (m, v, p, w) = (&mut m[..n], &mut v[..n], &mut p[..n], &mut w[..n]);
     for i in 0..n {
         let grad = g[i] * u.clip;
-        g[i] = R::ZERO;
-        m[i] = u.beta1 * m[i] + (R::ONE - u.beta1) * grad;
-        v[i] = u.beta2 * v[i] + (R::ONE - u.beta2) * grad * grad;
+        g[i] = Full::<X>::ZERO;
+        m[i] = u.beta1 * m[i] + (Full::<X>::ONE - u.beta1) * grad;
+        v[i] = u.beta2 * v[i] + (Full::<X>::ONE - u.beta2) * grad * grad;
         p[i] = p[i] - u.decay * p[i] - u.rate * m[i] / (v[i].sqrt() * u.root + u.eps);
-        w[i] = p[i];
+        w[i] = X::round(p[i]);
     }
 }

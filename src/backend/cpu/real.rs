@@ -8,33 +8,11 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 use pulp::Simd;
 
-use super::gemm::{Factor, Pair};
-use crate::backend::{Elem, Float};
-
-impl Elem for f32 {}
-impl Elem for f64 {}
-
-impl Float for f32 {
-    fn from_f64(x: f64) -> Self {
-        x as f32
-    }
-    fn to_f64(self) -> f64 {
-        f64::from(self)
-    }
-}
-
-impl Float for f64 {
-    fn from_f64(x: f64) -> Self {
-        x
-    }
-    fn to_f64(self) -> f64 {
-        self
-    }
-}
+use super::working::Working;
 
 /// A number the CPU backend computes with.
 pub trait Real:
-    Float
+    Working<Full = Self>
     + PartialOrd
     + Add<Output = Self>
     + Sub<Output = Self>
@@ -54,8 +32,6 @@ pub trait Real:
     const NEG_INFINITY: Self;
     /// As many as fill a register.
     type Vector<S: Simd>: bytemuck::Pod;
-    /// Pairs of them rounded to bf16; `f64` has none and stands for itself.
-    type Pair<const NATIVE: bool>: Factor<Self>;
     /// x in every place.
     fn splat<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
     /// a · b + c, rounded once where the processor has an instruction for it.
@@ -90,7 +66,6 @@ impl Real for f64 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
     type Vector<S: Simd> = S::f64s;
-    type Pair<const NATIVE: bool> = f64;
     #[inline(always)]
     fn splat<S: Simd>(simd: S, x: Self) -> S::f64s {
         simd.splat_f64s(x)
@@ -136,7 +111,6 @@ impl Real for f32 {
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
     type Vector<S: Simd> = S::f32s;
-    type Pair<const NATIVE: bool> = Pair<NATIVE>;
     #[inline(always)]
     fn splat<S: Simd>(simd: S, x: Self) -> S::f32s {
         simd.splat_f32s(x)

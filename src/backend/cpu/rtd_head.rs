@@ -2,9 +2,10 @@
 
 use super::Cpu;
 use super::real::Real;
+use super::working::{Full, Working};
 use crate::backend::{Corrupt, RtdLoss};
 
-pub(super) fn corrupt<R: Real>(op: Corrupt<'_, Cpu<R>>) {
+pub(super) fn corrupt<X: Working>(op: Corrupt<'_, Cpu<X>>) {
     op.corrupted.copy_from_slice(op.ids);
     op.is_fake.fill(0);
     for (&position, &sample) in op.masked_index.iter().zip(op.sampled) {
@@ -30,22 +31,22 @@ fn spoiled<R: Real>(nll: R, weight: R, gradient: R) -> R {
     if weight == R::ZERO || nll.to_f64().is_finite() { gradient } else { R::of(f64::NAN) }
 }
 
-pub(super) fn rtd_loss<R: Real>(op: RtdLoss<'_, Cpu<R>>) {
+pub(super) fn rtd_loss<X: Working>(op: RtdLoss<'_, Cpu<X>>) {
     for (n, (&fake, &weight)) in op.is_fake.iter().zip(op.weight).enumerate() {
-        let scale = weight * R::of(op.scale);
-        let target = R::of(f64::from(fake));
+        let scale = weight * Full::<X>::of(op.scale);
+        let target = Full::<X>::of(f64::from(fake));
         match op.labels {
             1 => {
-                let x = op.logits[n];
+                let x = op.logits[n].full();
                 op.nll[n] = softplus(x) - target * x;
-                op.dlogits[n] = spoiled(op.nll[n], weight, scale * (sigmoid(x) - target));
+                op.dlogits[n] = X::round(spoiled(op.nll[n], weight, scale * (sigmoid(x) - target)));
             }
             _ => {
                 // Softmax over two labels is the logistic function of their difference.
-                let x = op.logits[2 * n + 1] - op.logits[2 * n];
+                let x = op.logits[2 * n + 1].full() - op.logits[2 * n].full();
                 op.nll[n] = softplus(x) - target * x;
                 let gradient = spoiled(op.nll[n], weight, scale * (sigmoid(x) - target));
-                (op.dlogits[2 * n], op.dlogits[2 * n + 1]) = (-gradient, gradient);
+                (op.dlogits[2 * n], op.dlogits[2 * n + 1]) = (X::round(-gradient), X::round(gradient));
             }
         }
     }

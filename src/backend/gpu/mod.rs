@@ -34,17 +34,6 @@ mod rtd_head;
 mod sort;
 mod step;
 
-impl Elem for bf16 {}
-
-impl Float for bf16 {
-    fn from_f64(x: f64) -> Self {
-        Self::from_f32(x as f32)
-    }
-    fn to_f64(self) -> f64 {
-        f64::from(self.to_f32())
-    }
-}
-
 /// A type of working values on the GPU: `bf16` or `f32`.
 pub trait Working: Float {
     /// Which kernels and products it takes, unless TF32 is asked for.

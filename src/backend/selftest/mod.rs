@@ -306,11 +306,12 @@ pub fn self_test<D: Driver, W: Working>(device: D) -> Result<Vec<SelfTest>> {
     Case::all().iter().map(|case| Ok(compare(case, &gpu)?.0)).collect()
 }
 
-/// One case on a device against the reference; also its results.
-pub fn compare<D: Driver, W: Working>(case: &Case, gpu: &Gpu<D, W>) -> Result<(SelfTest, Vec<Output>)> {
+/// One case on a backend in bf16 or fp32 against the reference; also its results.
+pub fn compare<B: Backend>(case: &Case, backend: &B) -> Result<(SelfTest, Vec<Output>)> {
     let want = case.run(&Cpu::<f64>::new(), false)?;
-    let naive = if size_of::<W>() == 2 { case.naive()? } else { case.run(&Cpu::<f32>::new(), false)? };
-    let got = case.run(gpu, false)?;
+    let half = size_of::<B::X>() == 2;
+    let naive = if half { case.naive()? } else { case.run(&Cpu::<f32>::new(), false)? };
+    let got = case.run(backend, false)?;
     let mut worst = 0.0f64;
     let mut problem = None;
     for ((got, want), naive) in got.iter().zip(&want).zip(&naive) {
@@ -319,8 +320,9 @@ pub fn compare<D: Driver, W: Working>(case: &Case, gpu: &Gpu<D, W>) -> Result<(S
             Err(what) => problem = problem.or(Some(what)),
         }
     }
-    let (op, passed) = (format!("{case:?}"), problem.is_none());
-    Ok((SelfTest { op, precision: W::PRECISION.kernels(), error: worst, passed, problem }, got))
+    let (op, passed, precision) =
+        (format!("{case:?}"), problem.is_none(), if half { "bf16" } else { "fp32" });
+    Ok((SelfTest { op, precision, error: worst, passed, problem }, got))
 }
 
 /// Sums of another order differ by a few units in the last place of fp32.

@@ -1,14 +1,16 @@
-//! What the inner loop of a product multiplies: the numbers as they are, or pairs of them rounded to bf16.
+//! What the inner loop of a product multiplies: single numbers, or pairs of bf16.
 //!
 //! A pair takes the place of one f32 in every panel and register, so half as many instructions and half as much
-//! memory serve as many terms. Sums stay in f32. Where the processor has no instruction for pairs (AVX512_BF16),
+//! memory serve as many terms. Sums are f32. Where the processor has no instruction for pairs (AVX512_BF16),
 //! they are taken apart again and multiplied in f32.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
+use super::super::native;
 use super::super::real::Real;
+use super::super::working::{Full, Working};
 use super::pack::SIDE;
 use super::{Mat, prefetch};
 
@@ -16,28 +18,32 @@ use super::{Mat, prefetch};
 const AHEAD: usize = 8;
 
 /// What one instruction multiplies, of each row of A and each column of B.
-pub trait Factor<R: Real>: Pod + Send + Sync {
+pub trait Factor<X: Working>: Pod + Send + Sync {
     /// Consecutive terms that one holds.
     const TERMS: usize;
-    /// As many as there are numbers in a register.
+    /// As many as there are sums in a register.
     type Vector<S: Simd>: Pod;
     /// x in every place.
     fn spread<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
     /// c + the product's terms.
-    fn add_product<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: R::Vector<S>)
-    -> R::Vector<S>;
-    /// Numbers that are factors already.
-    fn as_factors(numbers: &[R]) -> Option<&[Self]>;
+    fn add_product<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: <Full<X> as Real>::Vector<S>,
+    ) -> <Full<X> as Real>::Vector<S>;
+    /// The factors of numbers that are consecutive terms, as they lie; none if these numbers cannot be read so.
+    fn as_factors(numbers: &[X]) -> Option<&[Self]>;
     /// The factors of numbers that are terms of one sum; past their end are zeros.
-    fn convert(numbers: &[R], factors: &mut [Self]);
+    fn convert(numbers: &[X], factors: &mut [Self]);
     /// The first of them.
-    fn line(numbers: &[R]) -> [Self; SIDE];
+    fn line(numbers: &[X]) -> [Self; SIDE];
     /// The factor from term `factor` · [`Self::TERMS`] on; of terms × columns.
-    fn at(from: Mat<'_, R>, factor: usize, column: usize) -> Self;
+    fn at(from: Mat<'_, X>, factor: usize, column: usize) -> Self;
     /// All whole panels of `W` columns that lie side by side, of terms × columns; see [`super::pack::pack`].
-    fn pack_rows<const W: usize>(from: Mat<'_, R>, panels: &mut [Self]);
+    fn pack_rows<const W: usize>(from: Mat<'_, X>, panels: &mut [Self]);
     /// Factors of terms × columns, `stride` from one to the next of a column; see [`super::Turned`].
-    fn lay_rows(from: Mat<'_, R>, out: &mut [Self], stride: usize);
+    fn lay_rows(from: Mat<'_, X>, out: &mut [Self], stride: usize);
     /// Runs it with the widest instructions that the processor has.
     #[inline(always)]
     fn dispatch<J: WithSimd>(job: J) -> J::Output {
@@ -45,7 +51,7 @@ pub trait Factor<R: Real>: Pod + Send + Sync {
     }
 }
 
-impl<R: Real> Factor<R> for R {
+impl<R: Real<Full = R>> Factor<R> for R {
     const TERMS: usize = 1;
     type Vector<S: Simd> = <R as Real>::Vector<S>;
 
@@ -108,8 +114,8 @@ impl<R: Real> Factor<R> for R {
     }
 }
 
-/// Two consecutive terms, rounded to bf16; the first in the lower half. `NATIVE` where the processor multiplies them
-/// as they are: such pairs must not be made elsewhere.
+/// Two consecutive terms, the first in the lower half. `NATIVE` where the processor multiplies them as they are: such
+/// pairs must not be made elsewhere.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Pair<const NATIVE: bool>(u32);
@@ -121,32 +127,36 @@ unsafe impl<const NATIVE: bool> Pod for Pair<NATIVE> {}
 
 impl<const NATIVE: bool> Pair<NATIVE> {
     #[inline(always)]
-    fn new(first: f32, second: f32) -> Self {
-        Self(u32::from(bf16::from_f32(first).to_bits()) | u32::from(bf16::from_f32(second).to_bits()) << 16)
+    fn new(first: bf16, second: bf16) -> Self {
+        Self(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
     }
 
-    /// Two consecutive rows; behind the last is none.
+    /// `width` pairs of row 2 · `pair` and the next, from `column` on; the row behind the last is 0.
+    ///
+    /// # Safety
+    /// The matrix has these columns, and `out` points to so many pairs.
     #[inline(always)]
-    fn rows(from: Mat<'_, f32>, pair: usize) -> (&[f32], Option<&[f32]>) {
-        (from.row(2 * pair), (2 * pair + 1 < from.rows).then(|| from.row(2 * pair + 1)))
-    }
-
-    /// Each number of `first` with the one of `second` below it, or with 0.
-    #[inline(always)]
-    fn interleave(first: &[f32], second: Option<&[f32]>, out: &mut [Self]) {
-        match second {
-            Some(second) if NATIVE => native::interleave(first, second, bytemuck::cast_slice_mut(out)),
-            Some(second) => {
-                for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-                    *out = Self::new(first, second);
-                }
+    unsafe fn interleave(from: Mat<'_, bf16>, pair: usize, column: usize, width: usize, out: *mut Self) {
+        let first = from.data.as_ptr().wrapping_add(2 * pair * from.row_stride + column);
+        let second = first.wrapping_add(from.row_stride);
+        prefetch(first.wrapping_add(AHEAD * from.row_stride));
+        prefetch(second.wrapping_add(AHEAD * from.row_stride));
+        let both = 2 * pair + 1 < from.rows;
+        if NATIVE && both {
+            // SAFETY: so many columns of two rows; native pairs are made within `dispatch`.
+            return unsafe { native::interleave(first, second, out.cast(), width) };
+        }
+        for i in 0..width {
+            // SAFETY: the same, and of the second row only if there is one.
+            unsafe {
+                let second = if both { *second.add(i) } else { bf16::ZERO };
+                *out.add(i) = Self::new(*first.add(i), second);
             }
-            None => out.iter_mut().zip(first).for_each(|(out, &first)| *out = Self::new(first, 0.0)),
         }
     }
 }
 
-impl<const NATIVE: bool> Factor<f32> for Pair<NATIVE> {
+impl<const NATIVE: bool> Factor<bf16> for Pair<NATIVE> {
     const TERMS: usize = 2;
     type Vector<S: Simd> = S::u32s;
 
@@ -168,58 +178,52 @@ impl<const NATIVE: bool> Factor<f32> for Pair<NATIVE> {
         simd.mul_add_e_f32s(first_a, first_b, simd.mul_add_e_f32s(second_a, second_b, c))
     }
 
+    /// Where the machine's byte order puts the first of two in the lower half, and they begin at a multiple of four bytes.
     #[inline(always)]
-    fn as_factors(_: &[f32]) -> Option<&[Self]> {
-        None
+    fn as_factors(numbers: &[bf16]) -> Option<&[Self]> {
+        let whole = &numbers[..numbers.len() / 2 * 2];
+        if cfg!(target_endian = "little") { bytemuck::try_cast_slice(whole).ok() } else { None }
     }
 
     #[inline(always)]
-    fn convert(numbers: &[f32], factors: &mut [Self]) {
-        let (mut whole, rest) = (0, factors);
-        if NATIVE {
-            whole = native::convert(numbers, bytemuck::cast_slice_mut(rest));
-        }
-        for (pair, numbers) in rest[whole / 2..].iter_mut().zip(numbers[whole..].chunks(2)) {
-            *pair = Self::new(numbers[0], numbers.get(1).copied().unwrap_or(0.0));
+    fn convert(numbers: &[bf16], factors: &mut [Self]) {
+        for (pair, numbers) in factors.iter_mut().zip(numbers.chunks(2)) {
+            *pair = Self::new(numbers[0], numbers.get(1).copied().unwrap_or(bf16::ZERO));
         }
     }
 
     #[inline(always)]
-    fn line(numbers: &[f32]) -> [Self; SIDE] {
-        let mut pairs = [Self(0); SIDE];
-        Self::convert(&numbers[..2 * SIDE], &mut pairs);
-        pairs
+    fn line(numbers: &[bf16]) -> [Self; SIDE] {
+        let numbers = &numbers[..2 * SIDE];
+        std::array::from_fn(|i| Self::new(numbers[2 * i], numbers[2 * i + 1]))
     }
 
     #[inline(always)]
-    fn at(from: Mat<'_, f32>, factor: usize, column: usize) -> Self {
-        let second = if 2 * factor + 1 < from.rows { from.at(2 * factor + 1, column) } else { 0.0 };
+    fn at(from: Mat<'_, bf16>, factor: usize, column: usize) -> Self {
+        let second = if 2 * factor + 1 < from.rows { from.at(2 * factor + 1, column) } else { bf16::ZERO };
         Self::new(from.at(2 * factor, column), second)
     }
 
     #[inline(always)]
-    fn pack_rows<const W: usize>(from: Mat<'_, f32>, panels: &mut [Self]) {
+    fn pack_rows<const W: usize>(from: Mat<'_, bf16>, panels: &mut [Self]) {
         let (pairs, whole) = (from.rows.div_ceil(2), from.cols / W);
+        assert!(from.fits() && panels.len() >= whole * pairs * W, "panels do not fit into their slice");
         for pair in 0..pairs {
-            let (first, second) = Self::rows(from, pair);
             for panel in 0..whole {
-                let first = &first[panel * W..][..W];
-                let out = &mut panels[(panel * pairs + pair) * W..][..W];
-                prefetch(first.as_ptr().wrapping_add(AHEAD * from.row_stride));
-                let second = second.map(|second| &second[panel * W..][..W]);
-                if let Some(second) = second {
-                    prefetch(second.as_ptr().wrapping_add(AHEAD * from.row_stride));
-                }
-                Self::interleave(first, second, out);
+                let out = panels.as_mut_ptr().wrapping_add((panel * pairs + pair) * W);
+                // SAFETY: within the matrix and the panels, by the assertion.
+                unsafe { Self::interleave(from, pair, panel * W, W, out) };
             }
         }
     }
 
     #[inline(always)]
-    fn lay_rows(from: Mat<'_, f32>, out: &mut [Self], stride: usize) {
+    fn lay_rows(from: Mat<'_, bf16>, out: &mut [Self], stride: usize) {
+        assert!(from.fits(), "matrix exceeds its slice");
         for (pair, out) in out.chunks_mut(stride).take(from.rows.div_ceil(2)).enumerate() {
-            let (first, second) = Self::rows(from, pair);
-            Self::interleave(first, second, &mut out[..from.cols]);
+            let out = &mut out[..from.cols];
+            // SAFETY: within the matrix, by the assertion, and the slice.
+            unsafe { Self::interleave(from, pair, 0, from.cols, out.as_mut_ptr()) };
         }
     }
 
@@ -227,125 +231,4 @@ impl<const NATIVE: bool> Factor<f32> for Pair<NATIVE> {
     fn dispatch<J: WithSimd>(job: J) -> J::Output {
         if NATIVE { native::dispatch(job) } else { pulp::Arch::new().dispatch(job) }
     }
-}
-
-/// Whether this processor multiplies pairs of bf16.
-pub(super) fn has_native_pairs() -> bool {
-    native::available()
-}
-
-/// AVX512_BF16 (Intel Architecture Instruction Set Extensions Programming Reference, VDPBF16PS and VCVTNE2PS2BF16). Numbers
-/// too small to be normal count as zero there.
-#[cfg(target_arch = "x86_64")]
-mod native {
-    use std::arch::x86_64::{
-        __m256bh, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-        _mm512_loadu_ps, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16,
-    };
-
-    use pulp::WithSimd;
-    use pulp::x86::V4;
-
-    pub(super) fn available() -> bool {
-        V4::try_new().is_some() && std::is_x86_feature_detected!("avx512bf16")
-    }
-
-    #[inline(always)]
-    pub(super) fn dispatch<J: WithSimd>(job: J) -> J::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
-        fn run<J: WithSimd>(simd: V4, job: J) -> J::Output {
-            job.with_simd(simd)
-        }
-        let simd =
-            V4::try_new().filter(|_| available()).expect("pairs are native where the processor has them");
-        // SAFETY: the processor has these instructions, as was just seen.
-        unsafe { run(simd, job) }
-    }
-
-    #[inline(always)]
-    pub(super) fn add_product<I: Copy, F: Copy>(a: I, b: I, c: F) -> F {
-        assert!(size_of::<I>() == 64 && size_of::<F>() == 64, "native pairs want registers of 512 bits");
-        // SAFETY: registers of the same size, whatever their lanes are called; only `dispatch` comes here.
-        unsafe {
-            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute_copy(&a), std::mem::transmute_copy(&b));
-            std::mem::transmute_copy(&_mm512_dpbf16_ps(std::mem::transmute_copy(&c), a, b))
-        }
-    }
-
-    /// Pairs of consecutive numbers; returns how many numbers that covered.
-    #[inline(always)]
-    pub(super) fn convert(numbers: &[f32], out: &mut [u32]) -> usize {
-        let eights = numbers.len() / 16;
-        assert!(out.len() >= 8 * eights, "pairs do not fit into their slice");
-        let (from, to) = (numbers.as_ptr(), out.as_mut_ptr());
-        for chunk in (1..eights).step_by(2) {
-            // SAFETY: chunks `chunk - 1` and `chunk` are within both slices; only `dispatch` comes here.
-            unsafe {
-                let first = _mm512_loadu_ps(from.add(16 * (chunk - 1)));
-                let pairs = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from.add(16 * chunk)), first);
-                to.add(8 * (chunk - 1)).cast::<__m512bh>().write_unaligned(pairs);
-            }
-        }
-        if eights % 2 == 1 {
-            // SAFETY: as above, of the last chunk.
-            unsafe {
-                let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(from.add(16 * (eights - 1))));
-                to.add(8 * (eights - 1)).cast::<__m256bh>().write_unaligned(pairs);
-            }
-        }
-        16 * eights
-    }
-
-    /// Pairs of one number of `first` with the one of `second` below it.
-    #[inline(always)]
-    pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32]) {
-        let width = out.len();
-        assert!(first.len() == width && second.len() == width, "rows of one length");
-        for start in (0..width).step_by(16) {
-            let mask = (u16::MAX as u32 >> (16 - (width - start).min(16))) as u16;
-            // SAFETY: within the slices, by the mask; only `dispatch` comes here.
-            unsafe {
-                let first = _mm512_maskz_loadu_ps(mask, first.as_ptr().add(start));
-                let second = _mm512_maskz_loadu_ps(mask, second.as_ptr().add(start));
-                // All of `first` in the lower half, then all of `second`.
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
-                let pairs = _mm512_permutexvar_epi16(std::mem::transmute::<[u16; 32], __m512i>(ORDER), both);
-                _mm512_mask_storeu_epi32(out.as_mut_ptr().add(start).cast(), mask, pairs);
-            }
-        }
-    }
-
-    /// 0, 16, 1, 17, …
-    const ORDER: [u16; 32] = {
-        let (mut order, mut i) = ([0; 32], 0);
-        while i < 16 {
-            (order[2 * i], order[2 * i + 1]) = (i as u16, i as u16 + 16);
-            i += 1;
-        }
-        order
-    };
-}
-
-/// Elsewhere there are none.
-#[cfg(not(target_arch = "x86_64"))]
-mod native {
-    use pulp::WithSimd;
-
-    pub(super) fn available() -> bool {
-        false
-    }
-
-    pub(super) fn dispatch<J: WithSimd>(_: J) -> J::Output {
-        unreachable!("no native pairs here")
-    }
-
-    pub(super) fn add_product<I, F>(_: I, _: I, c: F) -> F {
-        c
-    }
-
-    pub(super) fn convert(_: &[f32], _: &mut [u32]) -> usize {
-        0
-    }
-
-    pub(super) fn interleave(_: &[f32], _: &[f32], _: &mut [u32]) {}
 }

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::super::real::Real;
+use bytemuck::Pod;
 
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
@@ -14,7 +14,7 @@ pub struct Mat<'a, R> {
     pub(super) col_stride: usize,
 }
 
-impl<'a, R: Real> Mat<'a, R> {
+impl<'a, R: Pod> Mat<'a, R> {
     /// `rows` × `cols`, consecutive rows `row_stride` apart.
     pub(in super::super) fn strided(data: &'a [R], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(
@@ -47,6 +47,13 @@ impl<'a, R: Real> Mat<'a, R> {
         Self { data: &self.data[row * self.row_stride + col * self.col_stride..], rows, cols, ..self }
     }
 
+    /// Whether it is not transposed and all its rows lie in its slice.
+    #[inline(always)]
+    pub(super) fn fits(self) -> bool {
+        let last = self.rows.saturating_sub(1) * self.row_stride;
+        self.col_stride == 1 && (self.rows == 0 || self.cols == 0 || self.data.len() >= last + self.cols)
+    }
+
     /// One row; only of a matrix that is not transposed.
     #[inline(always)]
     pub(in super::super) fn row(self, row: usize) -> &'a [R] {
@@ -75,7 +82,7 @@ unsafe impl<R: Send> Send for MatMut<'_, R> {}
 // SAFETY: shared references to it give no access to the elements.
 unsafe impl<R: Send> Sync for MatMut<'_, R> {}
 
-impl<'a, R: Real> MatMut<'a, R> {
+impl<'a, R: Pod> MatMut<'a, R> {
     /// `rows` × `cols` without gaps.
     pub(in super::super) fn new(data: &'a mut [R], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)

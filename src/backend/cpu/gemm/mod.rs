@@ -1,8 +1,8 @@
 //! Matrix products, cut into parts whose borders depend on the shapes alone.
 //!
-//! Each part is one single-threaded call, so results do not depend on the number of threads, and whatever follows the
-//! product (bias, activation) runs on the part while it is in the cache. `benches/records` has the speed of this and
-//! of the engines of other crates.
+//! Operands are working values, products full ones. Each part is one single-threaded call, so results do not depend on
+//! the number of threads, and whatever follows the product (bias, activation, rounding) takes the part from the cache.
+//! `benches/records` has the speed of this and of the engines of other crates.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,6 +10,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use super::real::Real;
+use super::working::{Full, Working};
 
 mod factor;
 mod kernel;
@@ -24,41 +25,13 @@ pub(super) use matrix::{Mat, MatMut};
 use pack::{LINE, Lay, Pack};
 pub(super) use scratch::Scratch;
 
-/// What products multiply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Factors {
-    /// The numbers themselves.
-    #[default]
-    Full,
-    /// Pairs of numbers rounded to bf16, by the processor's own instructions.
-    NativePairs,
-    /// The same taken apart and multiplied in f32.
-    PortablePairs,
-}
-
-impl Factors {
-    /// Pairs of bf16 as this processor does them best.
-    pub(super) fn pairs() -> Self {
-        if factor::has_native_pairs() { Self::NativePairs } else { Self::PortablePairs }
-    }
-
-    /// For a log.
-    pub(super) fn description(self) -> &'static str {
-        match self {
-            Self::Full => "products of full precision",
-            Self::NativePairs => "products in bf16 by AVX512_BF16",
-            Self::PortablePairs => "products in bf16 without AVX512_BF16: no faster than fp32",
-        }
-    }
-}
-
-/// Calls a function of the number type and the type of factors that are to be multiplied.
+/// Calls a function of a working type and of what products of it multiply here.
 macro_rules! by_factors {
-    ($factors:expr, $function:ident::<$real:ident>($($argument:expr),*)) => {
-        match $factors {
-            Factors::Full => $function::<$real, $real>($($argument),*),
-            Factors::NativePairs => $function::<$real, <$real as Real>::Pair<true>>($($argument),*),
-            Factors::PortablePairs => $function::<$real, <$real as Real>::Pair<false>>($($argument),*),
+    ($function:ident::<$x:ident>($($argument:expr),*)) => {
+        if $crate::backend::cpu::native::available() {
+            $function::<$x, <$x as Working>::Factor<true>>($($argument),*)
+        } else {
+            $function::<$x, <$x as Working>::Factor<false>>($($argument),*)
         }
     };
 }
@@ -66,7 +39,7 @@ pub(super) use by_factors;
 
 /// Asks for a line of memory that is about to be used; a hint, so any address will do.
 #[inline(always)]
-fn prefetch<R>(at: *const R) {
+fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction accesses nothing.
     unsafe {
@@ -91,7 +64,13 @@ fn is_product<R: Real>(
 }
 
 /// C = α · A · B, or C += α · A · B, on this thread.
-fn multiply<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Mat<'_, R>, b: Mat<'_, R>) {
+fn multiply<X: Working, E: Factor<X>>(
+    c: &mut MatMut<'_, Full<X>>,
+    add: bool,
+    alpha: Full<X>,
+    a: Mat<'_, X>,
+    b: Mat<'_, X>,
+) {
     if is_product(c, add, (a.rows, a.cols), (b.rows, b.cols)) {
         let panels = DEPTH.min(b.rows.div_ceil(E::TERMS)) * b.cols.next_multiple_of(WIDEST);
         let scratch = &mut Scratch::<E>::new(SCRATCH_A + panels);
@@ -107,9 +86,9 @@ pub(super) struct Panels<E> {
 }
 
 impl<E: Pod> Panels<E> {
-    pub(super) fn new<R: Real>(b: Mat<'_, R>) -> Self
+    pub(super) fn new<X: Working>(b: Mat<'_, X>) -> Self
     where
-        E: Factor<R>,
+        E: Factor<X>,
     {
         let padded = b.cols.next_multiple_of(WIDEST);
         let mut factors = Scratch::new(b.rows.div_ceil(E::TERMS) * padded);
@@ -122,9 +101,14 @@ impl<E: Pod> Panels<E> {
     }
 
     /// C = α · A · B, or C += α · A · B.
-    pub(super) fn multiply<R: Real>(&self, c: &mut MatMut<'_, R>, add: bool, alpha: R, a: Left<'_, R, E>)
-    where
-        E: Factor<R>,
+    pub(super) fn multiply<X: Working>(
+        &self,
+        c: &mut MatMut<'_, Full<X>>,
+        add: bool,
+        alpha: Full<X>,
+        a: Left<'_, X, E>,
+    ) where
+        E: Factor<X>,
     {
         if is_product(c, add, a.shape(), (self.terms, self.cols)) {
             let b = Right::Packed { panels: &self.factors, padded: self.cols.next_multiple_of(WIDEST) };
@@ -143,18 +127,18 @@ pub(super) struct Turned<E> {
 
 impl<E: Pod> Turned<E> {
     /// Room for so many terms of all columns.
-    pub(super) fn new<R: Real>(terms: usize, cols: usize) -> Self
+    pub(super) fn new<X: Working>(terms: usize, cols: usize) -> Self
     where
-        E: Factor<R>,
+        E: Factor<X>,
     {
         let stride = (cols.next_multiple_of(ROWS).div_ceil(LINE) | 1) * LINE;
         Self { factors: Scratch::new(terms.div_ceil(E::TERMS) * stride), stride, cols }
     }
 
     /// Takes the terms from `first` on, a multiple of [`Factor::TERMS`], as rows of a matrix.
-    pub(super) fn set<R: Real>(&mut self, first: usize, rows: Mat<'_, R>)
+    pub(super) fn set<X: Working>(&mut self, first: usize, rows: Mat<'_, X>)
     where
-        E: Factor<R>,
+        E: Factor<X>,
     {
         assert_eq!(rows.cols, self.cols, "matrix shapes do not fit");
         let out = &mut self.factors[first / E::TERMS * self.stride..];
@@ -162,13 +146,13 @@ impl<E: Pod> Turned<E> {
     }
 
     /// Columns × the first `terms`.
-    pub(super) fn left<R: Real>(&self, terms: usize) -> Left<'_, R, E> {
+    pub(super) fn left<X: Working>(&self, terms: usize) -> Left<'_, X, E> {
         Left::Turned { factors: &self.factors, stride: self.stride, rows: self.cols, terms }
     }
 }
 
 /// B, packed by all threads.
-fn par_pack<R: Real, E: Factor<R>>(b: Mat<'_, R>, panels: &mut [E]) {
+fn par_pack<X: Working, E: Factor<X>>(b: Mat<'_, X>, panels: &mut [E]) {
     /// Columns that a thread packs at a time.
     const COLUMNS: usize = 128;
     let padded = b.cols.next_multiple_of(WIDEST);
@@ -197,14 +181,25 @@ fn par_in_order(count: usize, f: impl Fn(usize) + Sync) {
     });
 }
 
-/// A product to make: C = A · B or C += A · B.
-pub(super) struct Job<'a, R> {
-    pub(super) c: MatMut<'a, R>,
-    pub(super) a: Mat<'a, R>,
-    pub(super) b: Mat<'a, R>,
+/// A function that takes a part of a product, its first row and its first column.
+pub(super) type Finish<'a, R> = &'a (dyn Fn(&mut MatMut<'_, R>, usize, usize) + Sync);
+
+/// Where a product A · B goes.
+pub(super) enum To<'a, R> {
+    /// It is added to this.
+    Sum(MatMut<'a, R>),
+    /// To this function, part by part.
+    Parts(Finish<'a, R>),
 }
 
-impl<R: Real> Job<'_, R> {
+/// A product to make.
+pub(super) struct Job<'a, X: Working> {
+    pub(super) a: Mat<'a, X>,
+    pub(super) b: Mat<'a, X>,
+    pub(super) to: To<'a, Full<X>>,
+}
+
+impl<X: Working> Job<'_, X> {
     /// Elements of B beyond which each part of the product packs its own share: as a whole it would not stay in the
     /// cache.
     const LARGE: usize = 1 << 21;
@@ -226,62 +221,60 @@ impl<R: Real> Job<'_, R> {
         if self.by_rows() {
             ROWS
         } else {
-            self.c.cols.div_ceil(2).next_multiple_of(WIDEST).min(Self::COLUMNS)
+            self.b.cols.div_ceil(2).next_multiple_of(WIDEST).min(Self::COLUMNS)
         }
     }
 
     fn parts(&self) -> usize {
-        let whole = if self.by_rows() { self.c.rows } else { self.c.cols };
-        whole.div_ceil(self.step())
+        match (self.a.rows, self.b.cols) {
+            (0, _) | (_, 0) => 0,
+            (rows, cols) => (if self.by_rows() { rows } else { cols }).div_ceil(self.step()),
+        }
     }
 
     /// Makes one part. No part may be made by two threads at once.
-    fn make<E: Factor<R>>(
-        &self,
-        part: usize,
-        add: bool,
-        panels: &[E],
-        finish: &impl Fn(&mut MatMut<'_, R>, usize, usize),
-    ) {
-        let (Self { c, a, b }, from) = (self, part * self.step());
-        if self.by_rows() {
-            let rows = self.step().min(c.rows - from);
-            // SAFETY: rows of different parts do not overlap.
-            let mut part = unsafe { c.block(from, rows, 0, c.cols) };
-            let b = Right::Packed { panels, padded: c.cols.next_multiple_of(WIDEST) };
-            let (c, a) = (&mut part, Left::Plain(a.block(from, rows, 0, a.cols)));
-            let scratch = &mut Scratch::new(SCRATCH_A);
-            E::dispatch(Product { c, add, alpha: R::ONE, a, b, scratch });
-            finish(&mut part, from, 0);
+    fn make<E: Factor<X>>(&self, part: usize, panels: &[E]) {
+        let (Self { a, b, to }, from) = (self, part * self.step());
+        let (row, rows, col, cols) = if self.by_rows() {
+            (from, self.step().min(a.rows - from), 0, b.cols)
         } else {
-            let cols = self.step().min(c.cols - from);
-            // SAFETY: columns of different parts do not overlap.
-            let mut part = unsafe { c.block(0, c.rows, from, cols) };
-            multiply::<R, E>(&mut part, add, R::ONE, *a, b.block(0, b.rows, from, cols));
-            finish(&mut part, 0, from);
+            (0, a.rows, from, self.step().min(b.cols - from))
+        };
+        let mut own;
+        let (mut c, add) = match to {
+            // SAFETY: parts do not overlap.
+            To::Sum(c) => (unsafe { c.block(row, rows, col, cols) }, true),
+            To::Parts(_) => {
+                own = Scratch::new(rows * cols);
+                (MatMut::new(&mut own, rows, cols), false)
+            }
+        };
+        if !self.by_rows() || a.cols == 0 {
+            multiply::<X, E>(&mut c, add, Full::<X>::ONE, *a, b.block(0, b.rows, col, cols));
+        } else {
+            let b = Right::Packed { panels, padded: cols.next_multiple_of(WIDEST) };
+            let (a, alpha) = (Left::Plain(a.block(row, rows, 0, a.cols)), Full::<X>::ONE);
+            E::dispatch(Product { c: &mut c, add, alpha, a, b, scratch: &mut Scratch::new(SCRATCH_A) });
+        }
+        if let To::Parts(finish) = to {
+            finish(&mut c, row, col);
         }
     }
 }
 
-/// Several products over all threads, which so wait for each other only once; `finish(part, first row, first column)`
-/// runs on each part when it is done.
-pub(super) fn par_matmuls<R: Real>(
-    factors: Factors,
-    jobs: Vec<Job<'_, R>>,
-    add: bool,
-    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
-) {
-    by_factors!(factors, par_multiply::<R>(jobs, add, finish));
+/// Several products over all threads, which so wait for each other only once.
+pub(super) fn par_matmuls<X: Working>(jobs: Vec<Job<'_, X>>) {
+    by_factors!(par_multiply::<X>(jobs));
 }
 
-fn par_multiply<R: Real, E: Factor<R>>(
-    mut jobs: Vec<Job<'_, R>>,
-    add: bool,
-    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
-) {
-    jobs.retain_mut(|Job { c, a, b }| is_product(c, add, (a.rows, a.cols), (b.rows, b.cols)));
+fn par_multiply<X: Working, E: Factor<X>>(mut jobs: Vec<Job<'_, X>>) {
+    for Job { a, b, to } in &jobs {
+        let fits = if let To::Sum(c) = to { (c.rows, c.cols) == (a.rows, b.cols) } else { true };
+        assert!(fits && a.cols == b.rows, "matrix shapes do not fit");
+    }
+    jobs.retain(|job| job.parts() > 0);
     // Large parts first.
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.c.rows * job.c.cols * job.a.cols / job.parts()));
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.a.rows * job.b.cols * job.a.cols / job.parts()));
     let parts: Vec<_> =
         (0..jobs.len()).flat_map(|job| (0..jobs[job].parts()).map(move |part| (job, part))).collect();
     let mut scratch = Scratch::<E>::new(jobs.iter().map(|job| job.panels(E::TERMS)).sum());
@@ -291,44 +284,40 @@ fn par_multiply<R: Real, E: Factor<R>>(
         (own, rest) = rest.split_at_mut(job.panels(E::TERMS));
         panels.push(own);
     }
-    panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack::<R, E>(job.b, panels));
+    panels.par_iter_mut().zip(&jobs).for_each(|(panels, job)| par_pack::<X, E>(job.b, panels));
     par_in_order(parts.len(), |index| {
         let (job, part) = parts[index];
-        jobs[job].make(part, add, panels[job], &finish);
+        jobs[job].make(part, panels[job]);
     });
 }
 
-/// C = A · B or C += A · B over all threads, with `finish` as in [`par_matmuls`].
-pub(super) fn par_matmul<R: Real>(
-    factors: Factors,
-    c: MatMut<'_, R>,
-    add: bool,
-    a: Mat<'_, R>,
-    b: Mat<'_, R>,
-    finish: impl Fn(&mut MatMut<'_, R>, usize, usize) + Sync,
-) {
-    par_matmuls(factors, vec![Job { c, a, b }], add, finish);
+/// A · B over all threads, to a function part by part.
+pub(super) fn par_matmul<X: Working>(a: Mat<'_, X>, b: Mat<'_, X>, finish: Finish<'_, Full<X>>) {
+    par_matmuls(vec![Job { a, b, to: To::Parts(finish) }]);
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+    use crate::backend::Float;
 
     /// The numbers of two operands, each to be taken as it lies or transposed.
-    pub(super) struct Operands<R> {
-        a: Vec<R>,
-        b: Vec<R>,
+    pub(super) struct Operands<X> {
+        a: Vec<X>,
+        b: Vec<X>,
         shape: (usize, usize, usize),
     }
 
-    impl<R: Real> Operands<R> {
+    impl<X: Working> Operands<X> {
         pub(super) fn new(rows: usize, cols: usize, terms: usize) -> Self {
-            let number = |i: usize| R::of(f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0);
+            let number = |i: usize| X::from_f64(f64::from((i * 7919 % 1013) as u32) / 506.5 - 1.0);
             let a = (0..rows * terms).map(number).collect();
             Self { a, b: (0..terms * cols).map(|i| number(i + 5)).collect(), shape: (rows, cols, terms) }
         }
 
-        pub(super) fn every_way(&self) -> [(Mat<'_, R>, Mat<'_, R>); 4] {
+        pub(super) fn every_way(&self) -> [(Mat<'_, X>, Mat<'_, X>); 4] {
             let (rows, cols, terms) = self.shape;
             let (a, turned_a) = (Mat::new(&self.a, rows, terms), Mat::new(&self.a, terms, rows).t());
             let (b, turned_b) = (Mat::new(&self.b, terms, cols), Mat::new(&self.b, cols, terms).t());
@@ -336,21 +325,18 @@ mod tests {
         }
     }
 
-    /// Compares with sums in f64 of the numbers, or of what bf16 makes of them, within what a sum of so many rounded products can be off (Higham 2002, eq. 3.5).
-    pub(super) fn within<R: Real>(
-        got: &[R],
-        start: impl Fn(usize) -> R,
+    /// Compares with sums in f64, within what a sum of so many rounded products can be off (Higham 2002, eq. 3.5).
+    pub(super) fn within<X: Working>(
+        got: &[Full<X>],
+        start: impl Fn(usize) -> f64,
         alpha: f64,
-        a: Mat<'_, R>,
-        b: Mat<'_, R>,
-        pairs: bool,
+        a: Mat<'_, X>,
+        b: Mat<'_, X>,
     ) {
-        let number = |x: R| if pairs { half::bf16::from_f64(x.to_f64()).to_f64() } else { x.to_f64() };
-        let epsilon = if size_of::<R>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON };
+        let epsilon = if size_of::<Full<X>>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON };
         for (i, got) in got.iter().enumerate() {
-            let start = start(i).to_f64();
-            let (row, col) = (i / b.cols, i % b.cols);
-            let products = (0..a.cols).map(|k| alpha * number(a.at(row, k)) * number(b.at(k, col)));
+            let (row, col, start) = (i / b.cols, i % b.cols, start(i));
+            let products = (0..a.cols).map(|k| alpha * a.at(row, k).to_f64() * b.at(k, col).to_f64());
             let (sum, size) = products.fold((start, start.abs()), |(sum, size), x| (sum + x, size + x.abs()));
             let off = (got.to_f64() - sum).abs();
             assert!(off <= (a.cols + 2) as f64 * epsilon * size, "{row}, {col}: {} for {sum}", got.to_f64());
@@ -358,9 +344,8 @@ mod tests {
     }
 
     /// Every operand either way round, at sizes on either side of each block's border.
-    fn check<R: Real>(factors: Factors) {
-        let pairs = factors != Factors::Full;
-        let large = Job::<R>::LARGE;
+    fn check<X: Working, E: Factor<X>>() {
+        let large = Job::<X>::LARGE;
         let shapes = [
             (1, 1, 1),
             (5, 17, 9),
@@ -373,77 +358,94 @@ mod tests {
             (1, 1, large + 1),
         ];
         for (rows, cols, terms) in shapes {
-            let operands = Operands::<R>::new(rows, cols, terms);
+            let operands = Operands::<X>::new(rows, cols, terms);
             for (index, (a, b)) in operands.every_way().into_iter().enumerate() {
                 let add = index % 2 == 1;
-                let old = |i: usize| R::of(f64::from((i % 101) as u32) / 50.0 - 1.0);
-                let start: Vec<R> = (0..rows * cols).map(old).collect();
-                let start_of = |i| if add { old(i) } else { R::ZERO };
-                let (mut alone, mut shared) = (start.clone(), start);
+                let old = |i: usize| f64::from((i % 101) as u32) / 64.0 - 1.0;
+                let start: Vec<Full<X>> = (0..rows * cols).map(|i| Full::<X>::of(old(i))).collect();
+                let start_of = |i| if add { old(i) } else { 0.0 };
+                let (mut alone, mut sum, mut parts) = (start.clone(), start.clone(), start);
                 let c = &mut MatMut::new(&mut alone, rows, cols);
-                by_factors!(factors, multiply::<R>(c, add, R::of(0.5), a, b));
-                within(&alone, start_of, 0.5, a, b, pairs);
-                par_matmul(factors, MatMut::new(&mut shared, rows, cols), add, a, b, |_, _, _| {});
-                within(&shared, start_of, 1.0, a, b, pairs);
+                multiply::<X, E>(c, add, Full::<X>::of(0.5), a, b);
+                within(&alone, start_of, 0.5, a, b);
+                par_multiply::<X, E>(vec![Job { a, b, to: To::Sum(MatMut::new(&mut sum, rows, cols)) }]);
+                within(&sum, old, 1.0, a, b);
+                let whole = MatMut::new(&mut parts, rows, cols);
+                let finish: Finish<'_, Full<X>> = &|part, row, col| {
+                    // SAFETY: parts do not overlap.
+                    let mut place = unsafe { whole.block(row, part.rows, col, part.cols) };
+                    (0..part.rows).for_each(|row| place.row(row).copy_from_slice(part.row(row)));
+                };
+                par_multiply::<X, E>(vec![Job { a, b, to: To::Parts(finish) }]);
+                within(&parts, |_| 0.0, 1.0, a, b);
             }
         }
     }
 
     /// C = ½ A · B from operands packed beforehand, A a few terms at a time where it is transposed.
-    fn from_packed<R: Real, E: Factor<R>>(c: &mut MatMut<'_, R>, add: bool, a: Mat<'_, R>, b: Mat<'_, R>) {
+    fn from_packed<X: Working, E: Factor<X>>(
+        c: &mut MatMut<'_, Full<X>>,
+        add: bool,
+        a: Mat<'_, X>,
+        b: Mat<'_, X>,
+    ) {
         let panels = Panels::<E>::new(b);
         if a.row_stride != 1 {
-            return panels.multiply(c, add, R::of(0.5), Left::Plain(a));
+            return panels.multiply(c, add, Full::<X>::of(0.5), Left::Plain(a));
         }
         let mut turned = Turned::<E>::new(a.cols, a.rows);
         for from in (0..a.cols).step_by(10) {
             turned.set(from, a.t().block(from, 10.min(a.cols - from), 0, a.rows));
         }
-        panels.multiply(c, add, R::of(0.5), turned.left(a.cols));
+        panels.multiply(c, add, Full::<X>::of(0.5), turned.left(a.cols));
+    }
+
+    fn check_packed<X: Working, E: Factor<X>>() {
+        for (rows, cols, terms) in [(1, 1, 1), (5, 17, 9), (97, 33, 8), (50, 70, 1061), (3, 2, 0)] {
+            let operands = Operands::<X>::new(rows, cols, terms);
+            for (index, (a, b)) in operands.every_way().into_iter().enumerate() {
+                let (add, mut out) = (index % 2 == 1, vec![Full::<X>::of(0.75); rows * cols]);
+                from_packed::<X, E>(&mut MatMut::new(&mut out, rows, cols), add, a, b);
+                within(&out, |_| if add { 0.75 } else { 0.0 }, 0.5, a, b);
+            }
+        }
     }
 
     #[test]
     fn operands_packed_beforehand_give_the_product() {
-        for factors in [Factors::Full, Factors::PortablePairs, Factors::pairs()] {
-            for (rows, cols, terms) in [(1, 1, 1), (5, 17, 9), (97, 33, 8), (50, 70, 1061), (3, 2, 0)] {
-                let operands = Operands::<f32>::new(rows, cols, terms);
-                for (index, (a, b)) in operands.every_way().into_iter().enumerate() {
-                    let (add, mut out) = (index % 2 == 1, vec![0.75; rows * cols]);
-                    let c = &mut MatMut::new(&mut out, rows, cols);
-                    by_factors!(factors, from_packed::<f32>(c, add, a, b));
-                    let start = if add { 0.75 } else { 0.0 };
-                    within(&out, |_| start, 0.5, a, b, factors != Factors::Full);
-                }
-            }
-        }
+        check_packed::<f32, f32>();
+        check_packed::<bf16, Pair<false>>();
+        by_factors!(check_packed::<bf16>());
     }
 
     #[test]
     fn products_match_plain_sums() {
-        check::<f32>(Factors::Full);
-        check::<f64>(Factors::Full);
+        check::<f32, f32>();
+        check::<f64, f64>();
+        check::<bf16, Pair<false>>();
+        // The processor's own pairs, where it has them.
+        by_factors!(check::<bf16>());
     }
 
-    #[test]
-    fn products_of_pairs_match_sums_of_rounded_numbers() {
-        check::<f32>(Factors::PortablePairs);
-        // The processor's own, where it has them.
-        check::<f32>(Factors::pairs());
+    fn check_no_numbers<X: Working, E: Factor<X>>() {
+        // An even number of terms, and an odd one, whose last pair has one.
+        for (terms, bad, row) in
+            [(40, f64::NAN, 0), (40, f64::INFINITY, 1), (39, f64::NAN, 1), (39, f64::NAN, 0)]
+        {
+            let (mut a, b) = (vec![X::from_f64(1.0); 2 * terms], vec![X::from_f64(1.0); terms * 3]);
+            a[terms * row] = X::from_f64(bad);
+            let mut c = [Full::<X>::ZERO; 6];
+            let (a, b) = (Mat::new(&a, 2, terms), Mat::new(&b, terms, 3));
+            multiply::<X, E>(&mut MatMut::new(&mut c, 2, 3), false, Full::<X>::ONE, a, b);
+            assert!(c[3 * row..][..3].iter().all(|x| !x.to_f64().is_finite()), "{c:?}");
+            assert_eq!(c[3 * (1 - row)..][..3], [Full::<X>::of(terms as f64); 3]);
+        }
     }
 
     #[test]
     fn what_is_no_number_stays_none() {
-        for factors in [Factors::Full, Factors::PortablePairs, Factors::pairs()] {
-            for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, 1)] {
-                let (mut a, b) = ([1.0f32; 2 * 40], [1.0f32; 40 * 3]);
-                a[40 * row + 7] = bad;
-                let mut c = [0.0f32; 6];
-                let (a, b) = (Mat::new(&a, 2, 40), Mat::new(&b, 40, 3));
-                let out = &mut MatMut::new(&mut c, 2, 3);
-                by_factors!(factors, multiply::<f32>(out, false, 1.0, a, b));
-                assert!(c[3 * row..][..3].iter().all(|x| !x.is_finite()), "{factors:?} {c:?}");
-                assert_eq!(c[3 * (1 - row)..][..3], [40.0; 3], "{factors:?}");
-            }
-        }
+        check_no_numbers::<f32, f32>();
+        check_no_numbers::<bf16, Pair<false>>();
+        by_factors!(check_no_numbers::<bf16>());
     }
 }

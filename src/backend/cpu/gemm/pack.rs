@@ -2,7 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::super::real::Real;
+use super::super::working::{Full, Working};
 use super::factor::Factor;
 use super::{Mat, prefetch};
 
@@ -12,35 +12,35 @@ pub(super) const SIDE: usize = 8;
 pub(super) const LINE: usize = 16;
 
 /// Packs columns of B into the panels of `out`, for the vectors of the processor at hand.
-pub(super) struct Pack<'a, 'o, R, E> {
-    pub(super) b: Mat<'a, R>,
+pub(super) struct Pack<'a, 'o, X, E> {
+    pub(super) b: Mat<'a, X>,
     pub(super) out: &'o mut [E],
 }
 
-impl<R: Real, E: Factor<R>> WithSimd for Pack<'_, '_, R, E> {
+impl<X: Working, E: Factor<X>> WithSimd for Pack<'_, '_, X, E> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        match super::kernel::panel_width::<S, R>() {
-            32 => pack::<R, E, 32>(self.b, self.out),
-            16 => pack::<R, E, 16>(self.b, self.out),
-            8 => pack::<R, E, 8>(self.b, self.out),
-            4 => pack::<R, E, 4>(self.b, self.out),
-            2 => pack::<R, E, 2>(self.b, self.out),
+        match super::kernel::panel_width::<S, Full<X>>() {
+            32 => pack::<X, E, 32>(self.b, self.out),
+            16 => pack::<X, E, 16>(self.b, self.out),
+            8 => pack::<X, E, 8>(self.b, self.out),
+            4 => pack::<X, E, 4>(self.b, self.out),
+            2 => pack::<X, E, 2>(self.b, self.out),
             width => unreachable!("panels of {width} columns"),
         }
     }
 }
 
 /// Copies rows of terms × columns one by one, as factors.
-pub(super) struct Lay<'a, 'o, R, E> {
-    pub(super) from: Mat<'a, R>,
+pub(super) struct Lay<'a, 'o, X, E> {
+    pub(super) from: Mat<'a, X>,
     pub(super) out: &'o mut [E],
     pub(super) stride: usize,
 }
 
-impl<R: Real, E: Factor<R>> WithSimd for Lay<'_, '_, R, E> {
+impl<X: Working, E: Factor<X>> WithSimd for Lay<'_, '_, X, E> {
     type Output = ();
 
     #[inline(always)]
@@ -52,7 +52,7 @@ impl<R: Real, E: Factor<R>> WithSimd for Lay<'_, '_, R, E> {
 /// Copies a matrix of terms × columns to panels of `W` columns, one behind the other, each factor by factor; beyond the
 /// last column are zeros.
 #[inline(always)]
-pub(super) fn pack<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, out: &mut [E]) {
+pub(super) fn pack<X: Working, E: Factor<X>, const W: usize>(from: Mat<'_, X>, out: &mut [E]) {
     let (factors, whole, rest) = (from.rows.div_ceil(E::TERMS), from.cols / W, from.cols % W);
     let (panels, last) = out.split_at_mut(whole * factors * W);
     if from.col_stride == 1 {
@@ -60,7 +60,7 @@ pub(super) fn pack<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, out:
     } else {
         for (index, panel) in panels.chunks_exact_mut(factors * W).enumerate() {
             let columns = from.block(0, from.rows, index * W, W);
-            for factor in turn::<R, E, W>(columns, panel)..factors {
+            for factor in turn::<X, E, W>(columns, panel)..factors {
                 (0..W).for_each(|col| panel[factor * W + col] = E::at(columns, factor, col));
             }
         }
@@ -76,7 +76,7 @@ pub(super) fn pack<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, out:
 /// Packs one panel whose terms lie side by side; returns how many factors of each column that covered.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn turn<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, panel: &mut [E]) -> usize {
+fn turn<X: Working, E: Factor<X>, const W: usize>(from: Mat<'_, X>, panel: &mut [E]) -> usize {
     use bytemuck::cast_slice_mut;
     let (true, Some(simd)) = (size_of::<E>() == size_of::<f32>(), pulp::x86::V3::try_new()) else {
         return 0;
@@ -84,14 +84,14 @@ fn turn<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, panel: &mut [E]
     let factors = from.rows / E::TERMS / SIDE * SIDE;
     let panel: &mut [f32] = cast_slice_mut(panel);
     for col in (0..W / SIDE * SIDE).step_by(SIDE) {
-        turn_columns::<R, E, W, SIDE>(simd, from, panel, factors, col);
+        turn_columns::<X, E, W, SIDE>(simd, from, panel, factors, col);
     }
     // The lengths of copies must be constants: otherwise each becomes a call.
     match W % SIDE {
         0 => {}
-        2 => turn_columns::<R, E, W, 2>(simd, from, panel, factors, W - 2),
-        4 => turn_columns::<R, E, W, 4>(simd, from, panel, factors, W - 4),
-        6 => turn_columns::<R, E, W, 6>(simd, from, panel, factors, W - 6),
+        2 => turn_columns::<X, E, W, 2>(simd, from, panel, factors, W - 2),
+        4 => turn_columns::<X, E, W, 4>(simd, from, panel, factors, W - 4),
+        6 => turn_columns::<X, E, W, 6>(simd, from, panel, factors, W - 6),
         rest => unreachable!("panels of {W} columns leave {rest}"),
     }
     factors
@@ -101,9 +101,9 @@ fn turn<R: Real, E: Factor<R>, const W: usize>(from: Mat<'_, R>, panel: &mut [E]
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // see `transposed`
-fn turn_columns<R: Real, E: Factor<R>, const W: usize, const WIDTH: usize>(
+fn turn_columns<X: Working, E: Factor<X>, const W: usize, const WIDTH: usize>(
     simd: pulp::x86::V3,
-    from: Mat<'_, R>,
+    from: Mat<'_, X>,
     panel: &mut [f32],
     factors: usize,
     col: usize,
@@ -129,7 +129,7 @@ fn turn_columns<R: Real, E: Factor<R>, const W: usize, const WIDTH: usize>(
 /// Elsewhere the plain loop does all.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn turn<R: Real, E: Factor<R>, const W: usize>(_: Mat<'_, R>, _: &mut [E]) -> usize {
+fn turn<X: Working, E: Factor<X>, const W: usize>(_: Mat<'_, X>, _: &mut [E]) -> usize {
     0
 }
 
