@@ -143,7 +143,8 @@ impl<X: Working, E: Factor<X>> Product<'_, '_, X, E> {
                     for row in (0..rows).step_by(MR) {
                         let height = MR.min(rows - row);
                         let at = c.data.wrapping_add((top + row) * c.row_stride + col);
-                        for i in 0..height {
+                        // What is not added to is scratch memory, and in the cache.
+                        for i in 0..if add { height } else { 0 } {
                             for j in (0..width).step_by(LINE / size_of::<Full<X>>()) {
                                 prefetch(at.wrapping_add(i * c.row_stride + j));
                             }
