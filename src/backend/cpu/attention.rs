@@ -9,8 +9,8 @@ use super::Cpu;
 use super::elementwise::{DECIDED, keep_factors};
 use super::gemm::{Factor, Left, Mat, MatMut, Panels, ROWS, Scratch, Turned, by_factors};
 use super::linear::bias_bwd;
-use super::real::{Real, exponentials, lane_sum, maximum, vectorized};
-use super::working::{Full, Working};
+use super::real::{Real, dot, exponentials, maximum, vectorized};
+use super::working::{Full, Working, widen};
 use crate::backend::{AttentionBwd, AttentionFwd, Dropout, Elem, Sequences};
 
 /// Queries whose scores are held at once: as many as a product takes rows at a time. With 128 keys of f32, 24 KiB.
@@ -173,6 +173,8 @@ fn backward<X: Working, E: Factor<X>>(op: AttentionBwd<'_, Cpu<X>>) {
         let (mut probabilities, mut dscores) = (room(), room());
         let room = |rows: usize| Scratch::<Full<X>>::new(rows * size);
         let (mut dqueries, mut dkeys, mut dvalues) = (room(strip), room(task.keys), room(task.keys));
+        let mut rows_of_head = room(2);
+        let (of_out, of_dout) = rows_of_head.split_at_mut(size);
         let mut dkeys = MatMut::new(&mut dkeys, task.keys, size);
         let mut dvalues = MatMut::new(&mut dvalues, task.keys, size);
         let room = || Turned::<E>::new(block.min(task.rows), task.keys);
@@ -198,7 +200,9 @@ fn backward<X: Working, E: Factor<X>>(op: AttentionBwd<'_, Cpu<X>>) {
                         {
                             let at = (first + i) * channels + column(0);
                             let (out, dout) = (&op.out[at..][..size], &op.dout[at..][..size]);
-                            let delta = lane_sum(size, |c| out[c].full() * dout[c].full());
+                            widen(out, of_out);
+                            widen(dout, of_dout);
+                            let delta = dot(of_out, of_dout);
                             let lse = op.lse[(first + i) * s.heads + task.head];
                             let place = (first + i, task.mask_index());
                             dscores_row(op.dropout, place, (lse, delta, scale), p, dp);

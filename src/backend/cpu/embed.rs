@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::elementwise::drop_row;
 use super::norm::{normalize_row, normalize_row_bwd};
 use super::real::{Real, vectorized};
-use super::working::{Full, Working, widen};
+use super::working::{Full, Working, widen, widened};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{EmbedBwd, EmbedFwd, EmbedTables};
 
@@ -30,6 +30,7 @@ fn lookup<X: Working>(
 
 pub(super) fn embed_fwd<X: Working>(op: EmbedFwd<'_, Cpu<X>>) {
     let (width, eps) = (op.width, Full::<X>::of(op.eps));
+    let (gamma, beta) = (widened(op.tables.gamma), widened(op.tables.beta));
     op.out
         .par_chunks_mut(ROW_BLOCK * width)
         .zip(op.mean.par_chunks_mut(ROW_BLOCK).zip(op.rstd.par_chunks_mut(ROW_BLOCK)))
@@ -42,8 +43,7 @@ pub(super) fn embed_fwd<X: Working>(op: EmbedFwd<'_, Cpu<X>>) {
                     for (i, out) in out.chunks_exact_mut(width).enumerate() {
                         let row = index * ROW_BLOCK + i;
                         lookup(&op.tables, (op.ids[row], op.positions[row], op.types[row]), &mut sum);
-                        (mean[i], rstd[i]) =
-                            normalize_row(&sum, op.tables.gamma, op.tables.beta, eps, &mut normal);
+                        (mean[i], rstd[i]) = normalize_row(&sum, &gamma, &beta, eps, &mut normal);
                         drop_row(op.dropout, row, &mut normal);
                         X::narrow(&normal, out);
                     }
@@ -53,7 +53,7 @@ pub(super) fn embed_fwd<X: Working>(op: EmbedFwd<'_, Cpu<X>>) {
 }
 
 pub(super) fn embed_bwd<X: Working>(op: EmbedBwd<'_, Cpu<X>>) {
-    let width = op.width;
+    let (width, gamma) = (op.width, widened(op.tables.gamma));
     let partials: Vec<Vec<Full<X>>> = op
         .dout
         .par_chunks_mut(ROW_BLOCK * width)
@@ -73,7 +73,7 @@ pub(super) fn embed_bwd<X: Working>(op: EmbedBwd<'_, Cpu<X>>) {
                         widen(dout, dy);
                         drop_row(op.dropout, row, dy);
                         let stats = (op.mean[row], op.rstd[row]);
-                        normalize_row_bwd(sum, op.tables.gamma, stats, dy, dsum, (&mut *dgamma, &mut *dbeta));
+                        normalize_row_bwd(sum, &gamma, stats, dy, dsum, (&mut *dgamma, &mut *dbeta));
                         X::narrow(dsum, dout);
                     }
                 },

@@ -3,52 +3,47 @@
 use rayon::prelude::*;
 
 use super::elementwise::drop_row;
-use super::real::{Real, lane_sum, sum, vectorized};
-use super::working::{Full, Working, widen};
+use super::real::{Real, dot, sum, vectorized};
+use super::working::{Full, Working, widen, widened};
 use super::{Cpu, ROW_BLOCK, add_partials};
 use crate::backend::{AddNormBwd, AddNormFwd};
 
-/// y = (h - mean) · rstd · γ + β; returns (mean, rstd). The variance takes a second pass: E\[x²\] - E\[x\]² cancels.
+/// y = (h - mean) · rstd · γ + β of a row; returns (mean, rstd). The variance takes a second pass: E\[x²\] - E\[x\]² cancels.
 #[inline(always)]
-pub(super) fn normalize_row<X: Working>(
-    h: &[Full<X>],
-    gamma: &[X],
-    beta: &[X],
-    eps: Full<X>,
-    y: &mut [Full<X>],
-) -> (Full<X>, Full<X>) {
-    let width = Full::<X>::of(h.len() as f64);
+pub(super) fn normalize_row<R: Real>(h: &[R], gamma: &[R], beta: &[R], eps: R, y: &mut [R]) -> (R, R) {
+    let width = R::of(h.len() as f64);
     let mean = sum(h) / width;
-    let variance = lane_sum(h.len(), |i| (h[i] - mean) * (h[i] - mean)) / width;
-    let rstd = Full::<X>::ONE / (variance + eps).sqrt();
-    for (((y, &h), g), b) in y.iter_mut().zip(h).zip(gamma).zip(beta) {
-        *y = (h - mean) * rstd * g.full() + b.full();
+    y.iter_mut().zip(h).for_each(|(y, &h)| *y = h - mean);
+    let variance = dot(y, y) / width;
+    let rstd = R::ONE / (variance + eps).sqrt();
+    for ((y, &g), &b) in y.iter_mut().zip(gamma).zip(beta) {
+        *y = *y * rstd * g + b;
     }
     (mean, rstd)
 }
 
-/// dh of one row, and its contribution to dγ and dβ.
+/// dh of one row, and its contribution to dγ and dβ; `h` becomes (h - mean) · rstd.
 #[inline(always)]
-pub(super) fn normalize_row_bwd<X: Working>(
-    h: &[Full<X>],
-    gamma: &[X],
-    (mean, rstd): (Full<X>, Full<X>),
-    dy: &[Full<X>],
-    dh: &mut [Full<X>],
-    (dgamma, dbeta): (&mut [Full<X>], &mut [Full<X>]),
+pub(super) fn normalize_row_bwd<R: Real>(
+    h: &mut [R],
+    gamma: &[R],
+    (mean, rstd): (R, R),
+    dy: &[R],
+    dh: &mut [R],
+    (dgamma, dbeta): (&mut [R], &mut [R]),
 ) {
     let n = h.len();
-    let (h, gamma, dy, dh) = (&h[..n], &gamma[..n], &dy[..n], &mut dh[..n]);
+    let (gamma, dy, dh) = (&gamma[..n], &dy[..n], &mut dh[..n]);
     let (dgamma, dbeta) = (&mut dgamma[..n], &mut dbeta[..n]);
-    let width = Full::<X>::of(n as f64);
-    let mean_dx = lane_sum(n, |i| dy[i] * gamma[i].full()) / width;
-    let mean_dx_x = lane_sum(n, |i| dy[i] * gamma[i].full() * ((h[i] - mean) * rstd)) / width;
     for i in 0..n {
-        let x = (h[i] - mean) * rstd;
-        dgamma[i] += dy[i] * x;
+        h[i] = (h[i] - mean) * rstd;
+        dgamma[i] += dy[i] * h[i];
         dbeta[i] += dy[i];
-        dh[i] = rstd * (dy[i] * gamma[i].full() - mean_dx - x * mean_dx_x);
+        dh[i] = dy[i] * gamma[i];
     }
+    let width = R::of(n as f64);
+    let (mean_dx, mean_dx_x) = (sum(dh) / width, dot(dh, h) / width);
+    dh.iter_mut().zip(h).for_each(|(dh, &mut x)| *dh = rstd * (*dh - mean_dx - x * mean_dx_x));
 }
 
 /// Of a row among those of the batch.
@@ -59,6 +54,7 @@ fn number(numbers: Option<&[u32]>, row: usize) -> usize {
 
 pub(super) fn add_dropout_layernorm_fwd<X: Working>(op: AddNormFwd<'_, Cpu<X>>) {
     let (width, eps) = (op.width, Full::<X>::of(op.eps));
+    let (gamma, beta) = (widened(op.gamma), widened(op.beta));
     let block = ROW_BLOCK * width;
     op.x.par_chunks_mut(block)
         .zip(op.y.par_chunks_mut(block))
@@ -80,7 +76,7 @@ pub(super) fn add_dropout_layernorm_fwd<X: Working>(op: AddNormFwd<'_, Cpu<X>>) 
                         // Statistics are of what is stored: the backward pass reads that.
                         X::narrow(&h, x);
                         widen(x, &mut h);
-                        (mean[i], rstd[i]) = normalize_row(&h, op.gamma, op.beta, eps, &mut normal);
+                        (mean[i], rstd[i]) = normalize_row(&h, &gamma, &beta, eps, &mut normal);
                         X::narrow(&normal, y);
                     }
                 },
@@ -89,7 +85,7 @@ pub(super) fn add_dropout_layernorm_fwd<X: Working>(op: AddNormFwd<'_, Cpu<X>>) 
 }
 
 pub(super) fn add_dropout_layernorm_bwd<X: Working>(op: AddNormBwd<'_, Cpu<X>>) {
-    let width = op.width;
+    let (width, gamma) = (op.width, widened(op.gamma));
     let block = ROW_BLOCK * width;
     let mut no_residual = Vec::new();
     let dresidual = match op.dresidual {
@@ -123,7 +119,7 @@ pub(super) fn add_dropout_layernorm_bwd<X: Working>(op: AddNormBwd<'_, Cpu<X>>) 
                         widen(&op.h[row * width..][..width], h);
                         widen(&op.dy[row * width..][..width], dy);
                         let stats = (op.mean[row], op.rstd[row]);
-                        normalize_row_bwd(h, op.gamma, stats, dy, dh, (&mut *dgamma, &mut *dbeta));
+                        normalize_row_bwd(h, &gamma, stats, dy, dh, (&mut *dgamma, &mut *dbeta));
                         X::narrow(dh, dresidual);
                         drop_row(op.dropout, number(op.numbers, row), dh);
                         X::narrow(dh, dx);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::real::{Real, lane_sum, vectorized};
+use super::real::{Real, dot, vectorized};
 use super::working::{Full, Working};
 use crate::backend::{AdamW, Float};
 
@@ -11,16 +11,7 @@ use crate::backend::{AdamW, Float};
 const CHUNK: usize = 1 << 16;
 
 pub(super) fn norm_squared<R: Real>(x: &[R], out: &mut [R]) {
-    let partials: Vec<f64> = x
-        .par_chunks(CHUNK)
-        .map(|x| {
-            vectorized(
-                #[inline(always)]
-                || lane_sum(x.len(), |i| x[i] * x[i]),
-            )
-            .to_f64()
-        })
-        .collect();
+    let partials: Vec<f64> = x.par_chunks(CHUNK).map(|x| dot(x, x).to_f64()).collect();
     out[0] = R::of(partials.iter().sum());
 }
 

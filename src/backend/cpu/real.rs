@@ -6,7 +6,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::working::Working;
 
@@ -205,18 +205,53 @@ impl Real for f32 {
 /// Independent running sums in [`sum`] and [`dot`]: what fills a 512-bit register with f32.
 const LANES: usize = 16;
 
-/// Σ f(i) for i < n over [`LANES`] running sums, in an order fixed by n: exact addition order on every machine, and
-/// vector instructions in spite of it.
-#[inline(always)]
-pub(super) fn lane_sum<R: Real>(n: usize, f: impl Fn(usize) -> R) -> R {
-    let mut lanes = [R::ZERO; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(start + lane);
+/// Σ a · b, or Σ a, over [`LANES`] running sums: the same order of additions on every machine. Compilers make poor vector
+/// instructions of such a loop, so they are spelt out.
+struct Sum<'a, R> {
+    a: &'a [R],
+    b: Option<&'a [R]>,
+}
+
+impl<R: Real> WithSimd for Sum<'_, R> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> R {
+        let width = size_of::<R::Vector<S>>() / size_of::<R>();
+        let (a, rest) = self.a.as_chunks::<LANES>();
+        let (b, more) = self.b.map_or((&[][..], &[][..]), |b| b.as_chunks::<LANES>());
+        // As many registers as hold the running sums.
+        let mut sums = [R::splat(simd, R::ZERO); LANES];
+        let one = R::splat(simd, R::ONE);
+        for (index, a) in a.iter().enumerate() {
+            for register in 0..LANES / width {
+                // SAFETY: a chunk has as many vectors.
+                let load = |chunk: &[R; LANES]| unsafe {
+                    chunk.as_ptr().cast::<R::Vector<S>>().add(register).read_unaligned()
+                };
+                let b = if self.b.is_some() { load(&b[index]) } else { one };
+                sums[register] = R::mul_add(simd, load(a), b, sums[register]);
+            }
+        }
+        let mut lanes = [R::ZERO; LANES];
+        lanes.copy_from_slice(&bytemuck::cast_slice(&sums)[..LANES]);
+        let sum = sum_of_lanes(lanes);
+        match self.b {
+            Some(_) => rest.iter().zip(more).fold(sum, |sum, (&a, &b)| sum + a * b),
+            None => rest.iter().fold(sum, |sum, &a| sum + a),
         }
     }
-    (whole..n).fold(sum_of_lanes(lanes), |total, i| total + f(i))
+}
+
+/// Σ x
+pub(super) fn sum<R: Real>(x: &[R]) -> R {
+    pulp::Arch::new().dispatch(Sum { a: x, b: None })
+}
+
+/// Σ a · b
+pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    assert_eq!(a.len(), b.len(), "vectors of one length");
+    pulp::Arch::new().dispatch(Sum { a, b: Some(b) })
 }
 
 #[inline(always)]
@@ -246,12 +281,6 @@ pub(super) fn exponentials<R: Real>(x: &mut [R], origin: R) -> R {
         *x = (*x - origin).exp();
         total + *x
     })
-}
-
-/// Σ x
-#[inline(always)]
-pub(super) fn sum<R: Real>(x: &[R]) -> R {
-    lane_sum(x.len(), |i| x[i])
 }
 
 /// The largest element; -∞ of nothing.
@@ -322,6 +351,7 @@ mod tests {
         let x: Vec<f64> = (0..131).map(|i| f64::from(i * 37 % 101) - 50.0).collect();
         for n in [0, 1, 15, 16, 17, 131] {
             assert_eq!(sum(&x[..n]), x[..n].iter().sum::<f64>());
+            assert_eq!(dot(&x[..n], &x[131 - n..]), (0..n).map(|i| x[i] * x[131 - n + i]).sum::<f64>());
             assert_eq!(maximum(&x[..n]), x[..n].iter().copied().fold(f64::NEG_INFINITY, f64::max));
         }
     }

@@ -110,6 +110,11 @@ pub(super) fn widen<X: Working>(from: &[X], to: &mut [Full<X>]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = from.full());
 }
 
+/// The same in memory of their own.
+pub(super) fn widened<X: Working>(from: &[X]) -> Vec<Full<X>> {
+    from.iter().map(|x| x.full()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
