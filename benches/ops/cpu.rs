@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use elektron::Result;
+use elektron::backend::cpu::Working;
 use elektron::backend::{Backend, Cpu, LinearFwd};
 use rayon::prelude::*;
 
@@ -42,9 +43,9 @@ fn rounds(mut op: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
 
 impl Bounds {
     /// A product of 1,024³ by the backend's own path, and a copy of 64 MiB by all threads.
-    fn measure() -> Result<Self> {
-        let cpu = Cpu::<f32>::new();
-        let (x, b, mut out) = (vec![0.5f32; 1 << 20], vec![0.5; 1024], vec![0.0; 1 << 20]);
+    fn measure<X: Working>() -> Result<Self> {
+        let (cpu, half) = (Cpu::<X>::new(), X::from_f64(0.5));
+        let (x, b, mut out) = (vec![half; 1 << 20], vec![half; 1024], vec![half; 1 << 20]);
         let times = rounds(|| {
             let (inputs, outputs) = (1024, 1024);
             cpu.linear_fwd(LinearFwd {
@@ -69,14 +70,14 @@ impl Bounds {
     }
 }
 
-pub(super) fn run(session: &mut Session<'_>) -> Result<()> {
-    let bounds = Bounds::measure()?;
+pub(super) fn run<X: Working>(session: &mut Session<'_>) -> Result<()> {
+    let bounds = Bounds::measure::<X>()?;
     let talks = session.talks();
     if talks {
         println!("bounds measured here: {:.0} GFLOP/s, {:.1} GB/s", bounds.flops / 1e9, bounds.bytes / 1e9);
         println!("{:<52} {:>9} {:>21} {:>16} {:>6}", "op", "ms", "least to most", "rate", "share");
     }
-    let (cpu, mut cases) = (Cpu::<f32>::new(), Vec::new());
+    let (cpu, mut cases) = (Cpu::<X>::new(), Vec::new());
     let want = |name: &str| session.want(name);
     let measure = &mut |name: &str, work: Work, op: &mut dyn FnMut() -> Result<()>| {
         let case = Case::new(name, "ms", rounds(op)?);

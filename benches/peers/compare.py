@@ -16,7 +16,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--steps", type=int, default=10)
 parser.add_argument("--python", default=sys.executable)
-parser.add_argument("--precisions", default="fp32,bf16", help="bf16: products on our side, autocast on theirs")
+parser.add_argument("--precisions", default="fp32,bf16", help="bf16: autocast on their side")
 parser.add_argument("--out")
 args = parser.parse_args()
 

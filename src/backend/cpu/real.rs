@@ -224,13 +224,13 @@ impl<R: Real> WithSimd for Sum<'_, R> {
         let mut sums = [R::splat(simd, R::ZERO); LANES];
         let one = R::splat(simd, R::ONE);
         for (index, a) in a.iter().enumerate() {
-            for register in 0..LANES / width {
+            for (register, sum) in sums.iter_mut().take(LANES / width).enumerate() {
                 // SAFETY: a chunk has as many vectors.
                 let load = |chunk: &[R; LANES]| unsafe {
                     chunk.as_ptr().cast::<R::Vector<S>>().add(register).read_unaligned()
                 };
                 let b = if self.b.is_some() { load(&b[index]) } else { one };
-                sums[register] = R::mul_add(simd, load(a), b, sums[register]);
+                *sum = R::mul_add(simd, load(a), b, *sum);
             }
         }
         let mut lanes = [R::ZERO; LANES];
