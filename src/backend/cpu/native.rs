@@ -121,8 +121,12 @@ mod elsewhere {
         c
     }
 
+    /// # Safety
+    /// Does nothing; nothing comes here.
     pub(in super::super) unsafe fn interleave(_: *const bf16, _: *const bf16, _: *mut u32, _: usize) {}
 
+    /// # Safety
+    /// The same.
     pub(in super::super) unsafe fn narrow(_: &[f32], _: &mut [bf16]) {}
 }
 

@@ -29,47 +29,32 @@ pub trait Working: Float {
 /// What an op on working values `X` computes with.
 pub type Full<X> = <X as Working>::Full;
 
-impl Working for f64 {
-    type Full = f64;
-    type Factor<const NATIVE: bool> = f64;
-    #[inline(always)]
-    fn full(self) -> f64 {
-        self
-    }
-    #[inline(always)]
-    fn round(x: f64) -> f64 {
-        x
-    }
-    #[inline(always)]
-    fn narrow(from: &[f64], to: &mut [f64]) {
-        to.copy_from_slice(from);
-    }
-    #[inline(always)]
-    fn narrowed<'a>(from: &'a [f64], _: &'a mut [f64]) -> &'a [f64] {
-        from
-    }
+/// Numbers that are stored as they are.
+macro_rules! stored_in_full {
+    ($($number:ty),*) => {$(
+        impl Working for $number {
+            type Full = $number;
+            type Factor<const NATIVE: bool> = $number;
+            #[inline(always)]
+            fn full(self) -> $number {
+                self
+            }
+            #[inline(always)]
+            fn round(x: $number) -> $number {
+                x
+            }
+            #[inline(always)]
+            fn narrow(from: &[$number], to: &mut [$number]) {
+                to.copy_from_slice(from);
+            }
+            #[inline(always)]
+            fn narrowed<'a>(from: &'a [$number], _: &'a mut [$number]) -> &'a [$number] {
+                from
+            }
+        }
+    )*};
 }
-
-impl Working for f32 {
-    type Full = f32;
-    type Factor<const NATIVE: bool> = f32;
-    #[inline(always)]
-    fn full(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn round(x: f32) -> f32 {
-        x
-    }
-    #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-    #[inline(always)]
-    fn narrowed<'a>(from: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
-        from
-    }
-}
+stored_in_full!(f32, f64);
 
 impl Working for bf16 {
     type Full = f32;

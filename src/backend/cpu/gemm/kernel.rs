@@ -18,7 +18,7 @@ use super::{Mat, MatMut, prefetch};
 
 /// Factors of a row of A summed in registers: a panel of f32 for AVX2 is then 16 KiB.
 pub(super) const DEPTH: usize = 256;
-/// Rows of A that are packed at once, a multiple of every tile's, and of the numbers in a line: of a transposed A rows lie side by side.
+/// Rows of A that are packed at once, a multiple of every tile's, and of the f32 in a line: of a transposed A rows lie side by side.
 pub(in super::super) const ROWS: usize = 48;
 /// No panel of B is wider: two vectors of f32 for AVX-512.
 pub(super) const WIDEST: usize = 32;
