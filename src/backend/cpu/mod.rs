@@ -64,7 +64,7 @@ impl Cpu<bf16> {
         if native::available() {
             "products in bf16 by AVX512_BF16"
         } else {
-            "products in bf16 without AVX512_BF16: no faster than fp32"
+            "products in bf16 without AVX512_BF16: hardly faster than fp32"
         }
     }
 }
