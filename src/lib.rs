@@ -19,9 +19,12 @@
 //! # }
 //! ```
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod data;
 pub mod error;
 pub mod fsutil;

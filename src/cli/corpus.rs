@@ -50,7 +50,7 @@ pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Re
     match (pack(kept), pack(held_out), config.held_out) {
         (Ok(kept), Ok(held_out), _) => {
             if !quiet {
-                eprintln!("{theirs} tokens are held out, {ours} are trained on");
+                crate::note!("{theirs} tokens are held out, {ours} are trained on");
             }
             Ok((kept, Some(held_out)))
         }

@@ -82,7 +82,7 @@ pub(super) fn with_backend<T: OnBackend>(choice: Choice, task: T) -> Result<T::O
         Device::Auto => match open(choice) {
             Ok(gpu) => on_gpu(gpu, choice, task),
             Err(reason) => {
-                eprintln!("no GPU is used: {reason}");
+                crate::note!("no GPU is used: {reason}");
                 on_cpu(choice.precision, task)
             }
         },

@@ -59,14 +59,14 @@ pub(super) fn tokenize(
             return;
         }
         if progress.waiting {
-            eprintln!("waiting for another process that prepares text in {}", dir.display());
+            crate::note!("waiting for another process that prepares text in {}", dir.display());
         } else if last.elapsed().as_secs() >= 5 {
             last = Instant::now();
-            eprintln!("{}", line(&progress));
+            crate::note!("{}", line(&progress));
         }
     })?;
     if !quiet {
-        eprintln!("{}", summary(&dataset, &end, spec.dedup));
+        crate::note!("{}", summary(&dataset, &end, spec.dedup));
     }
     Ok(dataset)
 }
@@ -125,7 +125,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let spec = Spec { dedup: arguments.dedup, shard_bytes: arguments.shard_mib << 20 };
     tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;
     if let Some(bytes) = peak_memory() {
-        eprintln!("peak memory {} MiB", bytes >> 20);
+        crate::note!("peak memory {} MiB", bytes >> 20);
     }
     print(&format!("shards lie in {}", arguments.output.display()))
 }

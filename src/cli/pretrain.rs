@@ -261,7 +261,7 @@ fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tok
         return Tokenizer::load(&own);
     }
     if !quiet {
-        eprintln!("training a vocabulary of {} tokens on the text", config.vocab_size);
+        crate::note!("training a vocabulary of {} tokens on the text", config.vocab_size);
     }
     let spec = TrainSpec { vocab_size: config.vocab_size, ..TrainSpec::default() };
     let tokenizer = Tokenizer::train(source, &spec)?;
@@ -334,7 +334,7 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
 
 fn announce(config: &RunConfig, parameters: usize, rows: &Rows, place: &Place) {
     let tokens = config.batch_size * config.grad_accumulation * config.seq_len;
-    eprintln!(
+    crate::note!(
         "{:.1} M parameters, {} rows of up to {} tokens, {} steps of up to {tokens} tokens, on {}",
         parameters as f64 / 1e6,
         rows.len(),

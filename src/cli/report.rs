@@ -42,7 +42,11 @@ pub(super) struct Arguments {
 pub(super) fn run(a: &Arguments) -> Result<()> {
     let runs = Run::load_all(&a.runs)?;
     for run in runs.iter().filter(|run| run.damaged > 0) {
-        eprintln!("warning: {} lines of {} cannot be read and are left out", run.damaged, run.path.display());
+        crate::note!(
+            "warning: {} lines of {} cannot be read and are left out",
+            run.damaged,
+            run.path.display()
+        );
     }
     let look = Look { axis: a.x, window: a.smooth, title: a.title.clone() };
     let page = match (&a.output, &a.svg, &a.png) {

@@ -365,7 +365,7 @@ impl<'a> Download<'a> {
         }
         let pause = self.hub.patience * 2u32.pow(*tries - 1);
         if !self.hub.quiet {
-            eprintln!("{file}: {problem}; trying again in {} s", pause.as_secs_f32());
+            crate::note!("{file}: {problem}; trying again in {} s", pause.as_secs_f32());
         }
         std::thread::sleep(pause);
         Ok(())
@@ -380,7 +380,7 @@ impl<'a> Download<'a> {
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             if !self.hub.quiet {
-                eprintln!("another process is downloading the same; waiting for it");
+                crate::note!("another process is downloading the same; waiting for it");
             }
             file.lock().map_err(Error::io("lock", &path))?;
         }
@@ -458,14 +458,14 @@ impl Progress<'_> {
         }
         self.last = Instant::now();
         let of = whole.map_or(String::new(), |whole| format!(" of {:.1}", whole as f64 / 1e6));
-        eprintln!("downloaded {:.1}{of} MB of {}", have as f64 / 1e6, self.file);
+        crate::note!("downloaded {:.1}{of} MB of {}", have as f64 / 1e6, self.file);
     }
 
     fn done(&self, blob: &Path) {
         if !self.quiet {
             let seconds = self.start.elapsed().as_secs_f64();
             let bytes = fs::metadata(blob).map_or(0, |m| m.len());
-            eprintln!("downloaded {} ({:.1} MB in {seconds:.1} s)", self.file, bytes as f64 / 1e6);
+            crate::note!("downloaded {} ({:.1} MB in {seconds:.1} s)", self.file, bytes as f64 / 1e6);
         }
     }
 }

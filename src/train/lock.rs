@@ -33,7 +33,7 @@ impl RunLock {
                 ));
             }
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {
-                eprintln!(
+                crate::note!(
                     "warning: {} cannot be locked here: take care that one run writes to it",
                     path.display()
                 );

@@ -139,7 +139,7 @@ impl Log {
                 object.insert("step".into(), json!(step));
                 say(&tagged("eval", object));
             }
-            Progress::Text => eprintln!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
+            Progress::Text => crate::note!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Log {
             // A full disk is no reason to lose a line or to stop: a checkpoint waits for them.
             Err(e) if e.is_no_space() => {
                 if !waited {
-                    eprintln!("warning: {e}; lines of the log wait in memory until there is room");
+                    crate::note!("warning: {e}; lines of the log wait in memory until there is room");
                 }
                 Ok(())
             }

@@ -98,7 +98,7 @@ impl Choice {
                 true => "whose layers fit the cache".to_owned(),
                 false => format!("the fastest for a step of {of}: {}", timed.collect::<Vec<_>>().join(", ")),
             };
-            eprintln!("micro-batches of {} rows, {why}", self.rows);
+            crate::note!("micro-batches of {} rows, {why}", self.rows);
         }
         log.micro_batch(self.rows, of, &self.timed)
     }

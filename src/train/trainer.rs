@@ -73,7 +73,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                     saved = Some(state.position.step);
                 }
                 None if run.progress == Progress::Quiet => {}
-                None => eprintln!("there is no checkpoint yet: the run starts from its beginning"),
+                None => crate::note!("there is no checkpoint yet: the run starts from its beginning"),
             }
         }
         let choice = settle(&mut run, &mut state)?;
@@ -216,9 +216,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             state.skipped += 1;
             state.window.skipped += 1;
             state.bad_in_row += 1;
-            eprintln!(
+            crate::note!(
                 "warning: step {} is skipped: its loss is {}, its gradient norm {norm} ({} in a row)",
-                state.position.step, losses.loss, state.bad_in_row
+                state.position.step,
+                losses.loss,
+                state.bad_in_row
             );
         }
         Ok(())
@@ -354,7 +356,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn unsaved(&self, error: &Error) {
-        eprintln!(
+        crate::note!(
             "warning: a checkpoint was not written: {error}; training goes on, older checkpoints are kept, the next is \
              tried within {} steps",
             self.run.config.save_every
@@ -397,7 +399,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let to = self.state.position.step;
         self.checkpoints.forget_after(to)?;
         self.timing.go_back(to);
-        eprintln!(
+        crate::note!(
             "warning: {bad} bad steps in a row up to step {from}: {reason}. The run goes back to step {to} and takes the \
              data in another order ({rollbacks} of at most {MOST_ROLLBACKS} times)"
         );
@@ -494,5 +496,5 @@ fn open_log(config: &RunConfig, state: &TrainerState, progress: Progress) -> Res
 }
 
 fn passed_over(error: &Error) {
-    eprintln!("warning: {error}; it is set aside as .damaged, and the one before is taken");
+    crate::note!("warning: {error}; it is set aside as .damaged, and the one before is taken");
 }

@@ -195,7 +195,7 @@ pub fn compile_cached(
     // A cache that cannot be written to costs time, not the run.
     let kept = create_dir(cache).and_then(|()| write_atomic(&path, |out| out.write_all(&compiled.image)));
     if let Err(e) = kept {
-        eprintln!("warning: compiled kernels are not kept: {e}");
+        crate::note!("warning: compiled kernels are not kept: {e}");
     }
     Ok(compiled)
 }
