@@ -1,25 +1,66 @@
 //! Files that are either whole or not there: written under a temporary name beside their own, synced, renamed.
 //!
 //! An error on the way removes the temporary file. A process that is killed on the way leaves it; the next one that
-//! owns the directory calls [`remove_unfinished`].
+//! owns the directory calls [`remove_unfinished`]. What is no regular file is never replaced: see `target`.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+mod target;
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
+use target::Target;
 
 /// How the names of files begin that are being written.
 const UNFINISHED: &str = ".writing-";
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// Writes a file through `fill`; on any failure what stood at `path` before is untouched.
-pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(parent(path), UNFINISHED)?);
-    fill(&mut out).map_err(Error::io("write", path))?;
-    let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
-    file.commit_as(path)
+///
+/// A symbolic link stays, and the file it points to is written. A FIFO, a device or a name such as
+/// `/dev/stdout` is opened and written to.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let target = Target::of(path)?;
+    if let Target::File(file) = &target {
+        let permissions = fs::metadata(file).ok().map(|metadata| metadata.permissions());
+        let temporary = AtomicFile::with_permissions(parent(file), UNFINISHED, permissions)?;
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, temporary);
+        fill(&mut out).map_err(Error::io("write", path))?;
+        let temporary = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
+        return temporary.replace(file);
+    }
+    let written = target.open().and_then(|file| {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let filled = fill(&mut out).and_then(|()| out.flush());
+        if filled.is_err() {
+            // What is left in the buffer is not tried again.
+            drop(out.into_parts());
+        }
+        filled
+    });
+    match (written, target) {
+        (Err(e), Target::Descriptor(_)) if e.kind() == io::ErrorKind::BrokenPipe => Err(Error::OutputClosed),
+        (written, _) => written.map_err(Error::io("write", path)),
+    }
+}
+
+/// An error if `path` cannot be the name of an output, for commands that compute for long before they write.
+pub fn check_output(path: &Path) -> Result<()> {
+    match Target::of(path)? {
+        Target::File(file) if !parent(&file).is_dir() => Err(Error::file(
+            path,
+            format!("there is no directory {}: create it first", parent(&file).display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what is written to `path` goes to standard output, where nothing else may be printed then.
+pub fn is_stdout(path: &Path) -> bool {
+    matches!(Target::of(path), Ok(Target::Descriptor(1)))
 }
 
 /// A file that appears under its name when it is committed.
@@ -28,38 +69,73 @@ pub(crate) struct AtomicFile(NamedTempFile);
 impl AtomicFile {
     /// A file that will be in `dir`; until then its name begins with `prefix`.
     pub(crate) fn create(dir: &Path, prefix: &str) -> Result<Self> {
-        let file = tempfile::Builder::new().prefix(prefix).tempfile_in(dir);
-        file.map(Self).map_err(Error::io("create a file in", dir))
+        Self::with_permissions(dir, prefix, None)
     }
 
-    /// Makes it whole and lasting under `path`, which is in its directory.
-    pub(crate) fn commit_as(self, path: &Path) -> Result<()> {
+    /// With the permissions of the file that it replaces, else those of any new file.
+    fn with_permissions(dir: &Path, prefix: &str, permissions: Option<Permissions>) -> Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(prefix);
+        if let Some(permissions) = permissions.or(permissions_of_new_files()) {
+            builder.permissions(permissions);
+        }
+        builder.tempfile_in(dir).map(Self).map_err(Error::io("create a file in", dir))
+    }
+
+    /// Makes it whole and lasting under `path`.
+    pub(crate) fn commit_as(mut self, path: &Path) -> Result<()> {
+        match Target::of(path)? {
+            Target::File(file) if file == path => self.replace(path),
+            // Behind a link, perhaps on another file system.
+            _ => {
+                self.seek(SeekFrom::Start(0)).map_err(Error::io("write", path))?;
+                write_atomic(path, |out| io::copy(self.0.as_file_mut(), out).map(drop))
+            }
+        }
+    }
+
+    /// Renames it over a regular file, or to a name that is free.
+    fn replace(self, path: &Path) -> Result<()> {
+        if let Ok(before) = fs::metadata(path) {
+            keep_owner_and_mode(self.0.as_file(), &before);
+        }
         self.0.as_file().sync_all().map_err(Error::io("write", path))?;
-        set_default_permissions(self.0.as_file()).map_err(Error::io("write", path))?;
         self.0.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
         sync_dir(parent(path))
     }
 }
 
 impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.as_file_mut().write(bytes)
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.0.as_file_mut().flush()
     }
 }
 
 impl Seek for AtomicFile {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.0.as_file_mut().seek(to)
     }
 }
 
-/// Creates a directory and its parents.
+/// Creates a directory and its parents; of a link that points nowhere, what it points to.
 pub fn create_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(Error::io("create the directory", path))
+    let Err(error) = fs::create_dir_all(path) else { return Ok(()) };
+    let in_the_way = path.ancestors().find(|dir| fs::symlink_metadata(dir).is_ok());
+    match in_the_way {
+        Some(file) if file.is_file() => {
+            Err(Error::file(file, "this is a file; expected a directory or a name that is free"))
+        }
+        Some(link) if link.is_symlink() && !link.exists() => {
+            let dir = target::behind(link);
+            fs::create_dir_all(&dir).map_err(Error::io("create the directory", &dir))?;
+            fs::create_dir_all(path).map_err(Error::io("create the directory", path))
+        }
+        _ => Err(Error::io("create the directory", path)(error)),
+    }
 }
 
 /// Removes what a killed process left half written in a directory that is this process's own.
@@ -75,11 +151,6 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes what was written to a file, through whatever handle, last through a power cut.
-pub fn sync_file(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
-}
-
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
@@ -87,16 +158,32 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Temporary files are private; results are for everyone who may read the directory.
-fn set_default_permissions(file: &File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-    }
-    let _ = file;
-    Ok(())
+/// What a program asks for that creates a file; the user's mask takes from it.
+#[cfg(unix)]
+fn permissions_of_new_files() -> Option<Permissions> {
+    use std::os::unix::fs::PermissionsExt;
+    Some(Permissions::from_mode(0o666))
 }
+
+#[cfg(not(unix))]
+fn permissions_of_new_files() -> Option<Permissions> {
+    None
+}
+
+/// Gives a file the owner and the mode of the one it replaces, as far as this user may.
+#[cfg(unix)]
+fn keep_owner_and_mode(file: &File, before: &fs::Metadata) {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let is_theirs = |now: &fs::Metadata| (now.uid(), now.gid()) != (before.uid(), before.gid());
+    if file.metadata().is_ok_and(|now| is_theirs(&now)) {
+        let _ = fchown(file, Some(before.uid()), Some(before.gid()));
+    }
+    // The temporary file was created with this mode, less what the user's mask takes.
+    let _ = file.set_permissions(before.permissions());
+}
+
+#[cfg(not(unix))]
+fn keep_owner_and_mode(_: &File, _: &fs::Metadata) {}
 
 /// Makes a rename last through a power cut.
 fn sync_dir(dir: &Path) -> Result<()> {

@@ -1,12 +1,11 @@
 //! `elektron completions` and `elektron man`: what shells and `man` know of the program, made from its own flags.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::Cli;
+use super::{Cli, confirm, print_bytes};
 use crate::fsutil::create_dir;
 use crate::{Error, Result};
 
@@ -34,7 +33,7 @@ pub(super) struct ManArguments {
 pub(super) fn run(a: &Arguments) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(a.shell, &mut Cli::command(), "elektron", &mut script);
-    to_stdout(&script)
+    print_bytes(&script)
 }
 
 pub(super) fn run_man(a: &ManArguments) -> Result<()> {
@@ -43,17 +42,10 @@ pub(super) fn run_man(a: &ManArguments) -> Result<()> {
         clap_mangen::Man::new(Cli::command())
             .render(&mut page)
             .map_err(Error::io("make", "the manual page"))?;
-        return to_stdout(&page);
+        return print_bytes(&page);
     };
     create_dir(dir)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(Error::io("write", dir))?;
-    super::print(&format!("the pages lie in {}", dir.display()))
-}
-
-/// A closed pipe is no error.
-fn to_stdout(bytes: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(bytes) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("write", "standard output")(e)),
-        _ => Ok(()),
-    }
+    confirm(&format!("the pages lie in {}", dir.display()));
+    Ok(())
 }

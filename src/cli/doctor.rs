@@ -73,11 +73,14 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         return print(&format!("deleted {count} compiled kernels in {}", cache.display()));
     }
     let report = examine(a);
-    if a.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| Error::config(e.to_string()))?;
-        print(&text)?;
-    } else {
-        print(&describe(&report, a.kernels))?;
+    let text = match a.json {
+        true => serde_json::to_string_pretty(&report).map_err(|e| Error::config(e.to_string()))?,
+        false => describe(&report, a.kernels),
+    };
+    match print(&text) {
+        // The exit code still tells.
+        Ok(()) | Err(Error::OutputClosed) => {}
+        Err(error) => return Err(error),
     }
     let broken = report.compilations.iter().any(|c| c.problem.is_some())
         || report.self_tests.iter().any(|test| !test.passed)

@@ -10,7 +10,7 @@ use super::device::{Choice, OnBackend, Place, with_backend};
 use super::set_threads;
 use crate::backend::Backend;
 use crate::config::{Device, Precision};
-use crate::fsutil::write_atomic;
+use crate::fsutil::{check_output, write_atomic};
 use crate::hub::{Part, locate};
 use crate::model::hf::{Checkpoint, map_file};
 use crate::model::{Flavour, Options, Output, PaddedInput, Share, TokenDetection};
@@ -74,6 +74,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
+    check_output(&arguments.output)?;
     let input = read_batch(&arguments.batch)?;
     let choice = Choice::new(arguments.device, Some(arguments.precision));
     with_backend(choice, Forward { arguments, input: &input })

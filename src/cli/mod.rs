@@ -14,8 +14,6 @@ mod runs;
 mod summary;
 mod tokenizer;
 
-use std::path::Path;
-
 use clap::{Parser, Subcommand};
 
 use crate::data::tokenizer::Tokenizer;
@@ -71,20 +69,29 @@ pub enum Outcome {
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Does what was asked. It is not an error that the reader of standard output goes away before the end.
     pub fn run(self) -> Result<Outcome> {
-        match self.command {
-            Command::Pretrain(arguments) => return pretrain::run(*arguments),
-            Command::Prepare(arguments) => prepare::run(&arguments),
-            Command::Tokenizer(arguments) => tokenizer::run(&arguments),
-            Command::Forward(arguments) => forward::run(&arguments),
-            Command::Eval(arguments) => eval::run(&arguments),
-            Command::Detect(arguments) => detect::run(&arguments),
-            Command::Doctor(arguments) => doctor::run(&arguments),
-            Command::Report(arguments) => report::run(&arguments),
-            Command::Runs(arguments) => runs::run(&arguments),
-            Command::Completions(arguments) => completions::run(&arguments),
-            Command::Man(arguments) => completions::run_man(&arguments),
+        match self.command.run() {
+            Err(Error::OutputClosed) => Ok(Outcome::Done),
+            other => other,
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<Outcome> {
+        match self {
+            Self::Pretrain(arguments) => return pretrain::run(*arguments),
+            Self::Prepare(arguments) => prepare::run(&arguments),
+            Self::Tokenizer(arguments) => tokenizer::run(&arguments),
+            Self::Forward(arguments) => forward::run(&arguments),
+            Self::Eval(arguments) => eval::run(&arguments),
+            Self::Detect(arguments) => detect::run(&arguments),
+            Self::Doctor(arguments) => doctor::run(&arguments),
+            Self::Report(arguments) => report::run(&arguments),
+            Self::Runs(arguments) => runs::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
+            Self::Man(arguments) => completions::run_man(&arguments),
         }?;
         Ok(Outcome::Done)
     }
@@ -122,13 +129,25 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     Ok(())
 }
 
-/// Text to standard output; a closed pipe is no error.
+/// A line of what a command is for, to standard output at once.
 fn print(text: &str) -> Result<()> {
+    print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// What a command is for, to standard output at once.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
     use std::io::{ErrorKind, Write};
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::io("write", Path::new("standard output"))(e))
-        }
-        _ => Ok(()),
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Error::OutputClosed),
+        written => written.map_err(Error::io("write", "standard output")),
+    }
+}
+
+/// Says on standard output what was done. That this cannot be printed undoes nothing, and is only warned of.
+fn confirm(text: &str) {
+    match print(text) {
+        Ok(()) | Err(Error::OutputClosed) => {}
+        Err(error) => crate::note!("warning: {error}"),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{print, set_threads};
+use super::{confirm, set_threads};
 use crate::data::dedup::Dedup;
 use crate::data::prepare::{LONG_DOCUMENT, Progress, Spec, prepare};
 use crate::data::shard::Dataset;
@@ -127,7 +127,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(bytes) = peak_memory() {
         crate::note!("peak memory {} MiB", bytes >> 20);
     }
-    print(&format!("shards lie in {}", arguments.output.display()))
+    confirm(&format!("shards lie in {}", arguments.output.display()));
+    Ok(())
 }
 
 /// The most memory that this process has had resident (Linux).

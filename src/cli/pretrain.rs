@@ -121,7 +121,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     };
     let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress, stop };
     let summary = with_backend(choice, training)?;
-    finish(&config, &summary, arguments.json)
+    Ok(finish(&config, &summary, arguments.json))
 }
 
 /// Makes the output directory this process's own, if the run may be there.
@@ -216,7 +216,7 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
     if let Some(dir) = &arguments.resume {
         let dir = dir.clone().or(settings.output.clone());
         let dir =
-            dir.ok_or_else(|| Error::config("which run shall go on? Give --resume DIR, or --output DIR"))?;
+            dir.ok_or_else(|| Error::config("missing the directory of the run to resume: --resume DIR"))?;
         let path = dir.join(TYPED);
         if path.is_file() {
             let before = read_settings(&path, "delete it and give the run's settings again, with --resume")?;

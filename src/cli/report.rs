@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::print;
-use crate::fsutil::write_atomic;
+use super::confirm;
+use crate::fsutil::{check_output, is_stdout, write_atomic};
 use crate::report::{self, Axis, Look, Run};
 use crate::{Error, Result};
 
@@ -53,9 +53,11 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         (None, None, None) => Some(PathBuf::from("report.html")),
         (output, ..) => output.clone(),
     };
+    let outputs: Vec<&PathBuf> = [&page, &a.svg, &a.png].into_iter().flatten().collect();
+    outputs.iter().try_for_each(|path| check_output(path))?;
     let mut written = Vec::new();
-    if let Some(path) = page {
-        written.push(write(&path, report::html(&runs, &look).as_bytes())?);
+    if let Some(path) = &page {
+        written.push(write(path, report::html(&runs, &look).as_bytes())?);
     }
     if let Some(path) = &a.svg {
         written.push(write(path, report::svg(&runs, &look).as_bytes())?);
@@ -63,13 +65,19 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     if let Some(path) = &a.png {
         written.push(write(path, &report::png(&runs, &look)?)?);
     }
-    print(&format!("written: {}", written.join(", ")))
+    let said = format!("written: {}", written.join(", "));
+    match outputs.iter().any(|path| is_stdout(path)) {
+        // It would become part of the page or the picture.
+        true => crate::note!("{said}"),
+        false => confirm(&said),
+    }
+    Ok(())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<String> {
-    if path.is_dir() {
-        return Err(Error::file(path, "this is a directory: give the name of a file in it"));
+    match write_atomic(path, |out| out.write_all(bytes)) {
+        // The reader has seen enough of this one; others may follow.
+        Ok(()) | Err(Error::OutputClosed) => Ok(path.display().to_string()),
+        Err(error) => Err(error),
     }
-    write_atomic(path, |out| out.write_all(bytes))?;
-    Ok(path.display().to_string())
 }

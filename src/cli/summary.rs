@@ -2,15 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Outcome, print};
-use crate::Result;
+use super::{Outcome, confirm};
 use crate::config::RunConfig;
 use crate::report::thousands;
 use crate::train::log::{duration, tagged};
 use crate::train::{Ending, Summary};
 
-/// A table and the next command for people, one object for programs.
-pub(super) fn finish(config: &RunConfig, summary: &Summary, machine: bool) -> Result<Outcome> {
+/// A table and the next command for people, one object for programs. The run is saved: that this cannot be printed
+/// is no failure of it.
+pub(super) fn finish(config: &RunConfig, summary: &Summary, machine: bool) -> Outcome {
     let interrupted = summary.ending == Ending::Interrupted;
     let text = match (machine, interrupted) {
         (true, _) => tagged("summary", for_programs(config, summary)).to_string(),
@@ -21,8 +21,8 @@ pub(super) fn finish(config: &RunConfig, summary: &Summary, machine: bool) -> Re
         ),
         (false, false) => for_people(config, summary),
     };
-    print(&text)?;
-    Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
+    confirm(&text);
+    if interrupted { Outcome::Interrupted } else { Outcome::Done }
 }
 
 /// Tokens a second of this process's steps, without pauses.

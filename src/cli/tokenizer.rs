@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{print, set_threads};
+use super::{confirm, print, set_threads};
 use crate::data::inspect::{Inspection, inspect};
 use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
@@ -121,7 +121,8 @@ fn train(a: &TrainArguments) -> Result<()> {
     };
     let tokenizer = Tokenizer::train(&source, &spec)?;
     tokenizer.save(&a.output, a.model_max_length)?;
-    print(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()))
+    confirm(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()));
+    Ok(())
 }
 
 fn run_inspect(a: &InspectArguments) -> Result<()> {

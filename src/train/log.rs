@@ -1,12 +1,13 @@
 //! The log of a run: `metrics.jsonl` and TensorBoard's event files on disk, and progress for who watches.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::metrics::Metrics;
+use super::sink::Sink;
 use super::tensorboard::Events;
 use crate::config::{LogFormat, RunConfig};
 use crate::fsutil::write_atomic;
@@ -54,44 +55,48 @@ pub enum Progress {
     Json,
 }
 
-/// Writes all of it.
+/// Writes all of it. Nothing here stops a run: what cannot be written waits in memory, or is dropped where it only
+/// tells whoever watches.
 pub struct Log {
-    path: PathBuf,
-    jsonl: Option<File>,
-    /// Lines that could not be written yet.
-    pending: Vec<u8>,
+    dir: PathBuf,
+    jsonl: Option<Sink>,
     events: Option<Events>,
     progress: Progress,
     terminal: bool,
 }
 
 impl Log {
-    /// Opens the log in the run's directory. Lines of steps after `step`, which a continued run will make again, are
-    /// dropped.
-    pub fn open(config: &RunConfig, step: u64, progress: Progress) -> Result<Self> {
-        let dir = &config.output;
+    /// Opens the log in the run's directory, as it was after `step` steps when `metrics.jsonl` had `bytes` bytes: lines
+    /// that a continued run will make again are dropped.
+    pub fn open(config: &RunConfig, step: u64, bytes: u64, progress: Progress) -> Self {
         let wants = |format| config.log_to.contains(&format);
-        let path = dir.join(METRICS);
-        if path.exists() {
-            let kept = lines_up_to(&path, step)?;
-            write_atomic(&path, |out| kept.iter().try_for_each(|line| writeln!(out, "{line}")))?;
-        }
-        let open = |path| OpenOptions::new().create(true).append(true).open(path);
-        let jsonl =
-            wants(LogFormat::Jsonl).then(|| open(&path).map_err(Error::io("write", &path))).transpose()?;
-        let events = wants(LogFormat::Tensorboard).then(|| Events::create(dir, step)).transpose()?;
-        Ok(Self {
-            path,
-            jsonl,
-            pending: Vec::new(),
-            events,
+        let dir = config.output.clone();
+        Self {
+            jsonl: metrics_file(&dir, step, bytes, wants(LogFormat::Jsonl)),
+            events: wants(LogFormat::Tensorboard).then(|| Events::create(&dir, step)),
+            dir,
             progress,
             terminal: std::io::stderr().is_terminal(),
-        })
+        }
+    }
+
+    /// Takes the log back to where it was after `step` steps.
+    pub fn go_back(&mut self, step: u64, bytes: u64) {
+        self.flush();
+        let waiting = self.jsonl.as_mut().map(Sink::take_pending).unwrap_or_default();
+        self.jsonl = metrics_file(&self.dir, step, bytes, self.jsonl.is_some());
+        if let Some(jsonl) = &mut self.jsonl {
+            let lines = waiting.split_inclusive(|&byte| byte == b'\n');
+            lines.filter(|line| is_up_to(line, step)).for_each(|line| jsonl.add(line));
+        }
+        if let Some(events) = &mut self.events {
+            events.close();
+            *events = Events::create(&self.dir, step);
+        }
     }
 
     /// One line of training metrics.
-    pub fn train(&mut self, line: &Line) -> Result<()> {
+    pub fn train(&mut self, line: &Line) {
         let mut object = Map::new();
         object.insert("step".into(), json!(line.step));
         object.insert("steps".into(), json!(line.steps));
@@ -111,8 +116,8 @@ impl Log {
         if line.skipped > 0 {
             object.insert("skipped".into(), json!(line.skipped));
         }
-        self.scalars("train", line.step, &object)?;
-        self.write(&Value::Object(object.clone()))?;
+        self.scalars("train", line.step, &object);
+        self.write(&Value::Object(object.clone()));
         match self.progress {
             Progress::Quiet => {}
             Progress::Json => {
@@ -125,14 +130,13 @@ impl Log {
                 let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(line));
             }
         }
-        Ok(())
     }
 
     /// One line of held-out metrics.
-    pub fn eval(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
-        self.write(&json!({ "step": step, "eval": metrics }))?;
-        let Ok(Value::Object(mut object)) = serde_json::to_value(metrics) else { return Ok(()) };
-        self.scalars("eval", step, &object)?;
+    pub fn eval(&mut self, step: u64, metrics: &Metrics) {
+        self.write(&json!({ "step": step, "eval": metrics }));
+        let Ok(Value::Object(mut object)) = serde_json::to_value(metrics) else { return };
+        self.scalars("eval", step, &object);
         match self.progress {
             Progress::Quiet => {}
             Progress::Json => {
@@ -141,48 +145,56 @@ impl Log {
             }
             Progress::Text => crate::note!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
         }
-        Ok(())
     }
 
     /// One line that tells of a return from step `from` to the checkpoint of step `to`.
-    pub fn rollback(&mut self, from: u64, to: u64, reason: &str) -> Result<()> {
-        self.write(&json!({ "step": to, "rollback": { "from": from, "reason": reason } }))
+    pub fn rollback(&mut self, from: u64, to: u64, reason: &str) {
+        self.write(&json!({ "step": to, "rollback": { "from": from, "reason": reason } }));
     }
 
     /// One line that tells how many rows of a step's are computed at a time, and how long steps of other splits took.
-    pub fn micro_batch(&mut self, rows: usize, of: usize, timed: &[(usize, f64)]) -> Result<()> {
+    pub fn micro_batch(&mut self, rows: usize, of: usize, timed: &[(usize, f64)]) {
         let timed: Vec<Value> =
             timed.iter().map(|(rows, seconds)| json!({ "rows": rows, "ms": seconds * 1e3 })).collect();
-        self.write(&json!({ "step": 0, "micro_batch": { "rows": rows, "of": of, "timed": timed } }))
+        self.write(&json!({ "step": 0, "micro_batch": { "rows": rows, "of": of, "timed": timed } }));
     }
 
-    fn write(&mut self, line: &Value) -> Result<()> {
-        if self.jsonl.is_none() {
-            return Ok(());
-        }
-        let waited = !self.pending.is_empty();
-        self.pending.extend_from_slice(format!("{line}\n").as_bytes());
-        match self.flush() {
-            // A full disk is no reason to lose a line or to stop: a checkpoint waits for them.
-            Err(e) if e.is_no_space() => {
-                if !waited {
-                    crate::note!("warning: {e}; lines of the log wait in memory until there is room");
-                }
-                Ok(())
-            }
-            other => other,
+    fn write(&mut self, line: &Value) {
+        if let Some(jsonl) = &mut self.jsonl {
+            jsonl.add(format!("{line}\n").as_bytes());
         }
     }
 
     /// Writes the lines that had to wait.
-    pub fn flush(&mut self) -> Result<()> {
-        self.events.as_mut().map_or(Ok(()), Events::flush)?;
-        let Some(file) = &mut self.jsonl else { return Ok(()) };
-        while !self.pending.is_empty() {
-            let written = file.write(&self.pending).map_err(Error::io("write", &self.path))?;
-            self.pending.drain(..written);
+    pub fn flush(&mut self) {
+        if let Some(jsonl) = &mut self.jsonl {
+            jsonl.flush();
         }
-        Ok(())
+        if let Some(events) = &mut self.events {
+            events.flush();
+        }
+    }
+
+    /// As [`Log::flush`], for the last time: says what could not be written.
+    pub fn close(&mut self) {
+        if let Some(jsonl) = &mut self.jsonl {
+            jsonl.close();
+        }
+        if let Some(events) = &mut self.events {
+            events.close();
+        }
+    }
+
+    /// Bytes of `metrics.jsonl` once everything is written that waits. Where that is not known it is more than any:
+    /// then the steps of the lines alone say which are kept.
+    pub fn bytes(&self) -> u64 {
+        let unused = || fs::metadata(self.dir.join(METRICS)).map_or(0, |file| file.len());
+        self.jsonl.as_ref().map_or_else(unused, |jsonl| jsonl.bytes().unwrap_or(u64::MAX))
+    }
+
+    /// `metrics.jsonl`, to be made lasting by another thread.
+    pub fn file(&self) -> Option<File> {
+        self.jsonl.as_ref().and_then(Sink::file)
     }
 
     /// Erases the line of progress that stands on a terminal.
@@ -190,12 +202,12 @@ impl Log {
         if self.terminal { "\x1b[2K" } else { "" }
     }
 
-    fn scalars(&mut self, group: &str, step: u64, values: &Map<String, Value>) -> Result<()> {
-        let Some(events) = &mut self.events else { return Ok(()) };
+    fn scalars(&mut self, group: &str, step: u64, values: &Map<String, Value>) {
+        let Some(events) = &mut self.events else { return };
         let shown = values.iter().filter(|(key, _)| !["step", "steps"].contains(&key.as_str()));
         let named: Vec<(String, f64)> =
             shown.filter_map(|(key, value)| Some((format!("{group}/{key}"), value.as_f64()?))).collect();
-        events.scalars(step, named.iter().map(|(tag, value)| (tag.as_str(), *value)))
+        events.scalars(step, named.iter().map(|(tag, value)| (tag.as_str(), *value)));
     }
 }
 
@@ -257,18 +269,64 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-fn lines_up_to(path: &Path, step: u64) -> Result<Vec<String>> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut kept = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(Error::io("read", path))?;
-        // A line cut short by a crash is not JSON and goes too.
-        let at = serde_json::from_str::<Value>(&line).ok().and_then(|v| v.get("step")?.as_u64());
-        if at.is_some_and(|at| at <= step) {
-            kept.push(line);
+/// `metrics.jsonl` of the run in `dir`, which goes on after `step` steps; not opened unless it is wanted.
+fn metrics_file(dir: &Path, step: u64, bytes: u64, wanted: bool) -> Option<Sink> {
+    let path = dir.join(METRICS);
+    if !wanted {
+        if path.is_file()
+            && let Err(error) = take_back(&path, step, bytes)
+        {
+            crate::note!("warning: {error}; it keeps lines of steps that are made again");
         }
+        return None;
     }
-    Ok(kept)
+    Some(Sink::new(path.clone(), move || {
+        if path.is_file() {
+            take_back(&path, step, bytes)?;
+        }
+        let mut options = File::options();
+        options.create(true).append(true);
+        #[cfg(unix)]
+        if fs::metadata(&path).is_ok_and(|file| std::os::unix::fs::FileTypeExt::is_fifo(&file.file_type())) {
+            // Without a reader, or with a slow one, lines wait; the training does not.
+            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+        }
+        options.open(&path).map_err(Error::io("write", &path))
+    }))
+}
+
+/// Drops what follows the first `bytes` bytes, and of these the lines of steps after `step`.
+fn take_back(path: &Path, step: u64, bytes: u64) -> Result<()> {
+    let read = |path: &Path| {
+        let mut reader = BufReader::new(File::open(path)?.take(bytes));
+        let (mut all, mut kept, mut line) = (0, Vec::new(), Vec::new());
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            all += line.len() as u64;
+            if is_up_to(&line, step) {
+                kept.extend_from_slice(line.trim_ascii_end());
+                kept.push(b'\n');
+            }
+            line.clear();
+        }
+        Ok((all, kept))
+    };
+    let (all, kept) = read(path).map_err(Error::io("read", path))?;
+    let length = fs::metadata(path).map_err(Error::io("read", path))?.len();
+    match kept.len() as u64 == all {
+        true if length == all => Ok(()),
+        true => File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(all))
+            .map_err(Error::io("write", path)),
+        false => write_atomic(path, |out| out.write_all(&kept)),
+    }
+}
+
+/// Whether a line is of a step up to `step`; one cut short by a crash is not.
+fn is_up_to(line: &[u8], step: u64) -> bool {
+    let value = serde_json::from_slice::<Value>(line).ok();
+    value.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step)
 }
 
 /// Whether a directory holds a run that has begun to train.

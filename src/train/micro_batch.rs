@@ -90,7 +90,7 @@ pub(super) struct Choice {
 
 impl Choice {
     /// Tells whoever watches, and the log.
-    pub(super) fn tell(&self, of: usize, log: &mut Log, progress: Progress) -> Result<()> {
+    pub(super) fn tell(&self, of: usize, log: &mut Log, progress: Progress) {
         if progress != Progress::Quiet {
             let timed =
                 self.timed.iter().map(|(rows, seconds)| format!("{rows} take {:.1} ms", seconds * 1e3));
@@ -100,7 +100,7 @@ impl Choice {
             };
             crate::note!("micro-batches of {} rows, {why}", self.rows);
         }
-        log.micro_batch(self.rows, of, &self.timed)
+        log.micro_batch(self.rows, of, &self.timed);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod optim;
 pub mod saver;
 pub mod schedule;
 pub mod signals;
+mod sink;
 pub mod tensorboard;
 pub mod timing;
 mod trainer;

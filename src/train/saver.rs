@@ -3,26 +3,23 @@
 //! One write is under way at most. Whether it worked is told at the next [`Saver::poll`] or [`Saver::wait`]; dropping
 //! the saver waits too.
 
-use std::path::PathBuf;
+use std::fs::File;
 use std::thread::JoinHandle;
 
 use super::checkpoint::{Checkpoints, Moment, Snapshot};
-use crate::fsutil::sync_file;
 use crate::{Error, Result};
 
 /// Writes the checkpoints of one run.
 pub struct Saver {
     checkpoints: Checkpoints,
-    /// Must be on disk before a checkpoint that goes on from its end.
-    log: PathBuf,
     under_way: Option<(u64, JoinHandle<Result<()>>)>,
     saved: Option<u64>,
 }
 
 impl Saver {
-    /// Nothing is written yet; `saved` is the step of the checkpoint that the run went on from, `log` its metrics.
-    pub fn new(checkpoints: Checkpoints, log: PathBuf, saved: Option<u64>) -> Self {
-        Self { checkpoints, log, under_way: None, saved }
+    /// Nothing is written yet; `saved` is the step of the checkpoint that the run went on from.
+    pub fn new(checkpoints: Checkpoints, saved: Option<u64>) -> Self {
+        Self { checkpoints, under_way: None, saved }
     }
 
     /// The step of the last checkpoint that is whole on disk.
@@ -30,14 +27,15 @@ impl Saver {
         self.saved
     }
 
-    /// Begins to write, once the write before has ended well.
-    pub fn start(&mut self, snapshot: Snapshot, moment: Moment) -> Result<()> {
+    /// Begins to write, once the write before has ended well. First `log` is made lasting, from whose end the checkpoint
+    /// goes on.
+    pub fn start(&mut self, snapshot: Snapshot, moment: Moment, log: Option<File>) -> Result<()> {
         self.wait()?;
-        let (step, checkpoints, log) =
-            (snapshot.state.position.step, self.checkpoints.clone(), self.log.clone());
+        let (step, checkpoints) = (snapshot.state.position.step, self.checkpoints.clone());
         let write = move || {
-            if log.exists() { sync_file(&log) } else { Ok(()) }
-                .and_then(|()| checkpoints.write(&snapshot, moment))
+            // A pipe cannot be synced, and lines of a log are no reason to lose a checkpoint.
+            let _ = log.map(|log| log.sync_all());
+            checkpoints.write(&snapshot, moment)
         };
         self.under_way = Some((step, std::thread::spawn(write)));
         Ok(())

@@ -12,42 +12,41 @@
 //! TensorBoard forgets what older files say, so that no step is shown twice.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::sink::Sink;
 use crate::fsutil::sorted_entries;
 use crate::{Error, Result};
 
 const PREFIX: &str = "events.out.tfevents.";
 
-/// An open event file.
-pub struct Events {
-    path: PathBuf,
-    file: File,
-    /// Bytes that found no room on the disk yet.
-    pending: Vec<u8>,
-}
+/// An event file.
+pub struct Events(Sink);
 
 impl Events {
     /// A new file in `dir`, for steps after `step`.
-    pub fn create(dir: &Path, step: u64) -> Result<Self> {
-        let before = files(dir)?;
+    pub fn create(dir: &Path, step: u64) -> Self {
+        // A directory that cannot be read cannot be written to either, which is told then.
+        let before = files(dir).unwrap_or_default();
         // TensorBoard reads files in the order of their names: also two of one second, also if the clock was set back.
         let newest = before.last().and_then(|p| name(p)?[PREFIX.len()..].split('.').next()?.parse().ok());
         let second = newest.unwrap_or(0).max(now() as u64);
         let path = dir.join(format!("{PREFIX}{second:010}.{:05}.elektron", before.len()));
-        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-        let mut events = Self { path, file, pending: Vec::new() };
-        events.write(&[event(0), bytes(3, b"brain.Event:2")].concat())?;
+        let open = {
+            let path = path.clone();
+            move || File::create_new(&path).map_err(Error::io("create", &path))
+        };
+        let mut events = Self(Sink::new(path, open));
+        events.write(&[event(0), bytes(3, b"brain.Event:2")].concat());
         if !before.is_empty() {
-            events.write(&[event(step + 1), bytes(7, &[0x08, 0x01])].concat())?;
+            events.write(&[event(step + 1), bytes(7, &[0x08, 0x01])].concat());
         }
-        Ok(events)
+        events
     }
 
     /// Values of one step; what is not finite is left out.
-    pub fn scalars<'a>(&mut self, step: u64, values: impl Iterator<Item = (&'a str, f64)>) -> Result<()> {
+    pub fn scalars<'a>(&mut self, step: u64, values: impl Iterator<Item = (&'a str, f64)>) {
         let mut summary = Vec::new();
         for (tag, value) in values.filter(|(_, value)| value.is_finite()) {
             let mut inner = bytes(1, tag.as_bytes());
@@ -55,25 +54,21 @@ impl Events {
             inner.extend((value as f32).to_le_bytes());
             summary.extend(bytes(1, &inner));
         }
-        self.write(&[event(step), bytes(5, &summary)].concat())
+        self.write(&[event(step), bytes(5, &summary)].concat());
     }
 
-    fn write(&mut self, message: &[u8]) -> Result<()> {
-        self.pending.extend(record(message));
-        match self.flush() {
-            // As with the other log: it waits, and the run goes on.
-            Err(e) if e.is_no_space() => Ok(()),
-            other => other,
-        }
+    fn write(&mut self, message: &[u8]) {
+        self.0.add(&record(message));
     }
 
     /// Writes what had to wait.
-    pub fn flush(&mut self) -> Result<()> {
-        while !self.pending.is_empty() {
-            let written = self.file.write(&self.pending).map_err(Error::io("write", &self.path))?;
-            self.pending.drain(..written);
-        }
-        Ok(())
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+
+    /// As [`Events::flush`], for the last time: says what could not be written.
+    pub fn close(&mut self) {
+        self.0.close();
     }
 }
 

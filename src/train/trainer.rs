@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
 use super::diagnosis::diagnose;
-use super::log::{Line, Log, METRICS, Progress};
+use super::log::{Line, Log, Progress};
 use super::metrics::Metrics;
 use super::micro_batch::settle;
 use super::optim::{AdamW, AdamWOptions};
@@ -77,12 +77,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
         }
         let choice = settle(&mut run, &mut state)?;
-        let mut log = open_log(config, &state, run.progress)?;
+        let mut log = Log::open(config, state.position.step, state.log_bytes, run.progress);
         if let Some(choice) = choice {
-            choice.tell(config.rows_per_step(), &mut log, run.progress)?;
+            choice.tell(config.rows_per_step(), &mut log, run.progress);
         }
         let loader = Loader::new(run.rows.clone(), ordered(run.loader, &state), state.position.step);
-        let saver = Saver::new(checkpoints.clone(), config.output.join(METRICS), saved);
+        let saver = Saver::new(checkpoints.clone(), saved);
         let split = config.split_into(run.loader.batch_size);
         let timing = Timing::new(plan(&split, steps, run.validation.as_ref()), state.position.step);
         Ok(Self {
@@ -268,7 +268,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             tok_per_s: tokens as f64 / self.timing.take_line().max(1e-9),
             eta_s: self.timing.eta_s(),
         };
-        self.log.train(&line)
+        self.log.train(&line);
+        Ok(())
     }
 
     fn evaluate_if_due(&mut self) -> Result<()> {
@@ -285,7 +286,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let Run { model, validation, loader, config, .. } = &mut self.run;
         let Some(rows) = validation else { return Ok(None) };
         let metrics = evaluate(model, rows, loader, config.eval_rows).map_err(|e| self.saved_before(e))?;
-        self.log.eval(self.state.position.step, &metrics)?;
+        self.log.eval(self.state.position.step, &metrics);
         self.timing.mark(Part::Evaluation);
         Ok(Some(metrics))
     }
@@ -314,12 +315,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let Err(error) = self.saver.wait() {
             self.unsaved(&error);
         }
-        self.log.flush()?;
-        let log = self.run.config.output.join(METRICS);
-        self.state.log_bytes = std::fs::metadata(&log).map_or(0, |log| log.len());
+        self.log.flush();
+        self.state.log_bytes = self.log.bytes();
         self.take_counts()?;
         let snapshot = Snapshot::take(self.run.model, &self.optimizer, self.state.clone())?;
-        let begun = self.saver.start(snapshot, self.moment());
+        let begun = self.saver.start(snapshot, self.moment(), self.log.file());
         self.timing.mark(Part::Saving);
         begun
     }
@@ -377,11 +377,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
             self.unsaved(&error);
         }
         let (from, bad) = (self.state.position.step, self.state.bad_in_row);
+        let saved = self.checkpoints.list()?;
         let give_up = |why: &str| {
+            let next = match saved.is_empty() {
+                false => "goes on from the last checkpoint",
+                true => "starts again from the beginning, with the settings that are given with it",
+            };
             Err(Error::run(format!(
                 "{bad} steps in a row up to step {from} had no finite loss and gradient: {reason}. {why}. A lower \
-                 --learning-rate, a smaller --clip or --precision fp32 may help; `{}` goes on from the last good \
-                 checkpoint",
+                 --learning-rate, a smaller --clip or --precision fp32 may help; `{}` {next}",
                 self.resume()
             )))
         };
@@ -389,7 +393,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             return give_up("Going back to a checkpoint twice, with other data, did not help");
         }
         let Some(snapshot) = self.checkpoints.newest(&[Moment::SavePoint], passed_over)? else {
-            return give_up("There is no checkpoint to go back to");
+            return give_up("No checkpoint had been saved that the run could go back to");
         };
         snapshot.restore(self.run.model, &mut self.optimizer)?;
         self.run.model.take_counts()?;
@@ -403,8 +407,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             "warning: {bad} bad steps in a row up to step {from}: {reason}. The run goes back to step {to} and takes the \
              data in another order ({rollbacks} of at most {MOST_ROLLBACKS} times)"
         );
-        self.log = open_log(self.run.config, &self.state, self.run.progress)?;
-        self.log.rollback(from, to, &reason)?;
+        self.log.go_back(to, self.state.log_bytes);
+        self.log.rollback(from, to, &reason);
         self.loader = Loader::new(self.run.rows.clone(), ordered(self.run.loader, &self.state), to);
         Ok(())
     }
@@ -432,7 +436,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             Ending::Finished => self.evaluate()?,
             Ending::Interrupted => None,
         };
-        self.log.flush()?;
+        self.log.close();
         let [seconds, stepping_seconds, evaluating_seconds, saving_seconds] = self.timing.seconds();
         Ok(Summary {
             ending,
@@ -483,16 +487,6 @@ pub(super) fn ordered(spec: LoaderSpec, state: &TrainerState) -> LoaderSpec {
     // An odd constant far from small numbers: seeds that users choose stay apart.
     let seed = spec.seed.wrapping_add(state.rollbacks.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     LoaderSpec { seed, ..spec }
-}
-
-/// The log as it was when `state` was saved.
-fn open_log(config: &RunConfig, state: &TrainerState, progress: Progress) -> Result<Log> {
-    let path = config.output.join(METRICS);
-    if std::fs::metadata(&path).is_ok_and(|file| file.len() > state.log_bytes) {
-        let file = std::fs::OpenOptions::new().write(true).open(&path);
-        file.and_then(|file| file.set_len(state.log_bytes)).map_err(Error::io("write", &path))?;
-    }
-    Log::open(config, state.position.step, progress)
 }
 
 fn passed_over(error: &Error) {
