@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
 
 use clap::Args;
 use serde_json::json;
@@ -9,7 +10,7 @@ use serde_json::json;
 use super::{check_vocabulary, print, set_threads};
 use crate::backend::Cpu;
 use crate::backend::cpu::in_pool;
-use crate::data::source::{TextSource, read_stream};
+use crate::data::source::{Paragraph, TextSource, read_stream};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::Discriminator;
@@ -23,7 +24,10 @@ const LINES_AT_ONCE: usize = 16;
 #[command(after_help = "Examples:
   elektron detect --discriminator out/run/discriminator \"The chef ate the meal.\"
   elektron detect --discriminator out/run/discriminator --input page.txt --json
-  cat page.txt | elektron detect --discriminator out/run/discriminator")]
+  cat page.txt | elektron detect --discriminator out/run/discriminator
+
+A line of more tokens than the model has positions is cut: a warning tells of it, and with --json its object has
+\"truncated\": true.")]
 pub(super) struct Arguments {
     /// Directory of the discriminator, or its name on the Hugging Face hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -58,7 +62,8 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let model = Discriminator::load(Cpu::<f32>::new(), checkpoint)
         .map_err(|e| Error::file(&a.discriminator, e.to_string()))?;
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let mut judge = Judge { model, tokenizer, json: a.json, colours, rows: Vec::new(), any: false };
+    let (rows, lines, cut) = (Vec::new(), 0, 0);
+    let mut judge = Judge { model, tokenizer, json: a.json, colours, rows, lines, cut };
     for text in &a.text {
         text.lines().try_for_each(|line| judge.line(line))?;
     }
@@ -66,14 +71,17 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         source.for_each(|p| judge.line(p.text))?;
     }
     if !streams.is_empty() || (a.text.is_empty() && a.input.is_empty()) {
-        read_stream("standard input", std::io::stdin().lock(), &mut |p| judge.line(p.text))?;
+        judge.standard_input()?;
     }
     judge.show()?;
-    match judge.any {
-        true => Ok(()),
-        false => {
+    if judge.cut > 1 {
+        crate::note!("warning: {} of {} lines were cut", judge.cut, judge.lines);
+    }
+    match judge.lines {
+        0 => {
             Err(Error::config("there is no text: give it as an argument, with --input, or on standard input"))
         }
+        _ => Ok(()),
     }
 }
 
@@ -83,10 +91,20 @@ struct Judge {
     tokenizer: Tokenizer,
     json: bool,
     colours: bool,
-    /// Token ids of lines that are still to be shown.
-    rows: Vec<Vec<u32>>,
-    /// Whether there was any line.
-    any: bool,
+    /// Lines that are still to be shown.
+    rows: Vec<Row>,
+    /// Lines so far, those without text left out.
+    lines: u64,
+    /// How many of them were cut.
+    cut: u64,
+}
+
+/// One line.
+struct Row {
+    /// With special tokens, and no more than the model has positions.
+    ids: Vec<u32>,
+    /// Tokens that are left out.
+    left_out: usize,
 }
 
 impl Judge {
@@ -94,14 +112,43 @@ impl Judge {
         if line.trim().is_empty() {
             return Ok(());
         }
+        self.lines += 1;
         let special = self.tokenizer.special();
-        let mut row = vec![special.cls];
-        row.extend(self.tokenizer.encode(line)?);
-        row.truncate(self.model.config().max_position_embeddings - 1);
-        row.push(special.sep);
-        self.rows.push(row);
-        self.any = true;
+        let positions = self.model.config().max_position_embeddings;
+        let most = positions.saturating_sub(2);
+        let tokens = self.tokenizer.encode(line)?;
+        let left_out = tokens.len().saturating_sub(most);
+        if left_out > 0 {
+            self.cut += 1;
+            if self.cut == 1 {
+                crate::note!(
+                    "warning: line {} has {} tokens; the model has {positions} positions, so only the first {most} \
+                     are looked at, here and in other lines as long",
+                    self.lines,
+                    tokens.len()
+                );
+            }
+        }
+        let framed = [special.cls].into_iter().chain(tokens.into_iter().take(most)).chain([special.sep]);
+        self.rows.push(Row { ids: framed.collect(), left_out });
         if self.rows.len() == LINES_AT_ONCE { self.show() } else { Ok(()) }
+    }
+
+    /// A thread reads, so that what has come so far is shown while more is waited for.
+    fn standard_input(&mut self) -> Result<()> {
+        let (to_us, lines) = sync_channel::<String>(LINES_AT_ONCE);
+        let reader = std::thread::spawn(move || {
+            let mut send = |p: Paragraph<'_>| to_us.send(p.text.to_owned()).map_err(|_| Error::OutputClosed);
+            read_stream("standard input", std::io::stdin().lock(), &mut send)
+        });
+        while let Ok(line) = lines.recv() {
+            self.line(&line)?;
+            while let Ok(line) = lines.try_recv() {
+                self.line(&line)?;
+            }
+            self.show()?;
+        }
+        reader.join().map_err(|_| Error::run("the thread that reads standard input broke down"))?
     }
 
     fn show(&mut self) -> Result<()> {
@@ -109,9 +156,10 @@ impl Judge {
         if rows.is_empty() {
             return Ok(());
         }
+        let (ids, left_out): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.ids, row.left_out)).unzip();
         let model = &mut self.model;
-        let all = in_pool(|| model.probabilities(&rows))?;
-        for (row, probabilities) in rows.iter().zip(all) {
+        let all = in_pool(|| model.probabilities(&ids))?;
+        for ((row, left_out), probabilities) in ids.iter().zip(left_out).zip(all) {
             let inner = 1..row.len() - 1;
             let tokens: Vec<String> = row[inner.clone()].iter().map(|&id| self.tokenizer.token(id)).collect();
             let probabilities = &probabilities[inner];
@@ -121,9 +169,14 @@ impl Judge {
                     .zip(probabilities)
                     .map(|(token, p)| json!({ "token": token, "replaced": (f64::from(*p) * 1e4).round() / 1e4 }))
                     .collect();
-                print(&json!({ "tokens": shown }).to_string())?;
+                let mut object = json!({ "tokens": shown });
+                if left_out > 0 {
+                    object["truncated"] = json!(true);
+                }
+                print(&object.to_string())?;
             } else {
-                print(&words(&tokens, probabilities, self.colours))?;
+                let end = if left_out > 0 { format!(" … ({left_out} more tokens)") } else { String::new() };
+                print(&(words(&tokens, probabilities, self.colours) + &end))?;
             }
         }
         Ok(())
