@@ -64,6 +64,21 @@ fn what_cannot_be_held_out_is_named() {
         &[&start[..], &["--vocab-size", "300", "--held-out", "1e-9"]].concat(),
         &["--held-out", "--validation"],
     );
+    // Nearly everything, of many documents and of one.
+    let almost = [&start[..], &["--vocab-size", "300", "--held-out", "0.9999"]].concat();
+    fail(
+        &almost,
+        &["--held-out 0.9999", "too little to train on", "documents", "smaller share", "--validation"],
+    );
+    fs::write(scratch.path("one.txt"), fs::read_to_string(&book).unwrap().replace("\n\n", "\n")).unwrap();
+    let one = scratch.path("one.txt");
+    let of_one = ["pretrain", "--train", &one, "--output", &out, "--seq-len", "32", "--preset", "tiny"];
+    fail(
+        &[&of_one[..], &["--vocab-size", "300", "--held-out", "0.9999"]].concat(),
+        &["--held-out 0.9999", "one document", "--validation"],
+    );
+    let dry = ["pretrain", "--train", &book, "--output", &out, "--preset", "tiny", "--dry-run"];
+    fail(&[&dry[..], &["--seq-len", "600"]].concat(), &["600", "positions", "--seq-len"]);
     // A dry run looks at no text.
     let nothing = ["pretrain", "--train", "/nonexistent", "--output", &out, "--preset", "tiny", "--dry-run"];
     assert!(elektron(&nothing).status.success());

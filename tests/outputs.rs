@@ -303,6 +303,14 @@ fn typos_get_a_suggestion() {
     refuse("lerning_rate = 1e-3\n", &["`lerning_rate`", "did you mean `learning-rate`?"]);
     refuse("preset = 'smal'\n", &["`preset`", "smal", "did you mean `small`?"]);
     refuse("log-to = ['tensorbord']\n", &["`log-to`", "tensorbord", "did you mean `tensorboard`?"]);
+    refuse(
+        "train: [a.txt]\nbatch_size: 8\n",
+        &["run.toml", "looks like YAML", "TOML", "learning-rate = 3e-4"],
+    );
+    refuse("{\"batch-size\": 8}\n", &["run.toml", "looks like JSON", "TOML", "learning-rate = 3e-4"]);
+    refuse("batch-size 8\n", &["run.toml", "not TOML", "learning-rate = 3e-4", "line 1"]);
+    refuse("train = ['a.txt']\n", &["missing --output DIR"]);
+    refuse("output = 'run'\n", &["missing --train PATH"]);
     refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected `electra` or"]);
     let out = elektron(&["pretrain", "--preset", "smal"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("a similar value exists: 'small'"));

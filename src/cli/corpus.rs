@@ -56,9 +56,29 @@ pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Re
         }
         // Nobody asked for it, so too little text for both is no error.
         (_, _, None) => Ok((whole()?, validation)),
-        (Err(error), ..) => Err(error),
+        (Err(error), _, Some(share)) => {
+            // The text may be too short in any case.
+            whole()?;
+            Err(Error::config(format!(
+                "--held-out {share} leaves too little to train on: {} ({error})",
+                too_much(documents, theirs, ours)
+            )))
+        }
         (_, Err(error), Some(share)) => Err(Error::config(format!(
             "--held-out {share} leaves too little to measure: {error}, a larger share, or --validation"
         ))),
+    }
+}
+
+/// Why too little is left, and what to do.
+fn too_much(documents: usize, held_out: usize, kept: usize) -> String {
+    match documents {
+        1 => "the text is one document, which is held out or trained on as a whole; separate documents by blank \
+              lines, or give --held-out 0, or name other text with --validation"
+            .to_owned(),
+        _ => format!(
+            "of the text's {documents} documents {held_out} tokens are held out and {kept} are left; give a smaller \
+             share (0.1 holds out a tenth), or name other text with --validation"
+        ),
     }
 }

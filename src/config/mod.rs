@@ -16,6 +16,7 @@ use crate::suggest::{closest, possible_value};
 use crate::train::schedule::Schedule;
 use crate::{Error, Result};
 
+mod format;
 mod micro_batch;
 mod run;
 
@@ -256,7 +257,8 @@ impl Settings {
     /// Reads a TOML file; keys are the flags' names, with - or _.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let table: toml::Table = toml::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+        let table: toml::Table =
+            toml::from_str(&text).map_err(|e| Error::file(path, format::not_toml(&text, &e)))?;
         let mut object = Map::new();
         for (key, value) in table {
             let name = key.replace('-', "_");

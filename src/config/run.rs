@@ -89,9 +89,10 @@ impl RunConfig {
         let txtai = flavour == Flavour::Txtai;
         let big = matches!(preset, Preset::Base | Preset::Large);
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
-        let output = s.output.ok_or_else(|| Error::config("where shall the run go? Give --output DIR"))?;
+        let output =
+            s.output.ok_or_else(|| Error::config("missing --output DIR, the directory of the run"))?;
         let config = Self {
-            train: s.train.ok_or_else(|| Error::config("what shall be trained on? Give --train PATH…"))?,
+            train: s.train.ok_or_else(|| Error::config("missing --train PATH, the text to train on"))?,
             columns: s.columns.unwrap_or_else(|| vec!["text".to_owned()]),
             held_out: s.held_out.or(s.validation.is_some().then_some(0.0)),
             validation: s.validation.unwrap_or_default(),

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::device::{OnBackend, Place};
-use super::super::print;
+use super::super::{check_positions, print};
 use super::{architecture, models, options};
 use crate::backend::Backend;
 use crate::backend::gpu::Products;
@@ -90,6 +90,8 @@ fn dry_run<B: Backend>(
     let (generator, discriminator) = models(config, vocab_size, machine)?;
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
+    check_positions(config.seq_len, ours, "generator")?;
+    check_positions(config.seq_len, theirs, "discriminator")?;
     let table = ParamTable::new(ours, theirs, head, config.share)?;
     let plan = plan(backend, config, (&generator, &discriminator))?;
     let limits = plan.limits;
