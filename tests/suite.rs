@@ -32,5 +32,7 @@ mod prepare;
 mod recorded;
 mod report;
 mod steps;
+#[cfg(target_os = "linux")]
+mod streams;
 mod support;
 mod whole;
