@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::checkpoint::Checkpoints;
 use super::metrics::Metrics;
 use super::tensorboard::Events;
 use crate::config::{LogFormat, RunConfig};
@@ -271,11 +272,10 @@ fn lines_up_to(path: &Path, step: u64) -> Result<Vec<String>> {
     Ok(kept)
 }
 
-/// Whether a directory holds a run that has begun to train.
+/// Whether a directory holds a run that has begun to train: a line of the log, a checkpoint or a
+/// model. What was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {
-    fs::read_dir(dir).is_ok_and(|mut entries| {
-        entries.any(|e| {
-            e.is_ok_and(|e| ["generator", "discriminator", METRICS].iter().any(|n| e.file_name() == *n))
-        })
-    })
+    let has_models = ["generator", "discriminator"].iter().any(|name| dir.join(name).exists());
+    let has_lines = fs::metadata(dir.join(METRICS)).is_ok_and(|log| log.len() > 0);
+    has_models || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
 }
