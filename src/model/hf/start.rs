@@ -139,7 +139,9 @@ impl StartingPoint {
         {
             return Err(self.missing(missing, architecture.class_name()));
         }
-        if self.architecture() != Some(architecture) {
+        // The labels are those of a head that is not kept.
+        let two = architecture != Architecture::TokenClassification || checkpoint.config.num_labels() == 2;
+        if self.architecture() != Some(architecture) || !two {
             checkpoint.config.remove_labels();
         }
         Ok(checkpoint)
