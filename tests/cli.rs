@@ -67,7 +67,7 @@ impl Scratch {
         output
     }
 
-    fn vocabulary(&self, book: &str) -> String {
+    pub(crate) fn vocabulary(&self, book: &str) -> String {
         let path = self.path("vocabulary");
         if !Path::new(&path).exists() {
             succeed(&["tokenizer", "train", "--input", book, "--vocab-size", "900", "--output", &path]);
@@ -199,7 +199,7 @@ fn settings_come_from_flags_over_a_file() {
 }
 
 /// The golden batch as `elektron forward` reads it.
-fn golden_batch(scratch: &Scratch) -> String {
+pub(crate) fn golden_batch(scratch: &Scratch) -> String {
     use safetensors::tensor::{Dtype, TensorView};
     let ints = read_tensors(&golden("inputs.safetensors")).ints;
     let names = ["input_ids", "labels", "attention_mask", "token_type_ids", "sampled"];

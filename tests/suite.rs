@@ -21,6 +21,7 @@ mod kernels;
 mod memory;
 #[cfg(unix)]
 mod micro_batch;
+mod models;
 #[cfg(unix)]
 mod numbers;
 mod nvrtc;

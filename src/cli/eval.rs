@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
-use super::{check_positions, check_vocabulary, print, set_threads};
+use super::{check_positions, check_token_types, check_vocabulary, load_pair, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Device, Precision};
 use crate::data::loader::LoaderSpec;
@@ -119,11 +119,11 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let source = TextSource::held_out(&input, &a.columns)?;
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
-    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
-    let (generator, discriminator) = (load(&a.generator)?, load(&a.discriminator)?);
+    let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
     for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
         check_vocabulary(&tokenizer, &checkpoint.config, what)?;
         check_positions(a.seq_len, &checkpoint.config, what)?;
+        check_token_types(a.merge, &checkpoint.config, what)?;
     }
     // Each directory is complete on its own, whatever was shared in training.
     let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };

@@ -7,12 +7,11 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::device::{Choice, OnBackend, Place, with_backend};
-use super::set_threads;
+use super::{load_pair, set_threads};
 use crate::backend::Backend;
 use crate::config::{Device, Precision};
 use crate::fsutil::{check_output, write_atomic};
-use crate::hub::{Part, locate};
-use crate::model::hf::{Checkpoint, map_file};
+use crate::model::hf::map_file;
 use crate::model::{Flavour, Options, Output, PaddedInput, Share, TokenDetection};
 use crate::{Error, Result};
 
@@ -103,8 +102,7 @@ fn run_on<B: Backend>(backend: B, a: &Arguments, input: &PaddedInput) -> Result<
         disallow_correct: a.disallow_correct,
         seed: a.seed,
     };
-    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
-    let (generator, discriminator) = (load(&a.generator)?, load(&a.discriminator)?);
+    let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
     let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;
     let output = model.forward(input).map_err(|e| Error::file(&a.batch, e.to_string()))?;
     let mut tensors = named(&output, input);

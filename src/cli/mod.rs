@@ -16,8 +16,11 @@ mod tokenizer;
 
 use clap::{Parser, Subcommand};
 
+use crate::data::pack::Merge;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::config::ElectraConfig;
+use crate::hub::{Part, locate};
+use crate::model::config::{Architecture, ElectraConfig};
+use crate::model::hf::Checkpoint;
 use crate::{Error, Result};
 
 /// Pre-trains ELECTRA: text in, a generator and a discriminator that `transformers` loads out
@@ -106,13 +109,34 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
         .map_err(|e| Error::config(format!("cannot start {threads} threads: {e}")))
 }
 
+/// A generator and a discriminator, each whole with its head.
+fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Checkpoint)> {
+    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
+    let (ours, theirs) = (load(generator)?, load(discriminator)?);
+    if ours.architecture != Architecture::MaskedLm {
+        let class = ours.architecture.class_name();
+        return Err(Error::file(
+            generator,
+            format!("the generator must be an ElectraForMaskedLM, this is an {class}"),
+        ));
+    }
+    if theirs.architecture == Architecture::MaskedLm {
+        return Err(Error::file(
+            discriminator,
+            "the discriminator must be an ElectraForPreTraining or an ElectraForTokenClassification, this is an \
+             ElectraForMaskedLM",
+        ));
+    }
+    Ok((ours, theirs))
+}
+
 /// Every id of the tokenizer has a row in the model.
 fn check_vocabulary(tokenizer: &Tokenizer, config: &ElectraConfig, what: &str) -> Result<()> {
     let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
     if tokens > rows {
         return Err(Error::config(format!(
             "the tokenizer has {tokens} tokens, the {what} only {rows} rows of embeddings: use the tokenizer it was \
-             trained with"
+             trained with; an untrained model needs a `vocab_size` of {tokens} or more"
         )));
     }
     Ok(())
@@ -124,6 +148,18 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     if seq_len > positions {
         return Err(Error::config(format!(
             "rows of {seq_len} tokens exceed the {what}'s {positions} positions: use --seq-len {positions} or less"
+        )));
+    }
+    Ok(())
+}
+
+/// As many token types as rows have segments.
+fn check_token_types(merge: Merge, config: &ElectraConfig, what: &str) -> Result<()> {
+    let types = config.type_vocab_size;
+    if merge.segments() > types {
+        return Err(Error::config(format!(
+            "the {what} has {types} token type (`type_vocab_size`), but --merge segments, the default of the electra \
+             flavour, makes rows of two segments, which are told apart by their types: use --merge concat"
         )));
     }
     Ok(())

@@ -8,9 +8,9 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, check_positions, check_vocabulary, corpus, set_threads};
+use super::{Outcome, corpus, set_threads};
 use crate::backend::Backend;
-use crate::config::{Head, MicroBatch, RunConfig, Settings};
+use crate::config::{MicroBatch, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
@@ -18,7 +18,6 @@ use crate::data::source::TextSource;
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, locate};
-use crate::model::config::{Architecture, Preset};
 use crate::model::hf::Checkpoint;
 use crate::model::{Options, TokenDetection};
 use crate::train::card::{Facts, write_cards};
@@ -30,8 +29,10 @@ use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
 
+mod models;
 mod plan;
 
+use models::Starts;
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -90,7 +91,7 @@ const RESOLVED: &str = "config.json";
 pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
     let settings = gather(&arguments)?;
-    let config = RunConfig::resolve(settings.clone())?;
+    let mut config = RunConfig::resolve(settings.clone())?;
     set_threads(config.threads)?;
     let choice = Choice {
         kernel_cache: !arguments.no_kernel_cache,
@@ -100,20 +101,26 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         ..Choice::new(config.device, config.precision)
     };
     if arguments.dry_run {
-        with_backend(choice, DryRun { config: &config, machine: arguments.json, products: choice.products })?;
+        let starts = starts(&mut config, &settings, arguments.json)?;
+        let (machine, products) = (arguments.json, choice.products);
+        let tokenizer = known_tokenizer(&config, machine)?;
+        let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
+        with_backend(choice, DryRun { config: &config, pair, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
-    let _lock = take_directory(&config, resume)?;
+    let (_lock, before) = take_directory(&config, resume)?;
+    let quiet = arguments.quiet;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
-    let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
-    let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
-    check_vocabulary(&tokenizer, &generator.config, "generator")?;
-    check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
-    check_positions(config.seq_len, &generator.config, "generator")?;
-    check_positions(config.seq_len, &discriminator.config, "discriminator")?;
-    let pair = (generator, discriminator);
+    let starts = starts(&mut config, &settings, quiet)?;
+    let tokenizer = match known_tokenizer(&config, quiet)? {
+        Some(tokenizer) => tokenizer,
+        None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
+    };
+    // What a continued run began with was told when it began.
+    let told = quiet || (resume && holds_run(&config.output));
+    let pair = starts.networks(&config, Some(&tokenizer), told)?;
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,
         (false, true) => Progress::Json,
@@ -124,25 +131,46 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(finish(&config, &summary, arguments.json))
 }
 
-/// Makes the output directory this process's own, if the run may be there.
-fn take_directory(config: &RunConfig, resume: bool) -> Result<RunLock> {
+/// Makes the output directory this process's own, if the run may be there; also returns the settings
+/// that an earlier process left there.
+fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<RunConfig>)> {
     let output = &config.output;
     create_dir(output)?;
     let lock = RunLock::take(output)?;
-    let before = output.join(RESOLVED);
-    if resume && before.is_file() {
-        let advice = "delete it, the run goes on with the settings in run.json";
-        config.continued_as(&read_settings(&before, advice)?)?;
-    } else if !resume && holds_run(output) {
-        return Err(Error::file(
-            output,
-            "this directory already holds a run: continue it with --resume, or give another --output",
-        ));
+    let path = output.join(RESOLVED);
+    let mut before = None;
+    if holds_run(output) {
+        if !resume {
+            return Err(Error::file(
+                output,
+                "this directory already holds a run: continue it with --resume, or give another --output",
+            ));
+        }
+        if path.is_file() {
+            let advice = "delete it, the run goes on with the settings in run.json";
+            let settings = read_settings(&path, advice)?;
+            config.continued_as(&settings)?;
+            before = Some(settings);
+        }
+    } else if path.is_file() {
+        // That run ended before its first step: its settings bind nobody, readable or not.
+        before = read_settings(&path, "").ok();
     }
     for dir in ["", "generator", "discriminator", "tokenizer", "shards"] {
         remove_unfinished(&output.join(dir))?;
     }
-    Ok(lock)
+    Ok((lock, before))
+}
+
+/// What the networks start from, if the settings fit it. Without --vocab-size a vocabulary has as
+/// many tokens as they have rows of embeddings.
+fn starts(config: &mut RunConfig, settings: &Settings, quiet: bool) -> Result<Starts> {
+    let starts = Starts::read(config, quiet)?;
+    if let (None, Some(rows)) = (settings.vocab_size, starts.vocab_size()) {
+        config.vocab_size = rows;
+    }
+    starts.check(config)?;
+    Ok(starts)
 }
 
 /// A run whose models are ready.
@@ -244,22 +272,52 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
     write_atomic(path, |out| writeln!(out, "{text}"))
 }
 
-/// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
-fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
+/// The tokenizer that was named, or the one beside the models.
+fn known_tokenizer(config: &RunConfig, quiet: bool) -> Result<Option<Tokenizer>> {
     if let Some(path) = &config.tokenizer {
-        return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?);
+        return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?).map(Some);
     }
-    for name in [&config.generator, &config.discriminator].into_iter().flatten() {
+    let names = [&config.base, &config.generator, &config.discriminator];
+    let mut found: Option<(&String, Tokenizer)> = None;
+    for name in names.into_iter().flatten() {
+        if found.is_some() && !Path::new(name).exists() {
+            // A second model of the hub is taken to have the same, rather than downloaded to see.
+            continue;
+        }
         let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
-        if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
-            return Tokenizer::load(&dir);
+        if !dir.join("tokenizer.json").is_file() && !dir.join("vocab.txt").is_file() {
+            continue;
+        }
+        let tokenizer = Tokenizer::load(&dir)?;
+        match &found {
+            None => found = Some((name, tokenizer)),
+            Some((first, other)) if other.inner().get_vocab(true) != tokenizer.inner().get_vocab(true) => {
+                return Err(Error::config(format!(
+                    "{first} and {name} have different tokenizers, but both networks read the same tokens: use models \
+                     of one vocabulary, or say with --tokenizer which is right"
+                )));
+            }
+            Some(_) => {}
         }
     }
+    Ok(found.map(|(_, tokenizer)| tokenizer))
+}
+
+/// The run's own tokenizer from before, or a new one trained on the text.
+fn own_tokenizer(
+    config: &RunConfig,
+    starts: &Starts,
+    before: Option<&RunConfig>,
+    source: &TextSource,
+    quiet: bool,
+) -> Result<Tokenizer> {
     let own = config.output.join("tokenizer");
+    let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
     // The last of its files to be written: without it the tokenizer is not whole.
-    if own.join("vocab.txt").is_file() {
+    if is_same && own.join("vocab.txt").is_file() {
         return Tokenizer::load(&own);
     }
+    starts.check_new_vocabulary(config, quiet)?;
     if !quiet {
         crate::note!("training a vocabulary of {} tokens on the text", config.vocab_size);
     }
@@ -267,39 +325,6 @@ fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tok
     let tokenizer = Tokenizer::train(source, &spec)?;
     tokenizer.save(&own, config.seq_len)?;
     Ok(tokenizer)
-}
-
-fn architecture(head: Head) -> Architecture {
-    match head {
-        Head::Pretraining => Architecture::PreTraining,
-        Head::TokenClassification => Architecture::TokenClassification,
-    }
-}
-
-/// Untrained networks of the preset's sizes, or those that were named.
-fn models(config: &RunConfig, vocab_size: usize, quiet: bool) -> Result<(Checkpoint, Checkpoint)> {
-    let head = architecture(config.head);
-    let load = |name: &str| Checkpoint::load(&locate(Path::new(name), Part::Model, quiet)?);
-    let generator = match &config.generator {
-        None => Checkpoint::fresh(config.preset.generator(vocab_size), Architecture::MaskedLm),
-        Some(name) => match Preset::from_name(name) {
-            // By name a preset is its full size: the pair of the released checkpoints.
-            Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), Architecture::MaskedLm),
-            None => load(name)?,
-        },
-    };
-    if generator.architecture != Architecture::MaskedLm {
-        let dir = config.generator.clone().unwrap_or_default();
-        return Err(Error::file(dir, "this is a discriminator; a generator is an ElectraForMaskedLM"));
-    }
-    let discriminator = match &config.discriminator {
-        None => Checkpoint::fresh(config.preset.discriminator(vocab_size), head),
-        Some(name) => match Preset::from_name(name) {
-            Some(preset) => Checkpoint::fresh(preset.discriminator(vocab_size), head),
-            None => load(name)?.with_head(head),
-        },
-    };
-    Ok((generator, discriminator))
 }
 
 fn options(config: &RunConfig) -> Options {

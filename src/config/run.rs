@@ -37,6 +37,9 @@ pub struct RunConfig {
     pub seq_len: usize,
     pub shards: PathBuf,
     pub preset: Preset,
+    /// Both networks start from it; instead of the next two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     pub generator: Option<String>,
     pub discriminator: Option<String>,
     pub head: Head,
@@ -89,6 +92,19 @@ impl RunConfig {
         let txtai = flavour == Flavour::Txtai;
         let big = matches!(preset, Preset::Base | Preset::Large);
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
+        if s.base.is_some() {
+            for (name, given) in [
+                ("generator", s.generator.is_some()),
+                ("discriminator", s.discriminator.is_some()),
+                ("preset", s.preset.is_some()),
+            ] {
+                if given {
+                    return Err(Error::config(format!(
+                        "--base and --{name} both say what the networks start from: give one of them"
+                    )));
+                }
+            }
+        }
         let output =
             s.output.ok_or_else(|| Error::config("missing --output DIR, the directory of the run"))?;
         let config = Self {
@@ -103,6 +119,7 @@ impl RunConfig {
             seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
             shards: s.shards.unwrap_or_else(|| output.join("shards")),
             preset,
+            base: s.base,
             generator: s.generator,
             discriminator: s.discriminator,
             head: s.head.unwrap_or_default(),
@@ -245,11 +262,16 @@ impl RunConfig {
         self.warmup_steps.unwrap_or((steps / 10).min(10_000))
     }
 
+    /// Whether a vocabulary trained on the text by these settings is the one of `before`.
+    pub fn same_vocabulary(&self, before: &Self) -> bool {
+        (&self.train, &self.columns, self.vocab_size) == (&before.train, &before.columns, before.vocab_size)
+    }
+
     /// Settings that a continued run must have as before: they decide its data and its parameters.
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 23] = [
+        const FIXED: [&str; 24] = [
             "train",
             "columns",
             "dedup",
@@ -257,6 +279,7 @@ impl RunConfig {
             "merge",
             "seq-len",
             "preset",
+            "base",
             "generator",
             "discriminator",
             "head",

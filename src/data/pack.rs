@@ -28,6 +28,13 @@ pub enum Merge {
     Segments,
 }
 
+impl Merge {
+    /// Segments of a row at the most, each of a token type of its own.
+    pub fn segments(self) -> usize {
+        if self == Self::Segments { 2 } else { 1 }
+    }
+}
+
 /// Paragraphs that `Pack` sorts together: those that txtai's trainer maps at once.
 const PACK_WINDOW: usize = 1000;
 /// Probability of an example with one segment only.

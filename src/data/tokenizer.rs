@@ -61,6 +61,8 @@ pub struct Tokenizer {
     inner: Inner,
     special: SpecialTokens,
     names: [String; 5],
+    /// Ids of `bos_token` and `eos_token`, where the settings name them.
+    bos_eos: [Option<u32>; 2],
     lowercase: bool,
     /// Whether text may be tokenized in pieces that begin at spaces.
     splits_at_spaces: bool,
@@ -158,12 +160,13 @@ impl Tokenizer {
     pub(super) fn wrap(mut inner: Inner, settings: &Value, lowercase: bool) -> Result<Self> {
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
-        let name = |(role, default): (&str, &str)| match settings.get(role) {
-            Some(Value::String(name)) => name.clone(),
-            Some(token) => token.get("content").and_then(Value::as_str).unwrap_or(default).to_owned(),
-            None => default.to_owned(),
+        let named = |role: &str| {
+            let token = settings.get(role)?;
+            token.as_str().or_else(|| token.get("content")?.as_str())
         };
-        let names = ROLES.map(name);
+        let names = ROLES.map(|(role, default)| named(role).unwrap_or(default).to_owned());
+        let bos_eos =
+            ["bos_token", "eos_token"].map(|role| named(role).and_then(|name| inner.token_to_id(name)));
         let id = |i: usize| {
             inner.token_to_id(&names[i]).ok_or_else(|| {
                 Error::config(format!(
@@ -183,12 +186,17 @@ impl Tokenizer {
         let splits_at_spaces = matches!(inner.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
             && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
             && !inner.get_added_tokens_decoder().values().any(|token| token.content.contains(' '));
-        Ok(Self { inner, special, names, lowercase, splits_at_spaces })
+        Ok(Self { inner, special, names, bos_eos, lowercase, splits_at_spaces })
     }
 
     /// Special tokens.
     pub fn special(&self) -> SpecialTokens {
         self.special
+    }
+
+    /// Ids of the tokens that begin and end a text, where the settings name such tokens.
+    pub fn bos_eos(&self) -> [Option<u32>; 2] {
+        self.bos_eos
     }
 
     /// V: one more than the highest id.

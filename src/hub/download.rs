@@ -99,7 +99,7 @@ impl<'a> Download<'a> {
     fn model(&mut self) -> Result<()> {
         let config = self.file("config.json")?.ok_or_else(|| self.lacks("config.json"))?;
         // Another kind of model is refused before its weights are fetched.
-        let (_, architecture) = read_config(&config)?;
+        let classes = read_config(&config)?.classes;
         if self.file(WEIGHTS)?.is_some() {
             return Ok(());
         }
@@ -112,7 +112,8 @@ impl<'a> Download<'a> {
         if self.facts("pytorch_model.bin")?.is_none() {
             return Err(self.lacks(WEIGHTS));
         }
-        let class = architecture.unwrap_or(Architecture::PreTraining).class_name();
+        let class = classes.iter().find(|name| name.starts_with("Electra"));
+        let class = class.map_or(Architecture::PreTraining.class_name(), String::as_str);
         let (repository, name) = (self.name.repository(), self.name);
         let folder = repository.rsplit('/').next().unwrap_or(repository);
         Err(Error::hub(format!(

@@ -1,8 +1,13 @@
 //! The configuration of one ELECTRA network, as `config.json` holds it, and the sizes of the paper.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
+
+mod json;
+mod tokens;
+
+pub use json::ConfigFile;
 
 /// The activation function of the feed-forward layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +50,10 @@ impl Architecture {
     }
 }
 
+/// More parameters than any machine trains here: a size in a file that was mistyped or damaged would
+/// otherwise end in a failed allocation.
+const MOST_MILLIONS: f64 = 100_000.0;
+
 /// Sizes and constants of one network. Defaults are those of `transformers`' `ElectraConfig`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ElectraConfig {
@@ -78,23 +87,12 @@ pub struct ElectraConfig {
     pub layer_norm_eps: f64,
     /// The token whose lookups give no gradient.
     pub pad_token_id: Option<u32>,
-    /// All other fields of the file, kept as they were.
+    /// All other fields of the file, kept as they were: none changes what is computed.
     pub other: Map<String, Value>,
 }
 
 /// Deeper than any: the names of all parameters are held in memory.
 const MOST_LAYERS: usize = 1024;
-
-/// The fields of `ElectraConfig` that training does not read, with the values `transformers` writes.
-fn other_defaults() -> Map<String, Value> {
-    let fields = json!({
-        "add_cross_attention": false, "bos_token_id": null, "eos_token_id": null, "is_decoder": false,
-        "summary_activation": "gelu", "summary_last_dropout": 0.1, "summary_type": "first",
-        "summary_use_proj": true, "tie_word_embeddings": true, "transformers_version": "5.23.0",
-        "use_cache": true,
-    });
-    if let Value::Object(map) = fields { map } else { Map::new() }
-}
 
 impl Default for ElectraConfig {
     fn default() -> Self {
@@ -114,32 +112,7 @@ impl Default for ElectraConfig {
             initializer_range: 0.02,
             layer_norm_eps: 1e-12,
             pad_token_id: Some(0),
-            other: other_defaults(),
-        }
-    }
-}
-
-/// Takes fields out of a JSON object, with defaults, and says which one is wrong.
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    fn size(&mut self, name: &str, default: usize) -> Result<usize> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value
-                .as_u64()
-                .and_then(|x| usize::try_from(x).ok())
-                .filter(|&x| x > 0 && x < 1 << 31)
-                .ok_or_else(|| Error::config(format!("`{name}` is {value}, expected a positive integer"))),
-        }
-    }
-
-    fn number(&mut self, name: &str, default: f64) -> Result<f64> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => {
-                value.as_f64().ok_or_else(|| Error::config(format!("`{name}` is {value}, expected a number")))
-            }
+            other: json::other_defaults(),
         }
     }
 }
@@ -150,115 +123,17 @@ impl ElectraConfig {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// Reads the object of a `config.json`; also returns its architecture, where it names one of ELECTRA's.
-    pub fn from_json(object: Map<String, Value>) -> Result<(Self, Option<Architecture>)> {
-        let mut f = Fields(object);
-        match f.0.remove("model_type") {
-            Some(Value::String(kind)) if kind == "electra" => {}
-            Some(kind) => {
-                return Err(Error::config(format!(
-                    "`model_type` is {kind}, expected \"electra\": give an ELECTRA model"
-                )));
-            }
-            None => {
-                return Err(Error::config(
-                    "there is no `model_type`, expected \"electra\": is this a model's config?",
-                ));
-            }
-        }
-        let named = f.0.remove("architectures");
-        let architecture = named
-            .as_ref()
-            .and_then(|names| names.as_array())
-            .and_then(|names| names.iter().filter_map(Value::as_str).find_map(Architecture::from_class_name));
-        let hidden_act = match f.0.remove("hidden_act").as_ref().map_or(Some("gelu"), Value::as_str) {
-            Some("gelu") => Activation::Gelu,
-            Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
-            Some("relu") => Activation::Relu,
-            other => {
-                return Err(Error::config(format!(
-                    "`hidden_act` is {other:?}; supported are gelu, gelu_new, gelu_pytorch_tanh and relu"
-                )));
-            }
-        };
-        let default = Self::default();
-        let pad_token_id = match f.0.remove("pad_token_id") {
-            None => default.pad_token_id,
-            Some(Value::Null) => None,
-            Some(value) => {
-                Some(value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-                    Error::config(format!("`pad_token_id` is {value}, expected a token id"))
-                })?)
-            }
-        };
-        let classifier_dropout = match f.0.remove("classifier_dropout") {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(value.as_f64().ok_or_else(|| {
-                Error::config(format!("`classifier_dropout` is {value}, expected a number or null"))
-            })?),
-        };
-        let config = Self {
-            vocab_size: f.size("vocab_size", default.vocab_size)?,
-            embedding_size: f.size("embedding_size", default.embedding_size)?,
-            hidden_size: f.size("hidden_size", default.hidden_size)?,
-            num_hidden_layers: f.size("num_hidden_layers", default.num_hidden_layers)?,
-            num_attention_heads: f.size("num_attention_heads", default.num_attention_heads)?,
-            intermediate_size: f.size("intermediate_size", default.intermediate_size)?,
-            max_position_embeddings: f.size("max_position_embeddings", default.max_position_embeddings)?,
-            type_vocab_size: f.size("type_vocab_size", default.type_vocab_size)?,
-            hidden_act,
-            hidden_dropout_prob: f.number("hidden_dropout_prob", default.hidden_dropout_prob)?,
-            attention_probs_dropout_prob: f
-                .number("attention_probs_dropout_prob", default.attention_probs_dropout_prob)?,
-            classifier_dropout,
-            initializer_range: f.number("initializer_range", default.initializer_range)?,
-            layer_norm_eps: f.number("layer_norm_eps", default.layer_norm_eps)?,
-            pad_token_id,
-            other: {
-                let mut other = other_defaults();
-                f.0.remove("torch_dtype");
-                f.0.remove("dtype");
-                other.extend(f.0);
-                other
-            },
-        };
-        config.validate()?;
-        Ok((config, architecture))
-    }
-
-    /// The object of a `config.json`, with every field of `ElectraConfig`.
-    pub fn to_json(&self, architecture: Architecture) -> Value {
-        let act = match self.hidden_act {
-            Activation::Gelu => "gelu",
-            Activation::GeluTanh => "gelu_pytorch_tanh",
-            Activation::Relu => "relu",
-        };
-        let mut all = self.other.clone();
-        let fields = json!({
-            "architectures": [architecture.class_name()],
-            "attention_probs_dropout_prob": self.attention_probs_dropout_prob,
-            "classifier_dropout": self.classifier_dropout,
-            "dtype": "float32",
-            "embedding_size": self.embedding_size,
-            "hidden_act": act,
-            "hidden_dropout_prob": self.hidden_dropout_prob,
-            "hidden_size": self.hidden_size,
-            "initializer_range": self.initializer_range,
-            "intermediate_size": self.intermediate_size,
-            "layer_norm_eps": self.layer_norm_eps,
-            "max_position_embeddings": self.max_position_embeddings,
-            "model_type": "electra",
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "pad_token_id": self.pad_token_id,
-            "type_vocab_size": self.type_vocab_size,
-            "vocab_size": self.vocab_size,
-        });
-        if let Value::Object(fields) = fields {
-            all.extend(fields);
-        }
-        all.sort_keys();
-        Value::Object(all)
+    /// About how many parameters there are, without a head.
+    fn parameters(&self) -> f64 {
+        let [v, e, c, f, l] = [
+            self.vocab_size + self.max_position_embeddings + self.type_vocab_size,
+            self.embedding_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+        ]
+        .map(|size| size as f64);
+        v * e + e * c + l * (4.0 * c * c + 2.0 * c * f)
     }
 
     /// Whether the sizes fit each other.
@@ -281,8 +156,18 @@ impl ElectraConfig {
                 return fail(format!("`{name}` is {p}, expected a probability below 1"));
             }
         }
-        if self.layer_norm_eps <= 0.0 || self.layer_norm_eps.is_nan() {
-            return fail(format!("`layer_norm_eps` is {}, expected a positive number", self.layer_norm_eps));
+        for (name, x) in
+            [("layer_norm_eps", self.layer_norm_eps), ("initializer_range", self.initializer_range)]
+        {
+            if !(x > 0.0 && x.is_finite()) {
+                return fail(format!("`{name}` is {x}, expected a positive number"));
+            }
+        }
+        let millions = self.parameters() / 1e6;
+        if millions > MOST_MILLIONS {
+            return fail(format!(
+                "these sizes make {millions:.0} million parameters, expected {MOST_MILLIONS:.0} at the most"
+            ));
         }
         if let Some(pad) = self.pad_token_id.filter(|&pad| pad as usize >= self.vocab_size) {
             return fail(format!(

@@ -2,20 +2,26 @@
 //!
 //! `generator_lm_head.weight` is tied to the word embeddings and left out of files. Under gradient-disentangled
 //! sharing the discriminator's file holds the sum of both tables, so any program can load it.
+//!
+//! A directory is read as a [`StartingPoint`], which may be any of ELECTRA's classes, or a
+//! `config.json` without weights. A [`Checkpoint`] is a network with one of the three heads that are
+//! trained and used here.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::path::Path;
 
-use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
-use serde_json::Value;
 
 use super::config::{Architecture, ElectraConfig};
 use crate::fsutil::{create_dir, write_atomic};
 use crate::{Error, Result};
+
+mod files;
+mod start;
+
+pub(crate) use files::{WEIGHTS, WEIGHTS_INDEX, map_file, read_config, shard_names};
+pub use start::{Source, StartingPoint};
 
 /// A tensor in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,29 +43,45 @@ pub struct Checkpoint {
     pub tensors: BTreeMap<String, HostTensor>,
 }
 
+/// The sizes of a tensor, each with the name that it has in `config.json`.
+type NamedShape = Vec<(&'static str, usize)>;
+
 /// Every parameter's name and shape, in the order of `transformers`; the tied decoder weight excepted.
 pub fn parameter_shapes(config: &ElectraConfig, architecture: Architecture) -> Vec<(String, Vec<usize>)> {
-    let (v, e, c, f) =
-        (config.vocab_size, config.embedding_size, config.hidden_size, config.intermediate_size);
+    let sizes = |shape: NamedShape| shape.into_iter().map(|(_, size)| size).collect();
+    named_shapes(config, architecture).into_iter().map(|(name, shape)| (name, sizes(shape))).collect()
+}
+
+fn named_shapes(config: &ElectraConfig, architecture: Architecture) -> Vec<(String, NamedShape)> {
+    let (v, e, c, f, labels, one) = (
+        ("vocab_size", config.vocab_size),
+        ("embedding_size", config.embedding_size),
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("num_labels", 2),
+        ("", 1),
+    );
+    let positions = ("max_position_embeddings", config.max_position_embeddings);
+    let types = ("type_vocab_size", config.type_vocab_size);
     let mut all = Vec::new();
-    let norm = |all: &mut Vec<_>, name: &str, n: usize| {
+    let norm = |all: &mut Vec<_>, name: &str, n| {
         all.push((format!("{name}.LayerNorm.weight"), vec![n]));
         all.push((format!("{name}.LayerNorm.bias"), vec![n]));
     };
-    let linear = |all: &mut Vec<_>, name: &str, outputs: usize, inputs: usize| {
+    let linear = |all: &mut Vec<_>, name: &str, outputs, inputs| {
         all.push((format!("{name}.weight"), vec![outputs, inputs]));
         all.push((format!("{name}.bias"), vec![outputs]));
     };
     let embeddings = "electra.embeddings";
     all.push((format!("{embeddings}.word_embeddings.weight"), vec![v, e]));
-    all.push((format!("{embeddings}.position_embeddings.weight"), vec![config.max_position_embeddings, e]));
-    all.push((format!("{embeddings}.token_type_embeddings.weight"), vec![config.type_vocab_size, e]));
+    all.push((format!("{embeddings}.position_embeddings.weight"), vec![positions, e]));
+    all.push((format!("{embeddings}.token_type_embeddings.weight"), vec![types, e]));
     norm(&mut all, embeddings, e);
-    if e != c {
+    if config.embedding_size != config.hidden_size {
         linear(&mut all, "electra.embeddings_project", c, e);
     }
     for l in 0..config.num_hidden_layers {
-        let layer = format!("electra.encoder.layer.{l}");
+        let layer = format!("{LAYER}{l}");
         for part in ["query", "key", "value"] {
             linear(&mut all, &format!("{layer}.attention.self.{part}"), c, c);
         }
@@ -77,15 +99,17 @@ pub fn parameter_shapes(config: &ElectraConfig, architecture: Architecture) -> V
         }
         Architecture::PreTraining => {
             linear(&mut all, "discriminator_predictions.dense", c, c);
-            linear(&mut all, "discriminator_predictions.dense_prediction", 1, c);
+            linear(&mut all, "discriminator_predictions.dense_prediction", one, c);
         }
-        Architecture::TokenClassification => linear(&mut all, "classifier", 2, c),
+        Architecture::TokenClassification => linear(&mut all, "classifier", labels, c),
     }
     all
 }
 
 const TIED: &str = "generator_lm_head.weight";
 const WORD: &str = "electra.embeddings.word_embeddings.weight";
+/// The number of a layer follows.
+const LAYER: &str = "electra.encoder.layer.";
 
 impl Checkpoint {
     /// A network to be trained from scratch.
@@ -93,85 +117,10 @@ impl Checkpoint {
         Self { config, architecture, tensors: BTreeMap::new() }
     }
 
-    /// Reads a directory. The error names the file, the tensor, what was expected and what was found.
+    /// Reads a directory that holds a network with its head. The error names the file, the tensor,
+    /// what was expected and what was found.
     pub fn load(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            return Err(Error::file(
-                dir,
-                "no such directory; give one that holds config.json and model.safetensors",
-            ));
-        }
-        let path = dir.join("config.json");
-        let (config, architecture) = read_config(&path)?;
-        let mut tensors = BTreeMap::new();
-        for file in weight_files(dir)? {
-            read_tensors(&file, &mut tensors)?;
-        }
-        let architecture = architecture.or_else(|| infer(&tensors)).ok_or_else(|| {
-            Error::file(
-                &path,
-                "`architectures` names none of ElectraForMaskedLM, ElectraForPreTraining, \
-                 ElectraForTokenClassification, and the weights have none of their heads",
-            )
-        })?;
-        let mut checkpoint = Self { config, architecture, tensors };
-        checkpoint.untie(dir)?;
-        checkpoint.check(dir)?;
-        Ok(checkpoint)
-    }
-
-    /// Drops the decoder's weight, which must be the word embeddings or stand in for them.
-    fn untie(&mut self, dir: &Path) -> Result<()> {
-        let Some(decoder) = self.tensors.remove(TIED) else { return Ok(()) };
-        match self.tensors.get(WORD) {
-            None => {
-                self.tensors.insert(WORD.to_owned(), decoder);
-            }
-            Some(word) if *word == decoder => {}
-            Some(_) => {
-                return Err(Error::file(
-                    dir,
-                    format!(
-                        "`{TIED}` and `{WORD}` differ, but ELECTRA ties them: delete the one that is not meant"
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every expected tensor is there in its shape, and no other.
-    fn check(&self, dir: &Path) -> Result<()> {
-        let mut expected: BTreeMap<String, Vec<usize>> =
-            parameter_shapes(&self.config, self.architecture).into_iter().collect();
-        for (name, tensor) in &self.tensors {
-            match expected.remove(name) {
-                Some(shape) if shape == tensor.shape => {}
-                Some(shape) => {
-                    return Err(Error::file(
-                        dir,
-                        format!(
-                            "tensor `{name}` has shape {:?}, config.json asks for {shape:?}: weights and config are \
-                             of different models",
-                            tensor.shape
-                        ),
-                    ));
-                }
-                None => {
-                    return Err(Error::file(
-                        dir,
-                        format!("tensor `{name}` is not one of {}'s", self.architecture.class_name()),
-                    ));
-                }
-            }
-        }
-        match expected.into_iter().next() {
-            None => Ok(()),
-            Some((name, shape)) => Err(Error::file(
-                dir,
-                format!("tensor `{name}` {shape:?} of {} is missing", self.architecture.class_name()),
-            )),
-        }
+        StartingPoint::read(dir)?.into_checkpoint()
     }
 
     /// The same body for another head, which starts fresh.
@@ -179,21 +128,57 @@ impl Checkpoint {
         if self.architecture != architecture {
             self.tensors.retain(|name, _| name.starts_with("electra."));
             self.architecture = architecture;
+            self.config.remove_labels();
         }
         self
     }
 
-    /// Writes `config.json` and `model.safetensors`; a failure leaves earlier files whole.
+    /// Writes `config.json` and `model.safetensors`; a failure leaves earlier files whole. What was
+    /// written is read again and compared.
     pub fn save(&self, dir: &Path) -> Result<()> {
         create_dir(dir)?;
-        let path = dir.join("model.safetensors");
+        let path = dir.join(WEIGHTS);
         write_atomic(&path, |out| {
             let metadata = [("format".to_owned(), "pt".to_owned())].into();
             let bytes = serialize(self.views()?, Some(metadata)).map_err(std::io::Error::other)?;
             out.write_all(&bytes)
         })?;
         let config = format!("{:#}\n", self.config.to_json(self.architecture));
-        write_atomic(&dir.join("config.json"), |out| out.write_all(config.as_bytes()))
+        write_atomic(&dir.join("config.json"), |out| out.write_all(config.as_bytes()))?;
+        self.verify(dir)
+    }
+
+    /// An error if the directory does not hold what [`Self::save`] was to write: the same
+    /// configuration, and the same bytes of the same tensors.
+    fn verify(&self, dir: &Path) -> Result<()> {
+        let path = dir.join("config.json");
+        let file = read_config(&path)?;
+        let (meant, found) = (self.config.to_json(self.architecture), file.config.to_json(self.architecture));
+        let differs = |(name, value): (&String, _)| found.get(name) != Some(value);
+        let mut fields = meant.as_object().into_iter().flatten();
+        let odd = fields.find(|field| differs(*field)).map(|(name, _)| name.as_str());
+        let odd = odd.or((file.architecture() != Some(self.architecture)).then_some("architectures"));
+        if let Some(name) = odd {
+            return Err(Error::file(path, format!("`{name}` was read back otherwise than it was written")));
+        }
+        let path = dir.join(WEIGHTS);
+        let map = map_file(&path)?;
+        let broken = |problem: String| Error::file(&path, format!("what was read back {problem}"));
+        let file = SafeTensors::deserialize(&map)
+            .map_err(|e| broken(format!("is not a whole safetensors file ({e})")))?;
+        if file.len() != self.tensors.len() {
+            return Err(broken(format!("has {} tensors of {}", file.len(), self.tensors.len())));
+        }
+        for (name, tensor) in &self.tensors {
+            let same = file.tensor(name).is_ok_and(|view| {
+                let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
+                view.dtype() == Dtype::F32 && view.shape() == tensor.shape && view.data() == bytes
+            });
+            if !same {
+                return Err(broken(format!("has another tensor `{name}` than was written")));
+            }
+        }
+        Ok(())
     }
 
     fn views<'a>(&'a self) -> std::io::Result<Vec<(&'a String, TensorView<'a>)>> {
@@ -212,112 +197,55 @@ impl HostTensor {
     }
 }
 
-/// Reads a `config.json`: sizes, and which of ELECTRA's heads it names.
-pub(crate) fn read_config(path: &Path) -> Result<(ElectraConfig, Option<Architecture>)> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let object = match serde_json::from_str(&text) {
-        Ok(Value::Object(object)) => object,
-        Ok(_) => return Err(Error::file(path, "this is not a JSON object, as a model's config is")),
-        Err(e) => return Err(Error::file(path, format!("this is not JSON ({e}); copy the file again"))),
-    };
-    ElectraConfig::from_json(object).map_err(|e| Error::file(path, e.to_string()))
-}
+#[cfg(test)]
+mod tests {
+    use std::fs;
 
-/// Names of a directory's weights: one file, or an index of several.
-pub(crate) const WEIGHTS: &str = "model.safetensors";
-pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+    use super::*;
 
-/// The files that an index names.
-pub(crate) fn shard_names(index: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(index).map_err(Error::io("read", index))?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|e| Error::file(index, format!("this is not JSON: {e}")))?;
-    let map = value.get("weight_map").and_then(Value::as_object);
-    let map =
-        map.ok_or_else(|| Error::file(index, "there is no `weight_map`, which names each tensor's file"))?;
-    let mut files: Vec<_> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
-    files.sort_unstable();
-    files.dedup();
-    if files.iter().any(|name| name.contains(['/', '\\']) || !name.ends_with(".safetensors")) {
-        return Err(Error::file(index, "`weight_map` names what is no safetensors file of this directory"));
-    }
-    Ok(files)
-}
-
-/// The safetensors files of a directory: one, or the shards that an index names.
-fn weight_files(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    if index.is_file() {
-        return Ok(shard_names(&index)?.iter().map(|name| dir.join(name)).collect());
-    }
-    let hint = match dir.join("pytorch_model.bin").is_file() {
-        true => "it holds pytorch_model.bin only: load it in transformers and call `save_pretrained(dir)`",
-        false => "expected model.safetensors or model.safetensors.index.json",
-    };
-    Err(Error::file(dir, format!("there are no weights: {hint}")))
-}
-
-fn read_tensors(path: &Path, tensors: &mut BTreeMap<String, HostTensor>) -> Result<()> {
-    let map = map_file(path)?;
-    let broken = |e| Error::file(path, format!("this is not a whole safetensors file ({e}); copy it again"));
-    let file = SafeTensors::deserialize(&map).map_err(broken)?;
-    for (name, view) in file.tensors() {
-        if name.ends_with("embeddings.position_ids") {
-            continue;
+    #[test]
+    fn what_was_written_is_read_back_and_compared() {
+        let config = ElectraConfig {
+            vocab_size: 5,
+            embedding_size: 4,
+            hidden_size: 4,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            intermediate_size: 4,
+            max_position_embeddings: 3,
+            ..ElectraConfig::default()
+        };
+        let architecture = Architecture::PreTraining;
+        let mut checkpoint = Checkpoint::fresh(config, architecture);
+        for (name, shape) in parameter_shapes(&checkpoint.config, architecture) {
+            let data = vec![f32::NAN; shape.iter().product()];
+            checkpoint.tensors.insert(name, HostTensor { shape, data });
         }
-        let name =
-            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-        // Files from before the decoder's bias had its place in `generator_lm_head`.
-        if name == "generator_lm_head.decoder.bias" {
-            continue;
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint.save(dir.path()).unwrap();
+        let weights = dir.path().join(WEIGHTS);
+        let whole = fs::read(&weights).unwrap();
+        for damage in [whole.len() - 1, whole.len() / 2] {
+            let mut bytes = whole.clone();
+            bytes[damage] ^= 4;
+            fs::write(&weights, bytes).unwrap();
+            assert!(checkpoint.verify(dir.path()).unwrap_err().to_string().contains("read back"));
         }
-        let tensor = to_f32(&view).ok_or_else(|| {
-            Error::file(
-                path,
-                format!("tensor `{name}` is {:?}, expected F32, F64, F16 or BF16", view.dtype()),
-            )
-        })?;
-        tensors.insert(name, tensor);
-    }
-    Ok(())
-}
-
-/// Maps a file for reading.
-pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    // SAFETY: the map is read-only; a program that changes the file meanwhile changes what is read, and every size in
-    // it is checked before use.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
-}
-
-/// The elements of a floating-point tensor.
-pub(crate) fn to_f32(view: &TensorView<'_>) -> Option<HostTensor> {
-    let bytes = view.data();
-    let data = match view.dtype() {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F64 => bytes
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
-            .collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        _ => return None,
-    };
-    Some(HostTensor { shape: view.shape().to_vec(), data })
-}
-
-fn infer(tensors: &BTreeMap<String, HostTensor>) -> Option<Architecture> {
-    let has = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
-    if has("generator_predictions.") {
-        Some(Architecture::MaskedLm)
-    } else if has("discriminator_predictions.") {
-        Some(Architecture::PreTraining)
-    } else if has("classifier.") {
-        Some(Architecture::TokenClassification)
-    } else {
-        None
+        fs::write(&weights, &whole).unwrap();
+        checkpoint.verify(dir.path()).unwrap();
+        let path = dir.path().join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        for (from, to, field) in [
+            ("1e-12", "1e-11", "layer_norm_eps"),
+            ("PreTraining", "MaskedLM", "architectures"),
+            ("\"use_cache\": true", "\"use_cache\": false", "use_cache"),
+        ] {
+            assert!(text.contains(from));
+            fs::write(&path, text.replace(from, to)).unwrap();
+            assert!(checkpoint.verify(dir.path()).unwrap_err().to_string().contains(field));
+        }
+        checkpoint.tensors.remove(WORD);
+        fs::write(&path, &text).unwrap();
+        assert!(checkpoint.verify(dir.path()).unwrap_err().to_string().contains("tensors of"));
     }
 }

@@ -97,13 +97,18 @@ pub struct TokenDetection<B: Backend> {
 
 impl TokenDetection<Cpu<f32>> {
     /// A pair on the CPU with txtai's details: `weight` multiplies the discriminator's loss (txtai's default is
-    /// 50.0), word embeddings are shared where their sizes agree. The tokenizer is saved with the models.
+    /// 50.0), word embeddings are shared where their sizes agree. The tokenizer is saved with the models, whose token ids
+    /// are set to its own.
     pub fn new(
-        generator: Checkpoint,
-        discriminator: Checkpoint,
+        mut generator: Checkpoint,
+        mut discriminator: Checkpoint,
         tokenizer: Option<Tokenizer>,
         weight: f64,
     ) -> Result<Self> {
+        if let Some(tokenizer) = &tokenizer {
+            generator.config.align_token_ids(tokenizer);
+            discriminator.config.align_token_ids(tokenizer);
+        }
         let sizes = |c: &Checkpoint| (c.config.vocab_size, c.config.embedding_size);
         let share = if sizes(&generator) == sizes(&discriminator) { Share::Word } else { Share::None };
         let options = Options { flavour: Flavour::Txtai, share, disc_weight: weight, ..Options::default() };
@@ -130,6 +135,12 @@ impl<B: Backend> TokenDetection<B> {
             return Err(Error::config(
                 "the discriminator must be an ElectraForPreTraining or an ElectraForTokenClassification",
             ));
+        }
+        if discriminator.architecture == Architecture::TokenClassification && theirs.num_labels() != 2 {
+            return Err(Error::config(format!(
+                "the discriminator's configuration has {} labels; a token is original or replaced, which are two",
+                theirs.num_labels()
+            )));
         }
         if ours.vocab_size != theirs.vocab_size {
             return Err(Error::config(format!(

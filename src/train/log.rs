@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::checkpoint::Checkpoints;
 use super::metrics::Metrics;
 use super::sink::Sink;
 use super::tensorboard::Events;
@@ -329,11 +330,10 @@ fn is_up_to(line: &[u8], step: u64) -> bool {
     value.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step)
 }
 
-/// Whether a directory holds a run that has begun to train.
+/// Whether a directory holds a run that has begun to train: a line of the log, a checkpoint or a
+/// model. What was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {
-    fs::read_dir(dir).is_ok_and(|mut entries| {
-        entries.any(|e| {
-            e.is_ok_and(|e| ["generator", "discriminator", METRICS].iter().any(|n| e.file_name() == *n))
-        })
-    })
+    let has_models = ["generator", "discriminator"].iter().any(|name| dir.join(name).exists());
+    let has_lines = fs::metadata(dir.join(METRICS)).is_ok_and(|log| log.len() > 0);
+    has_models || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
 }

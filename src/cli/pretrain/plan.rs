@@ -4,12 +4,11 @@ use serde_json::json;
 
 use super::super::device::{OnBackend, Place};
 use super::super::{check_positions, print};
-use super::{architecture, models, options};
+use super::models::architecture;
+use super::options;
 use crate::backend::Backend;
 use crate::backend::gpu::Products;
 use crate::config::RunConfig;
-use crate::data::tokenizer::Tokenizer;
-use crate::hub::{Part, locate};
 use crate::model::config::Architecture;
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, ParamTable, memory_plan, step_tally};
@@ -64,6 +63,7 @@ pub(super) fn check_memory<B: Backend>(
 /// `--dry-run`: settings, sizes, kernels and memory, without a step.
 pub(super) struct DryRun<'a> {
     pub(super) config: &'a RunConfig,
+    pub(super) pair: (Checkpoint, Checkpoint),
     pub(super) machine: bool,
     /// Who multiplies on a GPU.
     pub(super) products: Products,
@@ -72,22 +72,18 @@ pub(super) struct DryRun<'a> {
 impl OnBackend for DryRun<'_> {
     type Output = ();
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
-        dry_run(&backend, self.config, self.products, self.machine, place)
+        dry_run(&backend, self.config, self.pair, self.products, self.machine, place)
     }
 }
 
 fn dry_run<B: Backend>(
     backend: &B,
     config: &RunConfig,
+    (generator, discriminator): (Checkpoint, Checkpoint),
     products: Products,
     machine: bool,
     place: &Place,
 ) -> Result<()> {
-    let vocab_size = match &config.tokenizer {
-        Some(path) => Tokenizer::load(&locate(path, Part::Tokenizer, machine)?)?.vocab_size(),
-        None => config.vocab_size,
-    };
-    let (generator, discriminator) = models(config, vocab_size, machine)?;
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
     check_positions(config.seq_len, ours, "generator")?;
@@ -158,6 +154,7 @@ fn describe(plan: &MemoryPlan) -> String {
 mod tests {
     use super::*;
     use crate::backend::Cpu;
+    use crate::cli::pretrain::models::Starts;
     use crate::config::Settings;
     use crate::model::config::Preset;
 
@@ -171,7 +168,7 @@ mod tests {
             ..Settings::default()
         };
         let config = RunConfig::resolve(settings).unwrap();
-        let (ours, theirs) = models(&config, 8192, true).unwrap();
+        let (ours, theirs) = Starts::read(&config, true).unwrap().networks(&config, None, true).unwrap();
         let backend = Cpu::<f32>::new();
         let place = |free_bytes| Place { name: String::new(), free_bytes: Some(free_bytes) };
         let check = |config: &RunConfig, free| check_memory(&backend, config, (&ours, &theirs), &place(free));

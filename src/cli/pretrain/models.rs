@@ -1,0 +1,224 @@
+//! What the two networks of a run start from: a preset's sizes, or directories that are read before
+//! the text is, so that whatever does not fit is refused before an hour of tokenizing.
+
+use std::path::Path;
+
+use super::super::{check_positions, check_token_types, check_vocabulary};
+use crate::config::{Head, RunConfig};
+use crate::data::tokenizer::Tokenizer;
+use crate::hub::{Part, locate};
+use crate::model::config::{Architecture, ElectraConfig, Preset};
+use crate::model::hf::{Checkpoint, Source, StartingPoint};
+use crate::{Error, Result};
+
+/// What one network starts from.
+enum Start {
+    /// Untrained, of these sizes, for a vocabulary of any.
+    Preset(Box<ElectraConfig>),
+    /// A directory, the first or the only one of those that were read.
+    Read(usize),
+}
+
+/// What both networks start from.
+pub(super) struct Starts {
+    generator: Start,
+    discriminator: Start,
+    /// Directories, as they were named.
+    points: Vec<(String, StartingPoint)>,
+    head: Architecture,
+}
+
+/// The class of the discriminator.
+pub(super) fn architecture(head: Head) -> Architecture {
+    match head {
+        Head::Pretraining => Architecture::PreTraining,
+        Head::TokenClassification => Architecture::TokenClassification,
+    }
+}
+
+impl Starts {
+    /// Reads whatever the settings name.
+    pub(super) fn read(config: &RunConfig, quiet: bool) -> Result<Self> {
+        let mut points: Vec<(String, StartingPoint)> = Vec::new();
+        let mut read = |name: &str| -> Result<Start> {
+            if let Some(known) = points.iter().position(|(known, _)| known == name) {
+                return Ok(Start::Read(known));
+            }
+            let point = StartingPoint::read(&locate(Path::new(name), Part::Model, quiet)?)?;
+            points.push((name.to_owned(), point));
+            Ok(Start::Read(points.len() - 1))
+        };
+        let (generator, discriminator) = match &config.base {
+            Some(base) => {
+                if let (Some(_), false) = (Preset::from_name(base), Path::new(base).exists()) {
+                    return Err(Error::config(format!(
+                        "--base {base}: a base is a directory or a name on the hub; a pair of a preset's sizes is \
+                         --preset {base}"
+                    )));
+                }
+                (read(base)?, read(base)?)
+            }
+            None => {
+                let mut start = |name: &Option<String>, default: ElectraConfig| match name {
+                    None => Ok(Start::Preset(Box::new(default))),
+                    Some(name) => match Preset::from_name(name) {
+                        // By name a preset is its full size: the pair of the released checkpoints.
+                        Some(preset) => Ok(Start::Preset(Box::new(preset.discriminator(config.vocab_size)))),
+                        None => read(name),
+                    },
+                };
+                let (preset, vocabulary) = (config.preset, config.vocab_size);
+                let generator = start(&config.generator, preset.generator(vocabulary))?;
+                (generator, start(&config.discriminator, preset.discriminator(vocabulary))?)
+            }
+        };
+        let class = |start: &Start| match start {
+            Start::Read(number) => Some(points[*number].1.source()),
+            Start::Preset(_) => None,
+        };
+        let discriminator_class = Source::Model(Architecture::PreTraining.class_name().to_owned());
+        if let (Some(name), true) = (&config.generator, class(&generator) == Some(&discriminator_class)) {
+            return Err(Error::file(
+                name,
+                "this is a discriminator (ElectraForPreTraining), a generator is an ElectraForMaskedLM; --base takes \
+                 the encoder of either for both networks",
+            ));
+        }
+        Ok(Self { generator, discriminator, points, head: architecture(config.head) })
+    }
+
+    /// Both networks' sizes, the vocabulary's excepted.
+    fn sizes(&self) -> [(&'static str, &ElectraConfig); 2] {
+        [("generator", &self.generator), ("discriminator", &self.discriminator)].map(|(what, start)| {
+            match start {
+                Start::Preset(sizes) => (what, &**sizes),
+                Start::Read(number) => (what, self.points[*number].1.config()),
+            }
+        })
+    }
+
+    /// Rows of embeddings of the directories, where there is one.
+    pub(super) fn vocab_size(&self) -> Option<usize> {
+        self.points.iter().map(|(_, point)| point.config().vocab_size).min()
+    }
+
+    /// Whether the text can be brought to the networks as the settings say.
+    pub(super) fn check(&self, config: &RunConfig) -> Result<()> {
+        for (what, sizes) in self.sizes() {
+            check_positions(config.seq_len, sizes, what)?;
+            check_token_types(config.merge, sizes, what)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a vocabulary of so many tokens can be trained for the networks.
+    pub(super) fn check_new_vocabulary(&self, config: &RunConfig, quiet: bool) -> Result<()> {
+        for (name, point) in &self.points {
+            let rows = point.config().vocab_size;
+            if config.vocab_size > rows {
+                return Err(Error::config(format!(
+                    "--vocab-size {} is more than the {rows} rows of embeddings of {name}: use --vocab-size {rows} \
+                     or less",
+                    config.vocab_size
+                )));
+            }
+            if !quiet && *point.source() != Source::Config {
+                crate::note!(
+                    "warning: {name} has no tokenizer, so a new vocabulary is trained, whose tokens are not those that \
+                     its embeddings were trained for: give its own with --tokenizer"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The networks, for a vocabulary of `config`'s size or that of the tokenizer, whose special
+    /// tokens' ids they take. Says what is not as their directories have it, unless `quiet`.
+    pub(super) fn networks(
+        &self,
+        config: &RunConfig,
+        tokenizer: Option<&Tokenizer>,
+        quiet: bool,
+    ) -> Result<(Checkpoint, Checkpoint)> {
+        let vocabulary = tokenizer.map_or(config.vocab_size, Tokenizer::vocab_size);
+        let make = |start: &Start, architecture| match start {
+            Start::Preset(sizes) => {
+                let config = ElectraConfig { vocab_size: vocabulary, ..(**sizes).clone() };
+                Ok(Checkpoint::fresh(config, architecture))
+            }
+            Start::Read(number) => self.points[*number].1.network(architecture),
+        };
+        let mut generator = make(&self.generator, Architecture::MaskedLm)?;
+        let mut discriminator = make(&self.discriminator, self.head)?;
+        if !quiet {
+            self.tell(&generator, &discriminator);
+        }
+        if let Some(tokenizer) = tokenizer {
+            for (network, what, start) in [
+                (&mut generator, "generator", &self.generator),
+                (&mut discriminator, "discriminator", &self.discriminator),
+            ] {
+                check_vocabulary(tokenizer, &network.config, what)?;
+                let changes = network.config.align_token_ids(tokenizer);
+                if let (Start::Read(_), false, false) = (start, changes.is_empty(), quiet) {
+                    crate::note!("{what}: {}, which is saved with the model", changes.join("; "));
+                }
+            }
+        }
+        Ok((generator, discriminator))
+    }
+
+    /// Which weights start fresh, and what in the directories is not used.
+    fn tell(&self, generator: &Checkpoint, discriminator: &Checkpoint) {
+        for (number, (name, point)) in self.points.iter().enumerate() {
+            let is_this = |start: &Start| matches!(start, Start::Read(n) if *n == number);
+            let networks: Vec<(&str, &Checkpoint)> = [
+                ("generator", &self.generator, generator),
+                ("discriminator", &self.discriminator, discriminator),
+            ]
+            .into_iter()
+            .filter(|(_, start, _)| is_this(start))
+            .map(|(what, _, network)| (what, network))
+            .collect();
+            for remark in point.remarks() {
+                crate::note!("{name}: {remark}");
+            }
+            let whats: Vec<&str> = networks.iter().map(|(what, _)| *what).collect();
+            let class = match point.source() {
+                Source::Config => {
+                    crate::note!(
+                        "{}: untrained, of the sizes in {name}/config.json, beside which there are no weights",
+                        whats.join(" and ")
+                    );
+                    continue;
+                }
+                Source::Model(class) => class,
+            };
+            for (what, network) in &networks {
+                let fresh = network.fresh_parameters();
+                if !fresh.is_empty() {
+                    crate::note!(
+                        "{what}: the encoder of {name} ({class}); these weights start fresh: {}",
+                        fresh.join(", ")
+                    );
+                }
+            }
+            let made: Vec<&Checkpoint> = networks.iter().map(|(_, network)| *network).collect();
+            let unused = point.unused(&made);
+            if !unused.is_empty() {
+                crate::note!("{}: not used of {name}: {}", whats.join(" and "), listed(&unused));
+            }
+        }
+    }
+}
+
+/// Names shown before the rest is only counted.
+const NAMES_SHOWN: usize = 12;
+
+fn listed(names: &[&str]) -> String {
+    let shown = names.iter().take(NAMES_SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

@@ -1,0 +1,54 @@
+//! The token ids in a configuration: those of the tokenizer that the model is trained with.
+
+use serde_json::Value;
+
+use super::ElectraConfig;
+use crate::data::tokenizer::Tokenizer;
+
+impl ElectraConfig {
+    /// Takes the ids of the special tokens from the tokenizer, as the Trainer of `transformers` does:
+    /// padding always, the others where the tokenizer has such a token and the configuration names
+    /// another, or none. Returns what changed, in words.
+    pub fn align_token_ids(&mut self, tokenizer: &Tokenizer) -> Vec<String> {
+        let (special, [bos, eos]) = (tokenizer.special(), tokenizer.bos_eos());
+        let mut changes = Vec::new();
+        let mut tell = |name: &str, before: &Value, now: u32| {
+            changes.push(format!("`{name}` is {before}, the tokenizer's is {now}"));
+        };
+        if self.pad_token_id != Some(special.pad) {
+            tell("pad_token_id", &Value::from(self.pad_token_id), special.pad);
+            self.pad_token_id = Some(special.pad);
+        }
+        for (name, id) in [("bos_token_id", bos), ("eos_token_id", eos)] {
+            let Some(id) = id else { continue };
+            let before = self.other.get(name).cloned().unwrap_or_default();
+            let list = before.as_array();
+            if list.map_or(before == Value::from(id), |ids| ids.contains(&Value::from(id))) {
+                continue;
+            }
+            tell(name, &before, id);
+            // A model may end in several ways: none of them is lost.
+            let now = match list {
+                Some(ids) => {
+                    Value::Array(std::iter::once(Value::from(id)).chain(ids.iter().cloned()).collect())
+                }
+                None => Value::from(id),
+            };
+            self.other.insert(name.to_owned(), now);
+        }
+        // `ElectraConfig` has no such fields, but they are kept where a file has them.
+        for (name, id) in [
+            ("cls_token_id", special.cls),
+            ("sep_token_id", special.sep),
+            ("mask_token_id", special.mask),
+            ("unk_token_id", special.unk),
+        ] {
+            let Some(before) = self.other.get(name).filter(|before| !before.is_null()) else { continue };
+            if *before != Value::from(id) {
+                tell(name, before, id);
+                self.other.insert(name.to_owned(), Value::from(id));
+            }
+        }
+        changes
+    }
+}
