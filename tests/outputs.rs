@@ -303,7 +303,7 @@ fn typos_get_a_suggestion() {
     refuse("lerning_rate = 1e-3\n", &["`lerning_rate`", "did you mean `learning-rate`?"]);
     refuse("preset = 'smal'\n", &["`preset`", "smal", "did you mean `small`?"]);
     refuse("log-to = ['tensorbord']\n", &["`log-to`", "tensorbord", "did you mean `tensorboard`?"]);
-    refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected `electra` or"]);
+    refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected one of `electra`, `linear`"]);
     let out = elektron(&["pretrain", "--preset", "smal"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("a similar value exists: 'small'"));
     let out = elektron(&["pretrain", "--lerning-rate", "1"]);
