@@ -14,11 +14,12 @@ use crate::{Error, Result};
 
 /// Tokenizes the text of a run. Held out are the rows of --validation, else some of the text's own documents.
 pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Result<(Rows, Option<Rows>)> {
+    let reading = config.reading()?;
     let pack = |parts| Rows::mixed(parts, tokenizer.special(), config.merge, config.seq_len, config.seed);
     let validation = match config.validation.is_empty() {
         true => None,
         false => {
-            let source = TextSource::held_out(&config.validation, &config.columns)?;
+            let source = TextSource::held_out(&config.validation, &config.columns)?.with_reading(reading);
             // Taken as it is, so that runs with and without duplicates are measured by the same.
             let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
             Some(pack(vec![(dataset.into(), 1.0)])?)
@@ -27,6 +28,7 @@ pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Re
     let mut corpora: Vec<(Arc<Dataset>, f64)> = Vec::new();
     let spec = Spec { dedup: config.dedup, ..Spec::default() };
     for (source, weight) in TextSource::mixture(&config.train, &config.columns)? {
+        let source = source.with_reading(reading);
         let dataset = tokenize(&source, tokenizer, &config.shards, &spec, quiet)?;
         corpora.push((Arc::new(dataset), weight));
     }

@@ -122,6 +122,17 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     Ok(())
 }
 
+/// A second token type where rows have one.
+fn check_token_types(used: bool, config: &ElectraConfig, what: &str) -> Result<()> {
+    if used && config.type_vocab_size < 2 {
+        return Err(Error::config(format!(
+            "the {what} has one token type (`type_vocab_size` 1), but rows of two segments (--merge segments) and pairs of \
+             two --columns have two: use --merge concat, pack or none with one column"
+        )));
+    }
+    Ok(())
+}
+
 /// Text to standard output; a closed pipe is no error.
 fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};

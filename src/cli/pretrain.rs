@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, check_positions, check_vocabulary, corpus, set_threads};
+use super::{Outcome, check_positions, check_token_types, check_vocabulary, corpus, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, MicroBatch, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
@@ -106,13 +106,15 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let stop = Stop::on_signals()?;
     let _lock = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
-    let source = TextSource::new(&config.train, &config.columns)?;
+    let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
     let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
     let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
     check_positions(config.seq_len, &discriminator.config, "discriminator")?;
+    check_token_types(config.uses_token_types(), &generator.config, "generator")?;
+    check_token_types(config.uses_token_types(), &discriminator.config, "discriminator")?;
     let pair = (generator, discriminator);
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,

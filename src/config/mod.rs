@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::data::dedup::Dedup;
 use crate::data::pack::Merge;
+use crate::data::source::Reading;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
 use crate::suggest::{closest, possible_value};
@@ -104,7 +105,8 @@ settings! {
     /// .parquet and .arrow; folders that `datasets` saved; a .manifest of paths with weights
     #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
     train: Vec<String>,
-    /// Text columns of csv, tsv, JSON, Parquet and Arrow files [default: text]
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour a column is one text, and two are a
+    /// pair with token types 0 and 1 [default: text]
     #[arg(long, value_delimiter = ',', value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Held-out text
@@ -319,4 +321,27 @@ fn flag_of(flags: &clap::Command, key: &str) -> Option<String> {
     let alias = key.replace('_', "-");
     let is_it = |flag: &&clap::Arg| flag.get_all_aliases().is_some_and(|all| all.contains(&alias.as_str()));
     Some(flags.get_arguments().find(is_it)?.get_id().to_string())
+}
+
+/// How the columns of records are read: in txtai's flavour whole, and two as a pair. The paper's segments are made of
+/// lines in either flavour. An error where columns cannot be read so.
+pub fn reading(flavour: Flavour, merge: Merge, columns: &[String]) -> Result<Reading> {
+    match (flavour, merge, columns.len()) {
+        (Flavour::Electra, ..) | (_, Merge::Segments, 0 | 1) => Ok(Reading::Lines),
+        (_, Merge::Segments, _) => Err(Error::config(
+            "--merge segments makes two segments of the lines of one text, but two columns are a pair in txtai's \
+             flavour: use --merge concat, pack or none, or --flavour electra",
+        )),
+        (_, _, 0..=2) => Ok(Reading::Whole),
+        (_, _, count) => Err(Error::config(format!(
+            "--columns names {count} columns ({}), but in txtai's flavour there is one text per record or a pair of \
+             two: name one or two, or use --flavour electra, which reads all of them as paragraphs",
+            columns.join(", ")
+        ))),
+    }
+}
+
+/// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
+pub fn uses_token_types(flavour: Flavour, merge: Merge, columns: &[String]) -> bool {
+    merge == Merge::Segments || flavour == Flavour::Txtai && columns.len() == 2
 }

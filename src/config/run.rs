@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings};
+use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings, reading, uses_token_types};
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
+use crate::data::source::Reading;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
 use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
@@ -224,6 +225,7 @@ impl RunConfig {
             return fail(format!("--betas has {beta}, expected numbers from 0 to below 1"));
         }
         self.schedule()?;
+        self.reading()?;
         match (self.warmup_ratio, self.warmup_steps) {
             (Some(_), Some(_)) => {
                 return fail(
@@ -257,6 +259,16 @@ impl RunConfig {
             return fail(format!("--temperature is {}, expected more than 0", self.temperature));
         }
         Ok(())
+    }
+
+    /// How the columns of records become paragraphs.
+    pub fn reading(&self) -> Result<Reading> {
+        reading(self.flavour, self.merge, &self.columns)
+    }
+
+    /// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
+    pub fn uses_token_types(&self) -> bool {
+        uses_token_types(self.flavour, self.merge, &self.columns)
     }
 
     /// Rows of an optimizer step.
