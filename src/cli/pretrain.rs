@@ -30,8 +30,10 @@ use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
 
+mod inputs;
 mod plan;
 
+use inputs::Inputs;
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -86,11 +88,13 @@ pub(super) struct Arguments {
 const TYPED: &str = "run.json";
 /// The settings as resolved.
 const RESOLVED: &str = "config.json";
+/// What to do where they cannot be read.
+const SETTINGS_REMAIN: &str = "delete it, the run goes on with the settings in run.json";
 
 pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
     let settings = gather(&arguments)?;
-    let config = RunConfig::resolve(settings.clone())?;
+    let mut config = RunConfig::resolve(settings.clone())?;
     set_threads(config.threads)?;
     let choice = Choice {
         kernel_cache: !arguments.no_kernel_cache,
@@ -100,15 +104,29 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         ..Choice::new(config.device, config.precision)
     };
     if arguments.dry_run {
-        with_backend(choice, DryRun { config: &config, machine: arguments.json, products: choice.products })?;
+        let (machine, products) = (arguments.json, choice.products);
+        let tokenizer = known_tokenizer(&config, machine)?;
+        let vocab_size = tokenizer.as_ref().map_or(config.vocab_size, Tokenizer::vocab_size);
+        let pair = models(&config, vocab_size, machine)?;
+        if settings.seq_len.is_none() {
+            config.seq_len = config.default_seq_len(tokenizer.as_ref(), positions(&pair));
+        }
+        with_backend(choice, DryRun { config: &config, pair, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
     let _lock = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
-    let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
-    let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
+    let known = known_tokenizer(&config, arguments.quiet)?;
+    let is_known = known.is_some();
+    let tokenizer = known.map_or_else(|| own_tokenizer(&config, &source, arguments.quiet), Ok)?;
+    let inputs = Inputs::new(&config, &tokenizer)?;
+    let pair = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
+    if settings.seq_len.is_none() {
+        config.seq_len = config.default_seq_len(is_known.then_some(&tokenizer), positions(&pair));
+    }
+    let (generator, discriminator) = pair;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
     check_positions(config.seq_len, &generator.config, "generator")?;
@@ -121,7 +139,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         (false, true) => Progress::Json,
         (false, false) => Progress::Text,
     };
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress, stop };
+    let training =
+        Training { config: &config, settings: &settings, pair, tokenizer, inputs, resume, progress, stop };
     let summary = with_backend(choice, training)?;
     finish(&config, &summary, arguments.json)
 }
@@ -133,8 +152,7 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<RunLock> {
     let lock = RunLock::take(output)?;
     let before = output.join(RESOLVED);
     if resume && before.is_file() {
-        let advice = "delete it, the run goes on with the settings in run.json";
-        config.continued_as(&read_settings(&before, advice)?)?;
+        config.continued_as(&read_settings(&before, SETTINGS_REMAIN)?)?;
     } else if !resume && holds_run(output) {
         return Err(Error::file(
             output,
@@ -153,6 +171,7 @@ struct Training<'a> {
     settings: &'a Settings,
     pair: (Checkpoint, Checkpoint),
     tokenizer: Tokenizer,
+    inputs: Inputs,
     resume: bool,
     progress: Progress,
     stop: Stop,
@@ -161,8 +180,8 @@ struct Training<'a> {
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress, stop } =
-            self;
+        let Self { config, settings, tokenizer, mut inputs, resume, progress, stop, .. } = self;
+        let (generator, discriminator) = self.pair;
         let quiet = progress == Progress::Quiet;
         let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
         let least = if auto { config.split_into(1) } else { config.clone() };
@@ -175,7 +194,10 @@ impl OnBackend for Training<'_> {
         // Before the text is read, so that --resume does whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
+        inputs.write(&config.output)?;
         let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        inputs.set_texts(config, &rows, validation.as_ref());
+        inputs.write(&config.output)?;
         let rows = Arc::new(rows);
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
@@ -230,6 +252,11 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             };
             return Err(Error::file(&dir, problem));
         }
+        let resolved = dir.join(RESOLVED);
+        if settings.seq_len.is_none() && resolved.is_file() {
+            // Rows stay as long as they were, whatever their length would be by default today.
+            settings.seq_len = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?.seq_len.into();
+        }
         settings.output = Some(dir);
     }
     Ok(settings)
@@ -246,17 +273,22 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
     write_atomic(path, |out| writeln!(out, "{text}"))
 }
 
-/// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
-fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
+/// The tokenizer that was named, or the one beside the models.
+fn known_tokenizer(config: &RunConfig, quiet: bool) -> Result<Option<Tokenizer>> {
     if let Some(path) = &config.tokenizer {
-        return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?);
+        return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?).map(Some);
     }
     for name in [&config.generator, &config.discriminator].into_iter().flatten() {
         let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
         if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
-            return Tokenizer::load(&dir);
+            return Tokenizer::load(&dir).map(Some);
         }
     }
+    Ok(None)
+}
+
+/// The run's own tokenizer from before, or a new one trained on the text.
+fn own_tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
     let own = config.output.join("tokenizer");
     // The last of its files to be written: without it the tokenizer is not whole.
     if own.join("vocab.txt").is_file() {
@@ -302,6 +334,11 @@ fn models(config: &RunConfig, vocab_size: usize, quiet: bool) -> Result<(Checkpo
         },
     };
     Ok((generator, discriminator))
+}
+
+/// The longest row that both networks have positions for.
+fn positions((generator, discriminator): &(Checkpoint, Checkpoint)) -> usize {
+    generator.config.max_position_embeddings.min(discriminator.config.max_position_embeddings)
 }
 
 fn options(config: &RunConfig) -> Options {

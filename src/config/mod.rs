@@ -128,7 +128,8 @@ settings! {
     /// How paragraphs become rows [default: segments in the electra flavour, concat in txtai's]
     #[arg(long, help_heading = "Text")]
     merge: Merge,
-    /// Longest row, in tokens [default: 128; 512 for base and large]
+    /// Longest row, in tokens [default: 128; 512 for base and large; txtai the `model_max_length` of the given tokenizer,
+    /// at most the models' positions]
     #[arg(long, visible_aliases = ["maxlength", "max-seq-length"], value_name = "T", help_heading = "Text")]
     seq_len: usize,
     /// Where tokenized shards are kept [default: OUTPUT/shards]

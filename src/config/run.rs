@@ -10,6 +10,7 @@ use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
 use crate::data::source::Reading;
+use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
 use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
@@ -269,6 +270,17 @@ impl RunConfig {
     /// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
     pub fn uses_token_types(&self) -> bool {
         uses_token_types(self.flavour, self.merge, &self.columns)
+    }
+
+    /// The longest row where --seq-len says nothing: in txtai's flavour, as its `maxlength`, what the given tokenizer allows
+    /// and the models have positions for.
+    pub fn default_seq_len(&self, tokenizer: Option<&Tokenizer>, positions: usize) -> usize {
+        match tokenizer {
+            Some(tokenizer) if self.flavour == Flavour::Txtai => {
+                tokenizer.model_max_length().map_or(positions, |length| length.min(positions))
+            }
+            _ => self.seq_len,
+        }
     }
 
     /// Rows of an optimizer step.

@@ -5,6 +5,7 @@
 //! epochs a fraction f visits every row once, and nothing is stored.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::order::permuted;
 use super::shard::Dataset;
@@ -28,6 +29,8 @@ pub enum Merge {
     Segments,
 }
 
+/// The least T.
+pub const SHORTEST_ROW: usize = 8;
 /// Paragraphs that `Pack` sorts together: those that txtai's trainer maps at once.
 const PACK_WINDOW: usize = 1000;
 /// Probability of an example with one segment only.
@@ -132,6 +135,17 @@ impl Rows {
         self.corpora.iter().map(|corpus| corpus.packed.part.documents()).sum()
     }
 
+    /// SHA-256 of what decides the rows besides the settings: the texts, tokenized and in their order, and how often an epoch
+    /// visits each corpus.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for corpus in &self.corpora {
+            hash.update((corpus.visits as u64).to_le_bytes());
+            corpus.packed.part.digest(&mut hash);
+        }
+        hash.finalize().into()
+    }
+
     /// Row number `row`: what stands in that place of the first epoch, unshuffled.
     pub fn row(&self, row: usize) -> Row {
         self.visit(0, row)
@@ -178,9 +192,9 @@ struct Packed {
 
 impl Packed {
     fn new(part: Part, special: SpecialTokens, merge: Merge, seq_len: usize, philox: Philox) -> Result<Self> {
-        if seq_len < 8 {
+        if seq_len < SHORTEST_ROW {
             return Err(Error::config(format!(
-                "rows of {seq_len} tokens are too short: use --seq-len 8 or more"
+                "rows of {seq_len} tokens are too short: use --seq-len {SHORTEST_ROW} or more"
             )));
         }
         if part.paragraphs() >= u32::MAX as usize {

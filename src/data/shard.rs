@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_64::Hasher as Checksum;
 
 use crate::model::hf::map_file;
@@ -364,6 +365,14 @@ impl Dataset {
     /// Tokens in all, without special tokens.
     pub fn tokens(&self) -> usize {
         self.tokens[self.shards.len()]
+    }
+
+    /// Adds the hashes of the shards' texts to `hash`.
+    pub(super) fn digest(&self, hash: &mut Sha256) {
+        for shard in &self.shards {
+            hash.update(shard.header.start);
+            hash.update(shard.header.end);
+        }
     }
 
     /// Bytes on disk.

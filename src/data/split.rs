@@ -103,6 +103,14 @@ impl Part {
         self.dataset.documents()
     }
 
+    /// Adds to `hash` what decides its paragraphs.
+    pub(super) fn digest(&self, hash: &mut Sha256) {
+        self.dataset.digest(hash);
+        for count in [self.paragraphs, self.tokens] {
+            hash.update((count as u64).to_le_bytes());
+        }
+    }
+
     /// The paragraph's number in the corpus.
     fn original(&self, paragraph: usize) -> usize {
         let run = self.runs[self.runs.partition_point(|run| run.at.0 <= paragraph) - 1];

@@ -4,12 +4,10 @@ use serde_json::json;
 
 use super::super::device::{OnBackend, Place};
 use super::super::print;
-use super::{architecture, models, options};
+use super::{architecture, options};
 use crate::backend::Backend;
 use crate::backend::gpu::Products;
 use crate::config::RunConfig;
-use crate::data::tokenizer::Tokenizer;
-use crate::hub::{Part, locate};
 use crate::model::config::Architecture;
 use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, ParamTable, memory_plan, step_tally};
@@ -64,6 +62,7 @@ pub(super) fn check_memory<B: Backend>(
 /// `--dry-run`: settings, sizes, kernels and memory, without a step.
 pub(super) struct DryRun<'a> {
     pub(super) config: &'a RunConfig,
+    pub(super) pair: (Checkpoint, Checkpoint),
     pub(super) machine: bool,
     /// Who multiplies on a GPU.
     pub(super) products: Products,
@@ -72,22 +71,18 @@ pub(super) struct DryRun<'a> {
 impl OnBackend for DryRun<'_> {
     type Output = ();
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
-        dry_run(&backend, self.config, self.products, self.machine, place)
+        dry_run(&backend, self.config, self.pair, self.products, self.machine, place)
     }
 }
 
 fn dry_run<B: Backend>(
     backend: &B,
     config: &RunConfig,
+    (generator, discriminator): (Checkpoint, Checkpoint),
     products: Products,
     machine: bool,
     place: &Place,
 ) -> Result<()> {
-    let vocab_size = match &config.tokenizer {
-        Some(path) => Tokenizer::load(&locate(path, Part::Tokenizer, machine)?)?.vocab_size(),
-        None => config.vocab_size,
-    };
-    let (generator, discriminator) = models(config, vocab_size, machine)?;
     let head = architecture(config.head);
     let (ours, theirs) = (&generator.config, &discriminator.config);
     let table = ParamTable::new(ours, theirs, head, config.share)?;
@@ -154,6 +149,7 @@ fn describe(plan: &MemoryPlan) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::models;
     use super::*;
     use crate::backend::Cpu;
     use crate::config::Settings;
