@@ -344,7 +344,10 @@ fn commands_take_names() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_elektron"));
         command.args(["detect", "--discriminator", "owner/name@refs/pr/1", "--json", "a b"]);
         command.current_dir(world.scratch.path());
-        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"] {
+        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"]
+            .into_iter()
+            .chain(["HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"])
+        {
             command.env_remove(name);
         }
         let out = command

@@ -311,7 +311,7 @@ fn typos_get_a_suggestion() {
     refuse("batch-size 8\n", &["run.toml", "not TOML", "learning-rate = 3e-4", "line 1"]);
     refuse("train = ['a.txt']\n", &["missing --output DIR"]);
     refuse("output = 'run'\n", &["missing --train PATH"]);
-    refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected `electra` or"]);
+    refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected one of `electra`, `linear`"]);
     let out = elektron(&["pretrain", "--preset", "smal"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("a similar value exists: 'small'"));
     let out = elektron(&["pretrain", "--lerning-rate", "1"]);

@@ -4,6 +4,7 @@
 mod benches;
 mod checkpoint;
 mod cli;
+mod convention;
 mod corpus;
 mod corpus_runs;
 mod data;

@@ -17,13 +17,13 @@ PRESETS = {
         "text": "four English novels, 10,565 rows",
         "records": ["2026-11-24_learning-curves/*.jsonl"],
         "vocab_size": 8192,
-        "setting": COMMON | {"merge": "concat", "schedule": "linear", "bias-correction": True, "steps": 1500, "warmup-steps": 150},
+        "setting": COMMON | {"merge": "concat", "lr-scheduler": "linear", "bias-correction": True, "steps": 1500, "warmup-steps": 150},
     },
     "small": {
         "text": "31 English books and documents",
         "records": ["2026-11-24_small-all-books/*.jsonl"],
         "vocab_size": 30522,
-        "setting": COMMON | {"merge": "segments", "schedule": "electra", "bias-correction": False},
+        "setting": COMMON | {"merge": "segments", "lr-scheduler": "electra", "bias-correction": False},
     },
 }
 

@@ -4,34 +4,49 @@ use std::sync::Arc;
 
 use super::prepare::tokenize;
 use crate::config::RunConfig;
-use crate::data::pack::Rows;
+use crate::data::pack::{Merge, Rows, SHORTEST_ROW};
 use crate::data::prepare::Spec;
 use crate::data::shard::Dataset;
 use crate::data::source::TextSource;
 use crate::data::split::{Part, default_share, split};
 use crate::data::tokenizer::Tokenizer;
+use crate::model::Flavour;
 use crate::{Error, Result};
 
 /// Tokenizes the text of a run. Held out are the rows of --validation, else some of the text's own documents.
 pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Result<(Rows, Option<Rows>)> {
-    let pack = |parts| Rows::mixed(parts, tokenizer.special(), config.merge, config.seq_len, config.seed);
+    let reading = config.reading()?;
+    let pack_into =
+        |seq_len, parts| Rows::mixed(parts, tokenizer.special(), config.merge, seq_len, config.seed);
+    let pack = |parts| pack_into(config.seq_len, parts);
+    let pack_all = |parts: Vec<(Part, f64)>| {
+        // As txtai, which keeps a text that fills no row as one short row.
+        let is_chained = config.flavour == Flavour::Txtai && config.merge == Merge::Concat;
+        let longest = parts.iter().map(|(part, _)| part.framed()).max().filter(|_| is_chained);
+        pack_into(
+            longest.map_or(config.seq_len, |longest| config.seq_len.min(longest.max(SHORTEST_ROW))),
+            parts,
+        )
+    };
     let validation = match config.validation.is_empty() {
         true => None,
         false => {
-            let source = TextSource::held_out(&config.validation, &config.columns)?;
+            let source = TextSource::held_out(&config.validation, &config.columns)?.with_reading(reading);
             // Taken as it is, so that runs with and without duplicates are measured by the same.
             let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
-            Some(pack(vec![(dataset.into(), 1.0)])?)
+            Some(pack_all(vec![(dataset.into(), 1.0)])?)
         }
     };
     let mut corpora: Vec<(Arc<Dataset>, f64)> = Vec::new();
     let spec = Spec { dedup: config.dedup, ..Spec::default() };
     for (source, weight) in TextSource::mixture(&config.train, &config.columns)? {
+        let source = source.with_reading(reading);
         let dataset = tokenize(&source, tokenizer, &config.shards, &spec, quiet)?;
         corpora.push((Arc::new(dataset), weight));
     }
-    let whole =
-        || pack(corpora.iter().map(|(dataset, weight)| (Part::whole(dataset.clone()), *weight)).collect());
+    let whole = || {
+        pack_all(corpora.iter().map(|(dataset, weight)| (Part::whole(dataset.clone()), *weight)).collect())
+    };
     let documents = corpora.iter().map(|(dataset, _)| dataset.documents()).sum();
     let tokens = corpora.iter().map(|(dataset, _)| dataset.tokens()).sum();
     let share = config.held_out.unwrap_or_else(|| default_share(documents, tokens));

@@ -11,7 +11,7 @@ use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
 use super::{check_positions, check_token_types, check_vocabulary, load_pair, print, set_threads};
 use crate::backend::Backend;
-use crate::config::{Device, Precision};
+use crate::config::{Device, Precision, reading, uses_token_types};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Files, folders and globs, as for --train; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH", help_heading = "Text")]
     input: Vec<String>,
-    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour two are a pair
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Whose details to follow
@@ -116,14 +116,15 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     }
     let scratch = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
     let input = a.input.iter().map(|path| spooled(path, scratch.path())).collect::<Result<Vec<_>>>()?;
-    let source = TextSource::held_out(&input, &a.columns)?;
+    let reading = reading(a.flavour, a.merge, &a.columns)?;
+    let source = TextSource::held_out(&input, &a.columns)?.with_reading(reading);
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
     for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
         check_vocabulary(&tokenizer, &checkpoint.config, what)?;
         check_positions(a.seq_len, &checkpoint.config, what)?;
-        check_token_types(a.merge, &checkpoint.config, what)?;
+        check_token_types(uses_token_types(a.flavour, a.merge, &a.columns), &checkpoint.config, what)?;
     }
     // Each directory is complete on its own, whatever was shared in training.
     let options = Options { flavour: a.flavour, share: Share::None, seed: a.seed, ..Options::default() };

@@ -153,13 +153,12 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     Ok(())
 }
 
-/// As many token types as rows have segments.
-fn check_token_types(merge: Merge, config: &ElectraConfig, what: &str) -> Result<()> {
-    let types = config.type_vocab_size;
-    if merge.segments() > types {
+/// A second token type where rows have one.
+fn check_token_types(used: bool, config: &ElectraConfig, what: &str) -> Result<()> {
+    if used && config.type_vocab_size < 2 {
         return Err(Error::config(format!(
-            "the {what} has {types} token type (`type_vocab_size`), but --merge segments, the default of the electra \
-             flavour, makes rows of two segments, which are told apart by their types: use --merge concat"
+            "the {what} has one token type (`type_vocab_size` 1), but rows of two segments (--merge segments) and pairs of \
+             two --columns have two: use --merge concat, pack or none with one column"
         )));
     }
     Ok(())

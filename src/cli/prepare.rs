@@ -6,12 +6,15 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{confirm, set_threads};
+use crate::config::reading;
 use crate::data::dedup::Dedup;
+use crate::data::pack::Merge;
 use crate::data::prepare::{LONG_DOCUMENT, Progress, Spec, prepare};
 use crate::data::shard::Dataset;
 use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
+use crate::model::Flavour;
 use crate::train::log::duration;
 use crate::{Error, Result};
 
@@ -26,6 +29,10 @@ pub(super) struct Arguments {
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
+    /// Whose reading of columns to follow, as for `pretrain`: every line a paragraph, or in txtai's flavour a column one text
+    /// and two columns a pair
+    #[arg(long, value_enum, default_value = "electra")]
+    flavour: Flavour,
     /// tokenizer.json, vocab.txt, a directory of either, or the name of a model on the Hugging Face hub
     #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
@@ -120,7 +127,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.shard_mib == 0 {
         return Err(Error::config("--shard-mib must be 1 or more"));
     }
-    let source = TextSource::new(&arguments.input, &arguments.columns)?;
+    // Of the ways to merge in txtai's flavour, segments alone are made of lines.
+    let reading = reading(arguments.flavour, Merge::None, &arguments.columns)?;
+    let source = TextSource::new(&arguments.input, &arguments.columns)?.with_reading(reading);
     let tokenizer = Tokenizer::load(&locate(&arguments.tokenizer, Part::Tokenizer, false)?)?;
     let spec = Spec { dedup: arguments.dedup, shard_bytes: arguments.shard_mib << 20 };
     tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;

@@ -29,9 +29,11 @@ use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train};
 use crate::{Error, Result};
 
+mod inputs;
 mod models;
 mod plan;
 
+use inputs::Inputs;
 use models::Starts;
 use plan::{DryRun, check_memory, plan};
 
@@ -87,6 +89,8 @@ pub(super) struct Arguments {
 const TYPED: &str = "run.json";
 /// The settings as resolved.
 const RESOLVED: &str = "config.json";
+/// What to do where they cannot be read.
+const SETTINGS_REMAIN: &str = "delete it, the run goes on with the settings in run.json";
 
 pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
@@ -101,9 +105,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         ..Choice::new(config.device, config.precision)
     };
     if arguments.dry_run {
-        let starts = starts(&mut config, &settings, arguments.json)?;
+        let (starts, tokenizer) = starts(&mut config, &settings, arguments.json)?;
         let (machine, products) = (arguments.json, choice.products);
-        let tokenizer = known_tokenizer(&config, machine)?;
         let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
         with_backend(choice, DryRun { config: &config, pair, machine, products })?;
         return Ok(Outcome::Done);
@@ -112,12 +115,13 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let (_lock, before) = take_directory(&config, resume)?;
     let quiet = arguments.quiet;
     // Problems with the models shall show before an hour of tokenizing.
-    let source = TextSource::new(&config.train, &config.columns)?;
-    let starts = starts(&mut config, &settings, quiet)?;
-    let tokenizer = match known_tokenizer(&config, quiet)? {
+    let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
+    let (starts, known) = starts(&mut config, &settings, quiet)?;
+    let tokenizer = match known {
         Some(tokenizer) => tokenizer,
         None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
     };
+    let inputs = Inputs::new(&config, &tokenizer)?;
     // What a continued run began with was told when it began.
     let told = quiet || (resume && holds_run(&config.output));
     let pair = starts.networks(&config, Some(&tokenizer), told)?;
@@ -126,7 +130,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         (false, true) => Progress::Json,
         (false, false) => Progress::Text,
     };
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress, stop };
+    let training =
+        Training { config: &config, settings: &settings, pair, tokenizer, inputs, resume, progress, stop };
     let summary = with_backend(choice, training)?;
     Ok(finish(&config, &summary, arguments.json))
 }
@@ -147,8 +152,7 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<R
             ));
         }
         if path.is_file() {
-            let advice = "delete it, the run goes on with the settings in run.json";
-            let settings = read_settings(&path, advice)?;
+            let settings = read_settings(&path, SETTINGS_REMAIN)?;
             config.continued_as(&settings)?;
             before = Some(settings);
         }
@@ -164,13 +168,21 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<R
 
 /// What the networks start from, if the settings fit it. Without --vocab-size a vocabulary has as
 /// many tokens as they have rows of embeddings.
-fn starts(config: &mut RunConfig, settings: &Settings, quiet: bool) -> Result<Starts> {
+fn starts(
+    config: &mut RunConfig,
+    settings: &Settings,
+    quiet: bool,
+) -> Result<(Starts, Option<Tokenizer>)> {
     let starts = Starts::read(config, quiet)?;
     if let (None, Some(rows)) = (settings.vocab_size, starts.vocab_size()) {
         config.vocab_size = rows;
     }
+    let tokenizer = known_tokenizer(config, quiet)?;
+    if settings.seq_len.is_none() {
+        config.seq_len = config.default_seq_len(tokenizer.as_ref(), starts.positions());
+    }
     starts.check(config)?;
-    Ok(starts)
+    Ok((starts, tokenizer))
 }
 
 /// A run whose models are ready.
@@ -179,6 +191,7 @@ struct Training<'a> {
     settings: &'a Settings,
     pair: (Checkpoint, Checkpoint),
     tokenizer: Tokenizer,
+    inputs: Inputs,
     resume: bool,
     progress: Progress,
     stop: Stop,
@@ -187,8 +200,8 @@ struct Training<'a> {
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress, stop } =
-            self;
+        let Self { config, settings, tokenizer, mut inputs, resume, progress, stop, .. } = self;
+        let (generator, discriminator) = self.pair;
         let quiet = progress == Progress::Quiet;
         let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
         let least = if auto { config.split_into(1) } else { config.clone() };
@@ -201,7 +214,10 @@ impl OnBackend for Training<'_> {
         // Before the text is read, so that --resume does whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
+        inputs.write(&config.output)?;
         let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        inputs.set_texts(config, &rows, validation.as_ref());
+        inputs.write(&config.output)?;
         let rows = Arc::new(rows);
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);
@@ -255,6 +271,11 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
                 _ => "run.json with the run's settings is missing here: give them again, with --resume",
             };
             return Err(Error::file(&dir, problem));
+        }
+        let resolved = dir.join(RESOLVED);
+        if settings.seq_len.is_none() && resolved.is_file() {
+            // Rows stay as long as they were, whatever their length would be by default today.
+            settings.seq_len = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?.seq_len.into();
         }
         settings.output = Some(dir);
     }

@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 
 use crate::data::dedup::Dedup;
 use crate::data::pack::Merge;
+use crate::data::source::Reading;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
 use crate::suggest::{closest, possible_value};
-use crate::train::schedule::Schedule;
+use crate::train::schedule::{LrScheduler, SchedulerKwargs};
 use crate::{Error, Result};
 
 mod format;
@@ -105,7 +106,8 @@ settings! {
     /// .parquet and .arrow; folders that `datasets` saved; a .manifest of paths with weights
     #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
     train: Vec<String>,
-    /// Text columns of csv, tsv, JSON, Parquet and Arrow files [default: text]
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour a column is one text, and two are a
+    /// pair with token types 0 and 1 [default: text]
     #[arg(long, value_delimiter = ',', value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Held-out text
@@ -127,8 +129,9 @@ settings! {
     /// How paragraphs become rows [default: segments in the electra flavour, concat in txtai's]
     #[arg(long, help_heading = "Text")]
     merge: Merge,
-    /// Longest row, in tokens [default: 128; 512 for base and large]
-    #[arg(long, value_name = "T", help_heading = "Text")]
+    /// Longest row, in tokens [default: 128; 512 for base and large; txtai the `model_max_length` of the given tokenizer,
+    /// at most the models' positions]
+    #[arg(long, visible_aliases = ["maxlength", "max-seq-length"], value_name = "T", help_heading = "Text")]
     seq_len: usize,
     /// Where tokenized shards are kept [default: OUTPUT/shards]
     #[arg(long, value_name = "DIR", help_heading = "Text")]
@@ -175,20 +178,20 @@ settings! {
     disallow_correct: bool,
 
     /// Rows of a micro-batch [default: 32; tiny 16; txtai 8]
-    #[arg(long, value_name = "B", help_heading = "Optimization")]
+    #[arg(long, visible_alias = "per-device-train-batch-size", value_name = "B", help_heading = "Optimization")]
     batch_size: usize,
     /// Micro-batches of a step [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    #[arg(long, visible_alias = "gradient-accumulation-steps", value_name = "N", help_heading = "Optimization")]
     grad_accumulation: usize,
     /// Rows of a step that are computed at a time, whatever the two above say of its size: a number that divides B · N, or
     /// auto, what this device does fastest [default: B]
     #[arg(long, value_name = "N|auto", help_heading = "Optimization")]
     micro_batch: MicroBatch,
     /// Optimizer steps
-    #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Optimization")]
+    #[arg(long, visible_alias = "max-steps", value_name = "N", conflicts_with = "epochs", help_heading = "Optimization")]
     steps: u64,
     /// Passes over the text, instead of steps [default: 1; txtai 3]
-    #[arg(long, value_name = "X", help_heading = "Optimization")]
+    #[arg(long, visible_alias = "num-train-epochs", value_name = "X", help_heading = "Optimization")]
     epochs: f64,
     /// Highest learning rate [default: 5e-4; 2e-4 for base and large; txtai 5e-5]
     #[arg(long, value_name = "X", help_heading = "Optimization")]
@@ -196,12 +199,22 @@ settings! {
     /// Steps of linear warm-up [default: a tenth of the steps, 10,000 at most; txtai 0]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     warmup_steps: u64,
-    /// Form of warm-up and decay [default: the flavour's]
-    #[arg(long, help_heading = "Optimization")]
-    schedule: Schedule,
+    /// The warm-up as a share of the steps, rounded up, instead of --warmup-steps
+    #[arg(long, value_name = "P", conflicts_with = "warmup_steps", help_heading = "Optimization")]
+    warmup_ratio: f64,
+    /// Form of warm-up and decay: electra, or one of transformers' schedules [default: electra; txtai linear]
+    #[arg(long, visible_aliases = ["lr-scheduler-type", "schedule"], value_name = "NAME", help_heading = "Optimization")]
+    #[serde(alias = "schedule")]
+    lr_scheduler: LrScheduler,
+    /// Parameters of the schedule under transformers' names, such as num_cycles=2 or power=2,lr_end=1e-6
+    #[arg(long, value_name = "NAME=X,…", help_heading = "Optimization")]
+    lr_scheduler_kwargs: SchedulerKwargs,
     /// Weight decay of matrices and embeddings [default: 0.01; txtai 0]
     #[arg(long, value_name = "X", help_heading = "Optimization")]
     weight_decay: f64,
+    /// Adam's betas, `adam_beta1` and `adam_beta2` of transformers [default: 0.9,0.999]
+    #[arg(long, value_delimiter = ',', value_name = "B1,B2", help_heading = "Optimization")]
+    betas: Vec<f64>,
     /// Adam's epsilon [default: 1e-6; txtai 1e-8]
     #[arg(long, value_name = "X", help_heading = "Optimization")]
     adam_epsilon: f64,
@@ -209,33 +222,33 @@ settings! {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Optimization")]
     bias_correction: bool,
     /// Largest gradient norm; 0 for none [default: 1]
-    #[arg(long, value_name = "X", help_heading = "Optimization")]
+    #[arg(long, visible_alias = "max-grad-norm", value_name = "X", help_heading = "Optimization")]
     clip: f64,
     /// Of everything random [default: 1]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     seed: u64,
 
     /// Directory of the run: checkpoints, metrics.jsonl, generator/ and discriminator/
-    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    #[arg(long, visible_alias = "output-dir", value_name = "DIR", help_heading = "Run")]
     output: PathBuf,
     /// Steps between checkpoints [default: 1000]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, visible_alias = "save-steps", value_name = "N", help_heading = "Run")]
     save_every: u64,
     /// Checkpoints kept [default: 2]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, visible_alias = "save-total-limit", value_name = "N", help_heading = "Run")]
     keep: usize,
     /// Steps in a row without a finite loss and gradient after which the run goes back to its last good checkpoint
     /// [default: 5]
     #[arg(long, value_name = "N", help_heading = "Run")]
     max_bad_steps: u64,
     /// Steps between held-out evaluations; 0 for the end only [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, visible_alias = "eval-steps", value_name = "N", help_heading = "Run")]
     eval_every: u64,
     /// Held-out rows evaluated [default: 200]
     #[arg(long, value_name = "N", help_heading = "Run")]
     eval_rows: usize,
     /// Steps between lines of the log [default: 10]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, visible_alias = "logging-steps", value_name = "N", help_heading = "Run")]
     log_every: u64,
     /// Forms of the log [default: jsonl,tensorboard]
     #[arg(long, value_delimiter = ',', value_name = "FORM", help_heading = "Run")]
@@ -258,33 +271,32 @@ settings! {
 }
 
 impl Settings {
-    /// Reads a TOML file; keys are the flags' names, with - or _.
+    /// Reads a TOML file; keys are the flags' names and their aliases, with - or _.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
         let table: toml::Table =
             toml::from_str(&text).map_err(|e| Error::file(path, format::not_toml(&text, &e)))?;
+        let flags = Self::augment_args(clap::Command::new(""));
         let mut object = Map::new();
         for (key, value) in table {
             let name = key.replace('-', "_");
-            if !KEYS.contains(&name.as_str()) {
+            let flag = flag_of(&flags, &name);
+            if flag.is_none() {
                 let near = closest(&name, KEYS.iter().copied()).map(|k| k.replace('_', "-"));
                 let hint = near.map_or(String::new(), |k| format!("; did you mean `{k}`?"));
                 return Err(Error::file(path, format!("`{key}` is no setting{hint}")));
             }
             let value = serde_json::to_value(value).map_err(|e| Error::file(path, e.to_string()))?;
-            let key = key.replace('_', "-");
+            let flag = flag.unwrap_or(name).replace('_', "-");
             // By itself first, so that the error can name the key.
-            let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+            let alone = Value::Object(Map::from_iter([(flag.clone(), value.clone())]));
             serde_json::from_value::<Self>(alone).map_err(|e| {
-                Error::file(
-                    path,
-                    format!(
-                        "`{key}`: {e}{}",
-                        possible_value(&Self::augment_args(clap::Command::new("")), &key, &value)
-                    ),
-                )
+                Error::file(path, format!("`{key}`: {e}{}", possible_value(&flags, &flag, &value)))
             })?;
-            object.insert(key, value);
+            if object.insert(flag.clone(), value).is_some() {
+                let problem = format!("`{key}` is another name of `{flag}`, which stands here too: keep one");
+                return Err(Error::file(path, problem));
+            }
         }
         serde_json::from_value(Value::Object(object)).map_err(|e| Error::file(path, e.to_string()))
     }
@@ -295,9 +307,10 @@ impl Settings {
             |settings: &Self| serde_json::to_value(settings).map_err(|e| Error::config(e.to_string()));
         let (mut all, ours) = (object(below)?, object(self)?);
         if let (Value::Object(all), Value::Object(ours)) = (&mut all, ours) {
-            // Steps and epochs say the same thing: whichever stands above wins.
-            for (one, other) in [("steps", "epochs"), ("epochs", "steps")] {
-                if ours.contains_key(one) {
+            // Two names of one thing: whichever stands above wins.
+            for (one, other) in [("steps", "epochs"), ("warmup-steps", "warmup-ratio")] {
+                if ours.contains_key(one) || ours.contains_key(other) {
+                    all.remove(one);
                     all.remove(other);
                 }
             }
@@ -305,4 +318,37 @@ impl Settings {
         }
         serde_json::from_value(all).map_err(|e| Error::config(e.to_string()))
     }
+}
+
+/// The setting that a key of a TOML file names: itself, or one that it is another name of.
+fn flag_of(flags: &clap::Command, key: &str) -> Option<String> {
+    if KEYS.contains(&key) {
+        return Some(key.to_owned());
+    }
+    let alias = key.replace('_', "-");
+    let is_it = |flag: &&clap::Arg| flag.get_all_aliases().is_some_and(|all| all.contains(&alias.as_str()));
+    Some(flags.get_arguments().find(is_it)?.get_id().to_string())
+}
+
+/// How the columns of records are read: in txtai's flavour whole, and two as a pair. The paper's segments are made of
+/// lines in either flavour. An error where columns cannot be read so.
+pub fn reading(flavour: Flavour, merge: Merge, columns: &[String]) -> Result<Reading> {
+    match (flavour, merge, columns.len()) {
+        (Flavour::Electra, ..) | (_, Merge::Segments, 0 | 1) => Ok(Reading::Lines),
+        (_, Merge::Segments, _) => Err(Error::config(
+            "--merge segments makes two segments of the lines of one text, but two columns are a pair in txtai's \
+             flavour: use --merge concat, pack or none, or --flavour electra",
+        )),
+        (_, _, 0..=2) => Ok(Reading::Whole),
+        (_, _, count) => Err(Error::config(format!(
+            "--columns names {count} columns ({}), but in txtai's flavour there is one text per record or a pair of \
+             two: name one or two, or use --flavour electra, which reads all of them as paragraphs",
+            columns.join(", ")
+        ))),
+    }
+}
+
+/// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
+pub fn uses_token_types(flavour: Flavour, merge: Merge, columns: &[String]) -> bool {
+    merge == Merge::Segments || flavour == Flavour::Txtai && columns.len() == 2
 }

@@ -5,18 +5,24 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings};
+use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings, reading, uses_token_types};
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
+use crate::data::source::Reading;
+use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
-use crate::train::schedule::Schedule;
+use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
 use crate::{Error, Result};
 
 /// Where nothing is said, both: an event file costs little, and is there when somebody wants to look.
 fn all_formats() -> Vec<LogFormat> {
     vec![LogFormat::Jsonl, LogFormat::Tensorboard]
+}
+
+fn adam_betas() -> [f64; 2] {
+    [0.9, 0.999]
 }
 
 /// A run with every setting decided.
@@ -60,8 +66,16 @@ pub struct RunConfig {
     pub epochs: f64,
     pub learning_rate: f64,
     pub warmup_steps: Option<u64>,
-    pub schedule: Schedule,
+    /// Given, it decides in place of `warmup_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
+    #[serde(alias = "schedule")]
+    pub lr_scheduler: LrScheduler,
+    #[serde(default, skip_serializing_if = "SchedulerKwargs::is_empty")]
+    pub lr_scheduler_kwargs: SchedulerKwargs,
     pub weight_decay: f64,
+    #[serde(default = "adam_betas")]
+    pub betas: [f64; 2],
     pub adam_epsilon: f64,
     pub bias_correction: bool,
     pub clip: f64,
@@ -141,9 +155,24 @@ impl RunConfig {
             steps: s.steps,
             epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
             learning_rate: s.learning_rate.unwrap_or(by_flavour(5e-5, if big { 2e-4 } else { 5e-4 })),
-            warmup_steps: s.warmup_steps.or(txtai.then_some(0)),
-            schedule: s.schedule.unwrap_or(if txtai { Schedule::Linear } else { Schedule::Electra }),
+            warmup_steps: s.warmup_steps.or((txtai && s.warmup_ratio.is_none()).then_some(0)),
+            warmup_ratio: s.warmup_ratio,
+            lr_scheduler: s.lr_scheduler.unwrap_or(if txtai {
+                LrScheduler::Linear
+            } else {
+                LrScheduler::Electra
+            }),
+            lr_scheduler_kwargs: s.lr_scheduler_kwargs.unwrap_or_default(),
             weight_decay: s.weight_decay.unwrap_or(by_flavour(0.0, 0.01)),
+            betas: match s.betas {
+                None => adam_betas(),
+                Some(betas) => <[f64; 2]>::try_from(betas).map_err(|betas| {
+                    Error::config(format!(
+                        "--betas has {} numbers, expected two: --betas 0.9,0.999",
+                        betas.len()
+                    ))
+                })?,
+            },
             adam_epsilon: s.adam_epsilon.unwrap_or(by_flavour(1e-8, 1e-6)),
             bias_correction: s.bias_correction.unwrap_or(txtai),
             clip: s.clip.unwrap_or(1.0),
@@ -211,6 +240,30 @@ impl RunConfig {
                 return fail(format!("--{name} is {value}, expected 0 or more"));
             }
         }
+        if let Some(beta) = self.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
+            return fail(format!("--betas has {beta}, expected numbers from 0 to below 1"));
+        }
+        self.schedule()?;
+        self.reading()?;
+        match (self.warmup_ratio, self.warmup_steps) {
+            (Some(_), Some(_)) => {
+                return fail(
+                    "--warmup-ratio and --warmup-steps are two answers to one question: give one".to_owned(),
+                );
+            }
+            (Some(ratio), _) if !(0.0..=1.0).contains(&ratio) => {
+                return fail(format!("--warmup-ratio is {ratio}, expected a share of the steps from 0 to 1"));
+            }
+            (ratio, steps) if self.lr_scheduler == LrScheduler::Constant => {
+                if ratio.unwrap_or(0.0) > 0.0 || steps.unwrap_or(0) > 0 {
+                    return fail(
+                        "--lr-scheduler constant has no warm-up: use constant-with-warmup, or leave the warm-up out"
+                            .to_owned(),
+                    );
+                }
+            }
+            _ => {}
+        }
         if let Some(share) = self.held_out {
             if !(0.0..1.0).contains(&share) {
                 return fail(format!("--held-out is {share}, expected a share from 0 to below 1"));
@@ -225,6 +278,27 @@ impl RunConfig {
             return fail(format!("--temperature is {}, expected more than 0", self.temperature));
         }
         Ok(())
+    }
+
+    /// How the columns of records become paragraphs.
+    pub fn reading(&self) -> Result<Reading> {
+        reading(self.flavour, self.merge, &self.columns)
+    }
+
+    /// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
+    pub fn uses_token_types(&self) -> bool {
+        uses_token_types(self.flavour, self.merge, &self.columns)
+    }
+
+    /// The longest row where --seq-len says nothing: in txtai's flavour, as its `maxlength`, what the given tokenizer allows
+    /// and the models have positions for.
+    pub fn default_seq_len(&self, tokenizer: Option<&Tokenizer>, positions: usize) -> usize {
+        match tokenizer {
+            Some(tokenizer) if self.flavour == Flavour::Txtai => {
+                tokenizer.model_max_length().map_or(positions, |length| length.min(positions))
+            }
+            _ => self.seq_len,
+        }
     }
 
     /// Rows of an optimizer step.
@@ -259,7 +333,15 @@ impl RunConfig {
 
     /// Warm-up of a run of `steps` steps.
     pub fn warmup(&self, steps: u64) -> u64 {
-        self.warmup_steps.unwrap_or((steps / 10).min(10_000))
+        match self.warmup_ratio {
+            Some(ratio) => (steps as f64 * ratio).ceil() as u64,
+            None => self.warmup_steps.unwrap_or((steps / 10).min(10_000)),
+        }
+    }
+
+    /// The learning rate of every update.
+    pub fn schedule(&self) -> Result<Schedule> {
+        Schedule::new(self.lr_scheduler, &self.lr_scheduler_kwargs, self.learning_rate)
     }
 
     /// Whether a vocabulary trained on the text by these settings is the one of `before`.

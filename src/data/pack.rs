@@ -5,6 +5,7 @@
 //! epochs a fraction f visits every row once, and nothing is stored.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::order::permuted;
 use super::shard::Dataset;
@@ -17,24 +18,19 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Merge {
-    /// Paragraphs in their special tokens, chained over the whole corpus and cut into rows of T; the tail is dropped.
+    /// Paragraphs or pairs in their special tokens, chained over the whole corpus and cut into rows of T; the tail is dropped
     #[default]
     Concat,
-    /// Whole paragraphs, combined longest first into rows of up to T.
+    /// Whole paragraphs or pairs, combined longest first into rows of up to T
     Pack,
-    /// A paragraph a row.
+    /// A paragraph or a pair per row
     None,
-    /// Two segments of one document, as google-research/electra builds them.
+    /// Two segments of one document, as google-research/electra builds them
     Segments,
 }
 
-impl Merge {
-    /// Segments of a row at the most, each of a token type of its own.
-    pub fn segments(self) -> usize {
-        if self == Self::Segments { 2 } else { 1 }
-    }
-}
-
+/// The least T.
+pub const SHORTEST_ROW: usize = 8;
 /// Paragraphs that `Pack` sorts together: those that txtai's trainer maps at once.
 const PACK_WINDOW: usize = 1000;
 /// Probability of an example with one segment only.
@@ -47,16 +43,19 @@ const SHORT: f32 = 0.05;
 pub struct Row {
     /// With \[CLS\] and \[SEP\].
     pub ids: Vec<u32>,
-    /// 0 in the first segment, 1 in the second.
+    /// 0 in the first segment or the first text of a pair, 1 in the second.
     pub types: Vec<u32>,
 }
 
 /// Where the rows of a merge begin.
 enum Index {
     Concat,
-    /// Paragraph numbers, and where each row's begin among them.
+    /// Numbers of paragraphs, of a pair the first, and where each row's begin among them.
     Pack(Vec<u32>, Vec<u32>),
+    /// Every paragraph.
     None,
+    /// Numbers of paragraphs, of a pair the first.
+    Texts(Vec<u32>),
     /// First paragraph and number of paragraphs.
     Segments(Vec<(u32, u32)>),
 }
@@ -136,6 +135,17 @@ impl Rows {
         self.corpora.iter().map(|corpus| corpus.packed.part.documents()).sum()
     }
 
+    /// SHA-256 of what decides the rows besides the settings: the texts, tokenized and in their order, and how often an epoch
+    /// visits each corpus.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for corpus in &self.corpora {
+            hash.update((corpus.visits as u64).to_le_bytes());
+            corpus.packed.part.digest(&mut hash);
+        }
+        hash.finalize().into()
+    }
+
     /// Row number `row`: what stands in that place of the first epoch, unshuffled.
     pub fn row(&self, row: usize) -> Row {
         self.visit(0, row)
@@ -182,16 +192,21 @@ struct Packed {
 
 impl Packed {
     fn new(part: Part, special: SpecialTokens, merge: Merge, seq_len: usize, philox: Philox) -> Result<Self> {
-        if seq_len < 8 {
+        if seq_len < SHORTEST_ROW {
             return Err(Error::config(format!(
-                "rows of {seq_len} tokens are too short: use --seq-len 8 or more"
+                "rows of {seq_len} tokens are too short: use --seq-len {SHORTEST_ROW} or more"
             )));
         }
         if part.paragraphs() >= u32::MAX as usize {
             return Err(Error::config("this corpus has 2³² paragraphs or more: split it"));
         }
         let (index, len) = match merge {
-            Merge::Concat => (Index::Concat, (part.tokens() + 2 * part.paragraphs()) / seq_len),
+            Merge::Concat => (Index::Concat, part.framed() / seq_len),
+            Merge::None if part.has_pairs() => {
+                let texts = texts(&part);
+                let len = texts.len();
+                (Index::Texts(texts), len)
+            }
             Merge::None => (Index::None, part.paragraphs()),
             Merge::Pack => {
                 let (paragraphs, starts) = pack(&part, seq_len);
@@ -208,12 +223,15 @@ impl Packed {
     }
 
     fn check(&self, row: usize) -> Result<()> {
+        // A pair lies in one shard.
+        let check = |&p: &u32| self.part.check(p as usize..p as usize + 1);
         match &self.index {
             Index::Concat => self.part.check_framed(row * self.seq_len..(row + 1) * self.seq_len),
             Index::None => self.part.check(row..row + 1),
-            Index::Pack(paragraphs, starts) => paragraphs[starts[row] as usize..starts[row + 1] as usize]
-                .iter()
-                .try_for_each(|&p| self.part.check(p as usize..p as usize + 1)),
+            Index::Texts(paragraphs) => check(&paragraphs[row]),
+            Index::Pack(paragraphs, starts) => {
+                paragraphs[starts[row] as usize..starts[row + 1] as usize].iter().try_for_each(check)
+            }
             Index::Segments(rows) => {
                 let (first, count) = rows[row];
                 self.part.check(first as usize..(first + count) as usize)
@@ -224,50 +242,68 @@ impl Packed {
     fn row(&self, row: usize) -> Row {
         match &self.index {
             Index::Concat => self.chained(row * self.seq_len),
-            Index::None => {
-                let mut ids = Vec::with_capacity(self.seq_len);
-                self.frame(row, self.seq_len, &mut ids);
-                one_segment(ids)
-            }
+            Index::None => self.framed(&[row as u32]),
+            Index::Texts(paragraphs) => self.framed(&paragraphs[row..row + 1]),
             Index::Pack(paragraphs, starts) => {
-                let mut ids = Vec::with_capacity(self.seq_len);
-                for &paragraph in &paragraphs[starts[row] as usize..starts[row + 1] as usize] {
-                    self.frame(paragraph as usize, self.seq_len - ids.len(), &mut ids);
-                }
-                one_segment(ids)
+                self.framed(&paragraphs[starts[row] as usize..starts[row + 1] as usize])
             }
             Index::Segments(rows) => self.two_segments(row, rows[row]),
         }
     }
 
-    /// A paragraph as \[CLS\] … \[SEP\] in at most `room` tokens.
-    fn frame(&self, paragraph: usize, room: usize, ids: &mut Vec<u32>) {
-        if room > 2 {
-            ids.push(self.special.cls);
-            self.part.copy_paragraph(paragraph, 0, room - 2, ids);
+    /// Paragraphs or pairs one after the other, each in its special tokens, in at most T tokens.
+    fn framed(&self, paragraphs: &[u32]) -> Row {
+        let mut row = Row { ids: Vec::with_capacity(self.seq_len), types: Vec::with_capacity(self.seq_len) };
+        for &paragraph in paragraphs {
+            self.frame(paragraph as usize, self.seq_len - row.ids.len(), &mut row);
+        }
+        row
+    }
+
+    /// A paragraph as \[CLS\] … \[SEP\], or a pair as \[CLS\] … \[SEP\] … \[SEP\], in at most `room` tokens.
+    fn frame(&self, first: usize, room: usize, Row { ids, types }: &mut Row) {
+        let second = second_of(&self.part, first);
+        let frame = if second.is_some() { 3 } else { 2 };
+        if room <= frame {
+            return;
+        }
+        let length = |paragraph| self.part.paragraph_len(paragraph);
+        let (most, second_most) = truncated(length(first), second.map_or(0, length), room - frame);
+        ids.push(self.special.cls);
+        self.part.copy_paragraph(first, 0, most, ids);
+        ids.push(self.special.sep);
+        types.resize(ids.len(), 0);
+        if let Some(second) = second {
+            self.part.copy_paragraph(second, 0, second_most, ids);
             ids.push(self.special.sep);
+            types.resize(ids.len(), 1);
         }
     }
 
     /// T tokens of the chained corpus from `at` on.
     fn chained(&self, at: usize) -> Row {
-        let mut ids = Vec::with_capacity(self.seq_len);
+        let (mut ids, mut types) = (Vec::with_capacity(self.seq_len), Vec::with_capacity(self.seq_len));
         let Some((mut paragraph, mut offset)) = self.part.framed_position(at) else {
             return Row::default();
         };
+        let pairs = self.part.has_pairs();
         while ids.len() < self.seq_len && paragraph < self.part.paragraphs() {
-            if offset == 0 {
+            let second = pairs && self.part.is_second(paragraph);
+            // The [CLS] before it.
+            let lead = usize::from(!second);
+            if offset < lead {
                 ids.push(self.special.cls);
-                offset = 1;
+                offset = lead;
             }
             let room = self.seq_len - ids.len();
-            self.part.copy_paragraph(paragraph, offset - 1, room, &mut ids);
+            self.part.copy_paragraph(paragraph, offset - lead, room, &mut ids);
             if ids.len() < self.seq_len {
                 ids.push(self.special.sep);
             }
+            types.resize(ids.len(), u32::from(second));
             (paragraph, offset) = (paragraph + 1, 0);
         }
-        one_segment(ids)
+        Row { ids, types }
     }
 
     fn two_segments(&self, row: usize, (first, count): (u32, u32)) -> Row {
@@ -297,8 +333,33 @@ impl Packed {
     }
 }
 
-fn one_segment(ids: Vec<u32>) -> Row {
-    Row { types: vec![0; ids.len()], ids }
+/// Paragraphs that are no second text of a pair.
+fn texts(part: &Part) -> Vec<u32> {
+    let all = 0..part.paragraphs();
+    match part.has_pairs() {
+        true => all.filter(|&p| !part.is_second(p)).map(|p| p as u32).collect(),
+        false => all.map(|p| p as u32).collect(),
+    }
+}
+
+/// The second text of the pair that a paragraph is the first of.
+fn second_of(part: &Part, first: usize) -> Option<usize> {
+    let second = first + 1;
+    (part.has_pairs() && second < part.paragraphs() && part.is_second(second)).then_some(second)
+}
+
+/// Lengths of two texts that together may have `most` tokens: the longer one is cut first, as the tokenizers library
+/// does with `longest_first`.
+fn truncated(first: usize, second: usize, most: usize) -> (usize, usize) {
+    if first + second <= most {
+        return (first, second);
+    }
+    let short = first.min(second);
+    let (short, long) = match most.checked_sub(short) {
+        Some(left) if left >= short => (short, left),
+        _ => (most / 2, most - most / 2),
+    };
+    if first > second { (long, short) } else { (short, long) }
 }
 
 /// The random decisions of one two-segment row.
@@ -327,10 +388,13 @@ impl Draws {
 
 /// txtai's packing: in each window longest first, and a row is closed when the next paragraph would not fit.
 fn pack(part: &Part, seq_len: usize) -> (Vec<u32>, Vec<u32>) {
-    let framed = |p: u32| (part.paragraph_len(p as usize) + 2).min(seq_len);
+    let framed = |p: u32| {
+        let length = part.paragraph_len(p as usize) + 2;
+        let second = second_of(part, p as usize).map_or(0, |second| part.paragraph_len(second) + 1);
+        (length + second).min(seq_len)
+    };
     let (mut order, mut starts) = (Vec::new(), vec![0]);
-    let all: Vec<u32> = (0..part.paragraphs() as u32).collect();
-    for window in all.chunks(PACK_WINDOW) {
+    for window in texts(part).chunks(PACK_WINDOW) {
         let mut sorted = window.to_vec();
         sorted.sort_by_key(|&p| std::cmp::Reverse(framed(p)));
         let mut length = 0;

@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 
 use rayon::prelude::*;
 
-use super::source::TextSource;
+use super::source::{Paragraph, TextSource};
 use crate::{Error, Result};
 
 /// Rounds read ahead.
@@ -17,18 +17,33 @@ pub(super) fn round_bytes() -> u64 {
     (rayon::current_num_threads() as u64 * (1 << 19)).clamp(4 << 20, 32 << 20)
 }
 
+/// What is known of a paragraph besides its text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// It opens a document.
+    pub(super) opens: bool,
+    /// It is one text of a pair.
+    pub(super) pair: bool,
+}
+
+impl From<Paragraph<'_>> for Marks {
+    fn from(p: Paragraph<'_>) -> Self {
+        Self { opens: p.opens_document, pair: p.pair }
+    }
+}
+
 /// Some paragraphs.
 #[derive(Default)]
 pub(super) struct Round {
     text: String,
-    /// Where each paragraph ends, and whether it opens a document.
-    ends: Vec<(usize, bool)>,
+    /// Where each paragraph ends.
+    ends: Vec<(usize, Marks)>,
 }
 
 impl Round {
-    pub(super) fn push(&mut self, text: &str, opens: bool) {
-        self.text.push_str(text);
-        self.ends.push((self.text.len(), opens));
+    pub(super) fn push(&mut self, p: Paragraph<'_>) {
+        self.text.push_str(p.text);
+        self.ends.push((self.text.len(), p.into()));
     }
 
     /// Paragraphs.
@@ -46,8 +61,12 @@ impl Round {
         &self.text[start..self.ends[paragraph].0]
     }
 
-    pub(super) fn opens(&self, paragraph: usize) -> bool {
+    pub(super) fn marks(&self, paragraph: usize) -> Marks {
         self.ends[paragraph].1
+    }
+
+    pub(super) fn opens(&self, paragraph: usize) -> bool {
+        self.marks(paragraph).opens
     }
 
     pub(super) fn texts(&self) -> impl ParallelIterator<Item = &str> {
@@ -85,7 +104,7 @@ pub(super) fn for_each_round(
             let mut round = Round::default();
             source.for_each(|p| {
                 if choose(p.text, p.opens_document) {
-                    round.push(p.text, p.opens_document);
+                    round.push(p);
                 }
                 match round.bytes() >= most {
                     true => sender.send(std::mem::take(&mut round)).map_err(|_| stopped()),

@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_64::Hasher as Checksum;
 
 use crate::model::hf::map_file;
@@ -40,6 +41,8 @@ pub(super) struct Header {
     pub(super) wide: bool,
     /// Whether its text ends where the source file ends.
     pub(super) last: bool,
+    /// Whether its paragraphs are the first and the second text of pairs in turn.
+    pub(super) pairs: bool,
     pub(super) tokens: u64,
     pub(super) paragraphs: u64,
     pub(super) documents: u64,
@@ -65,7 +68,8 @@ impl Header {
         let mut out = Vec::with_capacity(HEADER_BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&(u32::from(self.wide) | u32::from(self.last) << 1).to_le_bytes());
+        let flags = u32::from(self.wide) | u32::from(self.last) << 1 | u32::from(self.pairs) << 2;
+        out.extend_from_slice(&flags.to_le_bytes());
         for count in self.counts() {
             out.extend_from_slice(&count.to_le_bytes());
         }
@@ -104,6 +108,7 @@ impl Header {
         Ok(Self {
             wide: word(12) & 1 != 0,
             last: word(12) & 2 != 0,
+            pairs: word(12) & 4 != 0,
             tokens: long(16),
             paragraphs: long(24),
             documents: long(32),
@@ -163,8 +168,12 @@ pub struct Dataset {
     shards: Vec<Shard>,
     /// First paragraph of each shard, and the total.
     first: Vec<usize>,
-    /// Tokens before each shard if every paragraph is framed, and the total.
+    /// Tokens before each shard, and the total.
+    tokens: Vec<usize>,
+    /// Tokens before each shard if every text or pair is framed, and the total.
     framed: Vec<usize>,
+    /// Whether any shard holds pairs.
+    pairs: bool,
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
@@ -265,6 +274,17 @@ impl Shard {
         self.raw_end(paragraph) & OPENS_DOCUMENT != 0
     }
 
+    /// Whether a paragraph is the second text of a pair.
+    fn is_second(&self, paragraph: usize) -> bool {
+        self.header.pairs && paragraph % 2 == 1
+    }
+
+    /// Special tokens that frame its first paragraphs: \[CLS\] … \[SEP\], and … \[SEP\] where it is the second of a pair.
+    fn frames(&self, paragraphs: usize) -> usize {
+        let seconds = if self.header.pairs { paragraphs / 2 } else { 0 };
+        2 * paragraphs - seconds
+    }
+
     /// Where a paragraph's tokens lie.
     fn span(&self, paragraph: usize) -> Range<usize> {
         let start = if paragraph == 0 { 0 } else { self.end(paragraph - 1) };
@@ -298,12 +318,14 @@ fn identity(metadata: &std::fs::Metadata) -> Option<u64> {
 impl Dataset {
     /// Of shards in order.
     pub fn new(shards: Vec<Shard>) -> Self {
-        let (mut first, mut framed) = (vec![0], vec![0]);
+        let (mut first, mut tokens, mut framed) = (vec![0], vec![0], vec![0]);
         for (i, shard) in shards.iter().enumerate() {
             first.push(first[i] + shard.paragraphs());
-            framed.push(framed[i] + shard.tokens() + 2 * shard.paragraphs());
+            tokens.push(tokens[i] + shard.tokens());
+            framed.push(framed[i] + shard.tokens() + shard.frames(shard.paragraphs()));
         }
-        Self { shards, first, framed }
+        let pairs = shards.iter().any(|shard| shard.header.pairs);
+        Self { shards, first, tokens, framed, pairs }
     }
 
     /// Paragraphs in all.
@@ -342,7 +364,15 @@ impl Dataset {
 
     /// Tokens in all, without special tokens.
     pub fn tokens(&self) -> usize {
-        self.sum(|header| header.tokens) as usize
+        self.tokens[self.shards.len()]
+    }
+
+    /// Adds the hashes of the shards' texts to `hash`.
+    pub(super) fn digest(&self, hash: &mut Sha256) {
+        for shard in &self.shards {
+            hash.update(shard.header.start);
+            hash.update(shard.header.end);
+        }
     }
 
     /// Bytes on disk.
@@ -381,6 +411,33 @@ impl Dataset {
         shard.opens_document(local)
     }
 
+    /// Whether a paragraph is the second text of a pair, whose first is the one before it.
+    pub fn is_second(&self, paragraph: usize) -> bool {
+        let (shard, local) = self.locate(paragraph);
+        shard.is_second(local)
+    }
+
+    /// Whether any shard holds pairs.
+    pub fn has_pairs(&self) -> bool {
+        self.pairs
+    }
+
+    /// Tokens in all if every text or pair is framed.
+    pub fn framed(&self) -> usize {
+        self.framed[self.shards.len()]
+    }
+
+    /// Tokens before a paragraph, without special tokens.
+    pub(super) fn tokens_before(&self, paragraph: usize) -> usize {
+        match paragraph < self.paragraphs() {
+            true => {
+                let index = self.first.partition_point(|&first| first <= paragraph) - 1;
+                self.tokens[index] + self.shards[index].span(paragraph - self.first[index]).start
+            }
+            false => self.tokens(),
+        }
+    }
+
     /// Appends tokens `from..` of a paragraph, `most` at the most.
     pub fn copy_paragraph(&self, paragraph: usize, from: usize, most: usize, to: &mut Vec<u32>) {
         let (shard, local) = self.locate(paragraph);
@@ -389,12 +446,12 @@ impl Dataset {
         shard.copy(start..(start.saturating_add(most)).min(span.end), to);
     }
 
-    /// The paragraph that holds token `at` of the stream in which every paragraph stands as \[CLS\] … \[SEP\], and how
-    /// far into it `at` is.
+    /// The paragraph that holds token `at` of the stream in which every text stands as \[CLS\] … \[SEP\] and every pair as
+    /// \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
     pub(super) fn framed_position(&self, at: usize) -> Option<(usize, usize)> {
         let index = self.framed.partition_point(|&before| before <= at) - 1;
         let (shard, at) = (self.shards.get(index)?, at - self.framed[index]);
-        let end = |p: usize| shard.end(p) + 2 * (p + 1);
+        let end = |p: usize| shard.end(p) + shard.frames(p + 1);
         let (mut low, mut high) = (0, shard.paragraphs());
         while low < high {
             let middle = (low + high) / 2;

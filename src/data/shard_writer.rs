@@ -7,6 +7,7 @@ use std::path::Path;
 
 use twox_hash::xxhash3_64::Hasher as Checksum;
 
+use super::rounds::Marks;
 use super::shard::{HEADER_BYTES, Header, OPENS_DOCUMENT};
 use crate::fsutil::AtomicFile;
 use crate::{Error, Result};
@@ -37,10 +38,11 @@ impl ShardWriter {
         Ok(Self { out, checksum: Checksum::new(), header, ends, keys, opens: false, block })
     }
 
-    /// Adds a paragraph; one without tokens only hands on that a document opens.
-    pub(super) fn paragraph(&mut self, ids: &[u32], opens: bool) -> std::io::Result<()> {
-        self.opens |= opens;
-        if ids.is_empty() {
+    /// Adds a paragraph; one without tokens only hands on that a document opens, unless it is one text of a pair.
+    pub(super) fn paragraph(&mut self, ids: &[u32], marks: Marks) -> std::io::Result<()> {
+        self.opens |= marks.opens;
+        self.header.pairs |= marks.pair;
+        if ids.is_empty() && !marks.pair {
             return Ok(());
         }
         self.block.clear();

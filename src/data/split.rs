@@ -35,7 +35,7 @@ pub fn default_share(documents: usize, tokens: usize) -> f64 {
 /// Consecutive paragraphs of a corpus.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    /// Where it begins in the corpus: paragraphs, and tokens with two more for each paragraph's frame.
+    /// Where it begins in the corpus: paragraphs, and tokens with those that frame every text or pair.
     from: (usize, usize),
     /// Where it begins in the part, in the same terms.
     at: (usize, usize),
@@ -47,6 +47,7 @@ pub struct Part {
     dataset: Arc<Dataset>,
     runs: Vec<Run>,
     paragraphs: usize,
+    tokens: usize,
     framed: usize,
 }
 
@@ -56,19 +57,20 @@ type Span = Range<(usize, usize)>;
 impl Part {
     /// All of a corpus.
     pub fn whole(dataset: Arc<Dataset>) -> Self {
-        let end = (dataset.paragraphs(), framed(&dataset));
+        let end = (dataset.paragraphs(), dataset.framed());
         Self::of(dataset, [(0, 0)..end])
     }
 
     fn of(dataset: Arc<Dataset>, spans: impl IntoIterator<Item = Span>) -> Self {
-        let (mut runs, mut at) = (Vec::new(), (0, 0));
+        let (mut runs, mut at, mut tokens) = (Vec::new(), (0, 0), 0);
         for Range { start: from, end } in spans {
             if end.0 > from.0 {
                 runs.push(Run { from, at });
                 at = (at.0 + end.0 - from.0, at.1 + end.1 - from.1);
+                tokens += dataset.tokens_before(end.0) - dataset.tokens_before(from.0);
             }
         }
-        Self { dataset, runs, paragraphs: at.0, framed: at.1 }
+        Self { dataset, runs, paragraphs: at.0, tokens, framed: at.1 }
     }
 
     /// Paragraphs.
@@ -78,12 +80,35 @@ impl Part {
 
     /// Tokens, without special tokens.
     pub fn tokens(&self) -> usize {
-        self.framed - 2 * self.paragraphs
+        self.tokens
+    }
+
+    /// Tokens if every text or pair is framed.
+    pub fn framed(&self) -> usize {
+        self.framed
+    }
+
+    /// Whether the corpus has any pairs.
+    pub fn has_pairs(&self) -> bool {
+        self.dataset.has_pairs()
+    }
+
+    /// Whether a paragraph is the second text of a pair, whose first is the one before it.
+    pub fn is_second(&self, paragraph: usize) -> bool {
+        self.dataset.is_second(self.original(paragraph))
     }
 
     /// Documents of the whole corpus.
     pub fn documents(&self) -> usize {
         self.dataset.documents()
+    }
+
+    /// Adds to `hash` what decides its paragraphs.
+    pub(super) fn digest(&self, hash: &mut Sha256) {
+        self.dataset.digest(hash);
+        for count in [self.paragraphs, self.tokens] {
+            hash.update((count as u64).to_le_bytes());
+        }
     }
 
     /// The paragraph's number in the corpus.
@@ -127,8 +152,8 @@ impl Part {
         self.dataset.check_framed(original(tokens.start)..original(tokens.end - 1) + 1)
     }
 
-    /// The paragraph that holds token `at` of the stream in which every paragraph stands as \[CLS\] … \[SEP\], and how
-    /// far into it `at` is.
+    /// The paragraph that holds token `at` of the stream in which every text stands as \[CLS\] … \[SEP\] and every pair as
+    /// \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
     pub(super) fn framed_position(&self, at: usize) -> Option<(usize, usize)> {
         if at >= self.framed {
             return None;
@@ -143,10 +168,6 @@ impl From<Dataset> for Part {
     fn from(dataset: Dataset) -> Self {
         Self::whole(Arc::new(dataset))
     }
-}
-
-fn framed(dataset: &Dataset) -> usize {
-    dataset.tokens() + 2 * dataset.paragraphs()
 }
 
 /// What is trained on and what is held out: about `share` of the documents.
@@ -171,7 +192,7 @@ pub fn split(dataset: &Arc<Dataset>, share: f64) -> (Part, Part) {
         }
         before += block.framed;
     }
-    kept.push(end..(paragraphs, framed(dataset)));
+    kept.push(end..(paragraphs, dataset.framed()));
     (Part::of(dataset.clone(), kept), Part::of(dataset.clone(), held_out))
 }
 
@@ -185,7 +206,8 @@ struct Block {
 
 impl Block {
     fn scan(dataset: &Dataset, block: Range<usize>, limit: u64) -> Self {
-        let framed_len = |paragraph| dataset.paragraph_len(paragraph) + 2;
+        let frame = |paragraph| if dataset.is_second(paragraph) { 1 } else { 2 };
+        let framed_len = |paragraph| dataset.paragraph_len(paragraph) + frame(paragraph);
         let (mut framed, mut held_out, mut ids) = (0, Vec::new(), Vec::new());
         let mut paragraph = block.start;
         // The end of a document that an earlier block looks at.
@@ -201,7 +223,7 @@ impl Block {
                 dataset.copy_paragraph(paragraph, 0, usize::MAX, &mut ids);
                 ids.iter_mut().for_each(|id| *id = id.to_le());
                 hash.update(bytemuck::cast_slice(&ids));
-                end += ids.len() + 2;
+                end += ids.len() + frame(paragraph);
                 framed = if paragraph < block.end { end } else { framed };
                 paragraph += 1;
                 if paragraph == dataset.paragraphs() || dataset.opens_document(paragraph) {

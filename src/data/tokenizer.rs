@@ -66,6 +66,7 @@ pub struct Tokenizer {
     lowercase: bool,
     /// Whether text may be tokenized in pieces that begin at spaces.
     splits_at_spaces: bool,
+    model_max_length: Option<usize>,
 }
 
 /// Longer text is tokenized in pieces, where the tokenizer allows it: the library needs some fifty bytes for each.
@@ -186,7 +187,14 @@ impl Tokenizer {
         let splits_at_spaces = matches!(inner.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
             && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
             && !inner.get_added_tokens_decoder().values().any(|token| token.content.contains(' '));
-        Ok(Self { inner, special, names, bos_eos, lowercase, splits_at_spaces })
+        // What has no limit says 10^30.
+        let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).map(|n| n as usize);
+        Ok(Self { inner, special, names, bos_eos, lowercase, splits_at_spaces, model_max_length })
+    }
+
+    /// The longest row its settings allow, if they set a limit.
+    pub fn model_max_length(&self) -> Option<usize> {
+        self.model_max_length
     }
 
     /// Special tokens.

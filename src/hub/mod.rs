@@ -17,13 +17,14 @@
 pub mod cache;
 #[cfg(feature = "hub")]
 pub mod download;
+mod env;
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::{Error, Result};
 use cache::Repository;
+use env::Variables;
 
 /// `owner/name`, and the branch, tag or commit that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,29 +97,12 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As the variables of `huggingface_hub` say: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+    /// As the variables of `huggingface_hub` say: `HF_HOME`, `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, `HF_ENDPOINT`,
+    /// `HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE` or
+    /// `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Result<Self> {
-        let path = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let text = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let home = path("HF_HOME")
-            .or_else(|| path("XDG_CACHE_HOME").map(|dir| dir.join("huggingface")))
-            .or_else(|| env::home_dir().map(|dir| dir.join(".cache/huggingface")));
-        let cache = path("HF_HUB_CACHE").or_else(|| home.as_ref().map(|home| home.join("hub")));
-        let cache = cache.ok_or_else(|| {
-            Error::hub("no home directory is known, so the Hugging Face cache cannot be: set HF_HOME")
-        })?;
-        let saved = || std::fs::read_to_string(home.as_ref()?.join("token")).ok();
-        let token = text("HF_TOKEN").or_else(saved).map(|token| token.trim().to_owned());
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let on = |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
-        Ok(Self {
-            cache,
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: token.filter(|token| !token.is_empty()),
-            offline: text("HF_HUB_OFFLINE").is_some_and(on),
-            quiet: false,
-            patience: Duration::from_secs(1),
-        })
+        let Variables { cache, endpoint, token, offline } = Variables::read()?;
+        Ok(Self { cache, endpoint, token, offline, quiet: false, patience: Duration::from_secs(1) })
     }
 
     /// A directory that holds `part` of a model: from the cache, or downloaded into it.

@@ -163,6 +163,10 @@ impl Run {
         if path.is_dir() || path.ends_with("metrics.jsonl") {
             let dir = file.parent().unwrap_or(Path::new("."));
             run.config = read_object(&dir.join("config.json")).unwrap_or_default();
+            // The name that this setting had before.
+            if let Some(schedule) = run.config.remove("schedule") {
+                run.config.insert("lr-scheduler".to_owned(), schedule);
+            }
             run.vocab_size = vocabulary(dir, &run.config);
             run.total_steps = run.config.get("steps").and_then(Value::as_u64);
         }

@@ -9,6 +9,7 @@ use super::metrics::Metrics;
 use super::micro_batch::settle;
 use super::optim::{AdamW, AdamWOptions};
 use super::saver::Saver;
+use super::schedule::Schedule;
 use super::timing::{Part, Plan, Timing};
 use super::window::Window;
 use super::{Ending, Run, Summary, evaluate};
@@ -35,6 +36,7 @@ pub(super) struct Trainer<'a, B: Backend> {
     /// Steps in all, and those of the warm-up.
     steps: u64,
     warmup: u64,
+    schedule: Schedule,
     started_at: Position,
     timing: Timing,
     /// Steps that nobody has looked at yet, the oldest first.
@@ -93,6 +95,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             log,
             steps,
             warmup: config.warmup(steps),
+            schedule: config.schedule()?,
             started_at: state.position,
             timing,
             state,
@@ -242,8 +245,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Learning rate of the update after `step` steps.
     fn rate(&self, step: u64) -> f64 {
-        let config = self.run.config;
-        config.schedule.rate(config.learning_rate, step, self.warmup, self.steps)
+        self.schedule.rate(step, self.warmup, self.steps)
     }
 
     fn log_if_due(&mut self) -> Result<()> {
@@ -467,12 +469,14 @@ fn plan(config: &RunConfig, steps: u64, validation: Option<&Rows>) -> Plan {
 }
 
 fn adamw_options(config: &RunConfig) -> AdamWOptions {
+    let [beta1, beta2] = config.betas;
     AdamWOptions {
+        beta1,
+        beta2,
         eps: config.adam_epsilon,
         weight_decay: config.weight_decay,
         bias_correction: config.bias_correction,
         clip: (config.clip > 0.0).then_some(config.clip),
-        ..AdamWOptions::default()
     }
 }
 

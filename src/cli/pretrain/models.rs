@@ -102,11 +102,16 @@ impl Starts {
         self.points.iter().map(|(_, point)| point.config().vocab_size).min()
     }
 
+    /// The longest row that both networks have positions for.
+    pub(super) fn positions(&self) -> usize {
+        self.sizes().into_iter().map(|(_, sizes)| sizes.max_position_embeddings).fold(usize::MAX, usize::min)
+    }
+
     /// Whether the text can be brought to the networks as the settings say.
     pub(super) fn check(&self, config: &RunConfig) -> Result<()> {
         for (what, sizes) in self.sizes() {
             check_positions(config.seq_len, sizes, what)?;
-            check_token_types(config.merge, sizes, what)?;
+            check_token_types(config.uses_token_types(), sizes, what)?;
         }
         Ok(())
     }

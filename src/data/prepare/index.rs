@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::shard::{Link, Shard};
+use crate::data::source::{Reading, TextSource};
 use crate::fsutil::write_atomic;
 use crate::{Error, Result};
 
@@ -60,9 +61,13 @@ impl Stamp {
 }
 
 /// Which reading of which file: everything that decides its chain of shards besides its content.
-pub(super) fn reading(path: &Path, columns: &[String], start: &Link) -> String {
+pub(super) fn reading(path: &Path, source: &TextSource, start: &Link) -> String {
     let mut key = Sha256::new();
     key.update(start);
+    if source.reading() == Reading::Whole {
+        key.update(b"whole");
+    }
+    let columns = source.columns();
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     for part in
         std::iter::once(path.as_os_str().as_encoded_bytes()).chain(columns.iter().map(|c| c.as_bytes()))

@@ -237,7 +237,7 @@ impl Stage<'_> {
                 keep.extend(document);
             }
         }
-        let encode = |&i: &usize| Ok((self.tokenizer.encode(round.text(i))?, round.opens(i)));
+        let encode = |&i: &usize| Ok((self.tokenizer.encode(round.text(i))?, round.marks(i)));
         let paragraphs = keep.par_iter().map(encode).collect::<Result<Vec<_>>>()?;
         Ok(Output::Tokens { paragraphs, keys, dropped, long })
     }

@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
 
     fn file(&mut self, file: usize, path: &Path, start: Link) -> Result<Link> {
         let (now, stamp) = (SystemTime::now(), Stamp::of(path)?);
-        let reading = reading(path, self.source.columns(), &start);
+        let reading = reading(path, self.source, &start);
         (self.size, self.opened_at) = (stamp.size, self.source.bytes_read());
         let known = match self.index.shards(&reading, &stamp) {
             Some(names) => self.known(names, &start)?,
@@ -249,16 +249,18 @@ impl<'a, 'b> Walk<'a, 'b> {
             if self.following {
                 self.follow(false)?;
             }
-            if !self.following && (p.opens_document || self.document > LONG_DOCUMENT) {
+            // A pair stays together.
+            let may_end = p.opens_document || !p.pair && self.document > LONG_DOCUMENT;
+            if !self.following && may_end {
                 self.cut_or_flush()?;
             }
-            self.hash.update([u8::from(p.opens_document)]);
+            self.hash.update([u8::from(p.opens_document) | u8::from(p.pair) << 1]);
             self.hash.update(bytes.to_le_bytes());
             self.hash.update(p.text);
             self.place.read += 1;
             self.place.bytes += bytes;
             if !self.following {
-                self.round.push(p.text, p.opens_document);
+                self.round.push(p);
             }
         }
         self.passed += 1;

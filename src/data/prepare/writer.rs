@@ -5,6 +5,7 @@ use std::sync::mpsc::Receiver;
 
 use super::index::{Index, IndexWriter, Stamp};
 use super::reader::{FileEnd, Found, shard_name};
+use crate::data::rounds::Marks;
 use crate::data::shard::{Header, Shard};
 use crate::data::shard_writer::ShardWriter;
 use crate::data::source::TextSource;
@@ -13,9 +14,9 @@ use crate::{Error, Result};
 /// In the order of the text.
 pub(super) enum Output {
     Found(Box<Found>),
-    /// Token ids of paragraphs, and whether they open a document; what deduplication keeps and counts.
+    /// Token ids of paragraphs; what deduplication keeps and counts.
     Tokens {
-        paragraphs: Vec<(Vec<u32>, bool)>,
+        paragraphs: Vec<(Vec<u32>, Marks)>,
         keys: Vec<u64>,
         dropped: u64,
         long: u64,
@@ -47,8 +48,8 @@ pub(super) fn write(
                     Some(writer) => writer,
                     None => open.insert(ShardWriter::create(dir, wide)?),
                 };
-                for (ids, opens) in &paragraphs {
-                    writer.paragraph(ids, *opens).map_err(Error::io("write a shard in", dir))?;
+                for (ids, marks) in &paragraphs {
+                    writer.paragraph(ids, *marks).map_err(Error::io("write a shard in", dir))?;
                 }
                 writer.deduplicated(&keys, dropped, long);
             }

@@ -121,7 +121,8 @@ fn take(
     document: &mut Document<'_>,
     error: impl Fn(String) -> Error,
 ) -> Result<()> {
-    for name in columns {
+    for (number, name) in columns.iter().enumerate() {
+        document.column(number);
         match object.get(name) {
             Some(Value::String(text)) => document.text(text)?,
             Some(Value::Null) => {}
@@ -134,6 +135,5 @@ fn take(
             }
         }
     }
-    document.close();
-    Ok(())
+    document.close()
 }

@@ -1,8 +1,8 @@
 //! Text sources, streamed: files, folders, globs, manifests and `datasets` folders of the formats that `ENDINGS` lists.
 //!
 //! A source is a sequence of paragraphs in documents. In a text file a paragraph is a line and a blank line ends the
-//! document; a record of the other formats is a document whose chosen columns are read the same way. Memory is bounded
-//! by the longest record. A further format is one more arm of `Format` and a file beside this one.
+//! document; a record of the other formats is a document whose chosen columns are read as [`Reading`] says. Memory is
+//! bounded by the longest record. A further format is one more arm of `Format` and a file beside this one.
 //!
 //! ```text
 //! paths → files → decompress → text │ table │ json ─┐
@@ -64,13 +64,25 @@ fn format_of(path: &Path) -> Option<(Format, Compression)> {
     Some((format, compression))
 }
 
+/// How the columns of a record become paragraphs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// Every line of a column is a paragraph, without surrounding white space.
+    #[default]
+    Lines,
+    /// A column is one paragraph, line ends and all, as txtai gives it to the tokenizer; two columns are a pair.
+    Whole,
+}
+
 /// One paragraph of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paragraph<'a> {
-    /// Its text, without surrounding white space; never empty.
+    /// Its text. A line is without surrounding white space and never empty; one text of a pair may be.
     pub text: &'a str,
     /// Whether it opens a document.
     pub opens_document: bool,
+    /// Whether it is one text of a pair: the first opens a document, the second follows it at once and ends it.
+    pub pair: bool,
 }
 
 /// Files to be read in a fixed order.
@@ -78,6 +90,7 @@ pub struct Paragraph<'a> {
 pub struct TextSource {
     files: Vec<PathBuf>,
     columns: Vec<String>,
+    reading: Reading,
     /// Bytes of files read so far, by this source and its clones.
     read: Arc<AtomicU64>,
 }
@@ -107,7 +120,12 @@ impl TextSource {
                 "no text was given: name files, folders or globs of {ENDINGS}"
             )));
         }
-        Ok(Self { files, columns: columns.to_vec(), read: Arc::default() })
+        Ok(Self { files, columns: columns.to_vec(), reading: Reading::default(), read: Arc::default() })
+    }
+
+    /// The same files, read in another way.
+    pub fn with_reading(self, reading: Reading) -> Self {
+        Self { reading, ..self }
     }
 
     /// Corpora with the weights that manifests among `paths` give them; all other paths together are one of weight 1.
@@ -121,7 +139,8 @@ impl TextSource {
             for entry in entries {
                 let mut files = Vec::new();
                 entry.expand(&["train"], &mut files)?;
-                let source = Self { files, columns: columns.to_vec(), read: Arc::default() };
+                let reading = Reading::default();
+                let source = Self { files, columns: columns.to_vec(), reading, read: Arc::default() };
                 weighted.push((source, entry.weight));
             }
         }
@@ -141,6 +160,11 @@ impl TextSource {
         &self.columns
     }
 
+    /// How the columns of records become paragraphs.
+    pub fn reading(&self) -> Reading {
+        self.reading
+    }
+
     /// Bytes of files read so far, compressed where they are.
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
@@ -154,7 +178,7 @@ impl TextSource {
     /// Every paragraph of one file; an error if there is none.
     pub fn read_file(&self, path: &Path, sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>) -> Result<()> {
         let Some((format, compression)) = format_of(path) else { return Err(paths::unknown_ending(path)) };
-        let mut document = Document { sink, open: false, any: false };
+        let mut document = Document { pair: Pair::of(path, self), ..Document::new(sink, self.reading) };
         let columns = &self.columns;
         let open = || Ok(BufReader::with_capacity(1 << 18, decompress::open(path, compression, &self.read)?));
         match format {
@@ -184,7 +208,7 @@ pub fn read_stream(
     input: impl Read,
     sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut document = Document { sink, open: false, any: false };
+    let mut document = Document::new(sink, Reading::Lines);
     text::read(Path::new(name), BufReader::new(input), &mut document)
 }
 
@@ -195,25 +219,86 @@ struct Document<'a> {
     open: bool,
     /// Whether there was any paragraph.
     any: bool,
+    reading: Reading,
+    pair: Option<Pair<'a>>,
 }
 
-impl Document<'_> {
+/// A record whose two columns are a pair.
+struct Pair<'a> {
+    path: &'a Path,
+    columns: &'a [String],
+    /// The column whose texts come now.
+    column: usize,
+    texts: [Option<String>; 2],
+}
+
+impl<'a> Pair<'a> {
+    /// Where the columns of `source` are a pair.
+    fn of(path: &'a Path, source: &'a TextSource) -> Option<Self> {
+        let columns = &source.columns;
+        let is_pair = source.reading == Reading::Whole && columns.len() == 2;
+        is_pair.then(|| Self { path, columns, column: 0, texts: [None, None] })
+    }
+
+    fn add(&mut self, text: &str) -> Result<()> {
+        let name = &self.columns[self.column];
+        match self.texts[self.column].replace(text.to_owned()) {
+            None => Ok(()),
+            Some(_) => Err(Error::file(
+                self.path,
+                format!("`{name}` has several texts in one record; of a pair each column has one"),
+            )),
+        }
+    }
+}
+
+impl<'a> Document<'a> {
+    fn new(sink: &'a mut dyn FnMut(Paragraph<'_>) -> Result<()>, reading: Reading) -> Self {
+        Self { sink, open: false, any: false, reading, pair: None }
+    }
+
+    /// The texts that come next are of this column of the record.
+    fn column(&mut self, number: usize) {
+        if let Some(pair) = &mut self.pair {
+            pair.column = number;
+        }
+    }
+
     fn line(&mut self, line: &str) -> Result<()> {
         let text = line.trim();
         if text.is_empty() {
             self.open = false;
             return Ok(());
         }
-        (self.sink)(Paragraph { text, opens_document: !self.open })?;
+        self.paragraph(text)
+    }
+
+    fn paragraph(&mut self, text: &str) -> Result<()> {
+        (self.sink)(Paragraph { text, opens_document: !self.open, pair: false })?;
         (self.open, self.any) = (true, true);
         Ok(())
     }
 
     fn text(&mut self, text: &str) -> Result<()> {
-        text.lines().try_for_each(|line| self.line(line))
+        match (&mut self.pair, self.reading) {
+            (Some(pair), _) => pair.add(text),
+            (None, Reading::Whole) if text.trim().is_empty() => Ok(()),
+            (None, Reading::Whole) => self.paragraph(text),
+            (None, Reading::Lines) => text.lines().try_for_each(|line| self.line(line)),
+        }
     }
 
-    fn close(&mut self) {
+    /// The record ends here.
+    fn close(&mut self) -> Result<()> {
         self.open = false;
+        let Some(pair) = &mut self.pair else { return Ok(()) };
+        // A missing text is an empty one, as the tokenizer would be given.
+        let [first, second] = std::mem::take(&mut pair.texts).map(Option::unwrap_or_default);
+        if first.trim().is_empty() && second.trim().is_empty() {
+            return Ok(());
+        }
+        self.any = true;
+        (self.sink)(Paragraph { text: &first, opens_document: true, pair: true })?;
+        (self.sink)(Paragraph { text: &second, opens_document: false, pair: true })
     }
 }

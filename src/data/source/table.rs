@@ -58,9 +58,10 @@ fn read(
         if !reader.read_record(&mut record).map_err(broken)? {
             return Ok(());
         }
-        for &column in &columns {
+        for (number, &column) in columns.iter().enumerate() {
+            document.column(number);
             document.text(record.get(column).unwrap_or_default())?;
         }
-        document.close();
+        document.close()?;
     }
 }

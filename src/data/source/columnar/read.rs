@@ -142,10 +142,11 @@ fn as_view(field: &FieldRef) -> FieldRef {
 
 fn rows(path: &Path, batch: &RecordBatch, chosen: &[usize], document: &mut Document<'_>) -> Result<()> {
     for row in 0..batch.num_rows() {
-        for &column in chosen {
+        for (number, &column) in chosen.iter().enumerate() {
+            document.column(number);
             texts(path, batch.column(column), row, document)?;
         }
-        document.close();
+        document.close()?;
     }
     Ok(())
 }
