@@ -15,7 +15,7 @@ use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
 use crate::data::source::TextSource;
-use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, locate};
 use crate::model::config::{Architecture, Preset};
@@ -107,7 +107,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let _lock = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
-    let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
+    let tokenizer = tokenizer(&config, &settings, &source, arguments.quiet)?;
     let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
@@ -245,26 +245,35 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
 }
 
 /// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
-fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
+fn tokenizer(
+    config: &RunConfig,
+    settings: &Settings,
+    source: &TextSource,
+    quiet: bool,
+) -> Result<Tokenizer> {
     if let Some(path) = &config.tokenizer {
         return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?);
     }
     for name in [&config.generator, &config.discriminator].into_iter().flatten() {
         let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
         if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
+            settings.refuse_vocabulary(name)?;
             return Tokenizer::load(&dir);
         }
     }
     let own = config.output.join("tokenizer");
-    // The last of its files to be written: without it the tokenizer is not whole.
-    if own.join("vocab.txt").is_file() {
+    // Each appears whole or not at all.
+    if own.join("tokenizer.json").is_file() && own.join("tokenizer_config.json").is_file() {
         return Tokenizer::load(&own);
     }
     if !quiet {
         crate::note!("training a vocabulary of {} tokens on the text", config.vocab_size);
     }
-    let spec = TrainSpec { vocab_size: config.vocab_size, ..TrainSpec::default() };
-    let tokenizer = Tokenizer::train(source, &spec)?;
+    let spec = config.vocabulary.spec(config.vocab_size)?;
+    let Trained { tokenizer, remarks } = train_vocabulary(source, &spec)?;
+    if !quiet {
+        remarks.iter().for_each(|remark| crate::note!("{remark}"));
+    }
     tokenizer.save(&own, config.seq_len)?;
     Ok(tokenizer)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings};
+use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings, VocabularySettings};
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
@@ -31,6 +31,11 @@ pub struct RunConfig {
     pub held_out: Option<f64>,
     pub tokenizer: Option<PathBuf>,
     pub vocab_size: usize,
+    /// Of a vocabulary that the run trains.
+    #[serde(flatten)]
+    pub vocabulary: VocabularySettings,
+    #[serde(default)]
+    pub allow_unknown: bool,
     #[serde(default)]
     pub dedup: Dedup,
     pub merge: Merge,
@@ -89,6 +94,10 @@ impl RunConfig {
         let txtai = flavour == Flavour::Txtai;
         let big = matches!(preset, Preset::Base | Preset::Large);
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
+        if let Some(path) = &s.tokenizer {
+            s.refuse_vocabulary(&format!("--tokenizer {}", path.display()))?;
+        }
+        let vocabulary = s.vocabulary();
         let output = s.output.ok_or_else(|| Error::config("where shall the run go? Give --output DIR"))?;
         let config = Self {
             train: s.train.ok_or_else(|| Error::config("what shall be trained on? Give --train PATH…"))?,
@@ -97,6 +106,8 @@ impl RunConfig {
             validation: s.validation.unwrap_or_default(),
             tokenizer: s.tokenizer,
             vocab_size: s.vocab_size.unwrap_or(preset.vocab_size()),
+            vocabulary,
+            allow_unknown: s.allow_unknown.unwrap_or(false),
             dedup: s.dedup.unwrap_or_default(),
             merge: s.merge.unwrap_or(if txtai { Merge::Concat } else { Merge::Segments }),
             seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
@@ -150,6 +161,7 @@ impl RunConfig {
 
     fn validate(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::config(problem));
+        self.vocabulary.spec(self.vocab_size)?;
         for (name, value) in [
             ("batch-size", self.batch_size),
             ("grad-accumulation", self.grad_accumulation),
@@ -248,9 +260,18 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 23] = [
+        const FIXED: [&str; 32] = [
             "train",
             "columns",
+            "vocab-size",
+            "kind",
+            "pre-tokenizer",
+            "cased",
+            "accents",
+            "chinese",
+            "alphabet",
+            "min-frequency",
+            "sample-bytes",
             "dedup",
             "held-out",
             "merge",
