@@ -37,4 +37,5 @@ mod steps;
 #[cfg(target_os = "linux")]
 mod streams;
 mod support;
+mod vocabularies;
 mod whole;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::prepare::tokenize;
+use super::unknown::{Use, check_unknown};
 use crate::config::RunConfig;
 use crate::data::pack::{Merge, Rows, SHORTEST_ROW};
 use crate::data::prepare::Spec;
@@ -34,14 +35,17 @@ pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Re
             let source = TextSource::held_out(&config.validation, &config.columns)?.with_reading(reading);
             // Taken as it is, so that runs with and without duplicates are measured by the same.
             let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
+            check_unknown(&source, &dataset, tokenizer, Use::HeldOut)?;
             Some(pack_all(vec![(dataset.into(), 1.0)])?)
         }
     };
     let mut corpora: Vec<(Arc<Dataset>, f64)> = Vec::new();
     let spec = Spec { dedup: config.dedup, ..Spec::default() };
+    let purpose = if config.allow_unknown { Use::TrainingAllowed } else { Use::Training };
     for (source, weight) in TextSource::mixture(&config.train, &config.columns)? {
         let source = source.with_reading(reading);
         let dataset = tokenize(&source, tokenizer, &config.shards, &spec, quiet)?;
+        check_unknown(&source, &dataset, tokenizer, purpose)?;
         corpora.push((Arc::new(dataset), weight));
     }
     let whole = || {

@@ -13,6 +13,7 @@ mod report;
 mod runs;
 mod summary;
 mod tokenizer;
+mod unknown;
 
 use clap::{Parser, Subcommand};
 

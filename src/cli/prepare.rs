@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::unknown::{Use, check_unknown};
 use super::{confirm, set_threads};
 use crate::config::reading;
 use crate::data::dedup::Dedup;
@@ -132,7 +133,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let source = TextSource::new(&arguments.input, &arguments.columns)?.with_reading(reading);
     let tokenizer = Tokenizer::load(&locate(&arguments.tokenizer, Part::Tokenizer, false)?)?;
     let spec = Spec { dedup: arguments.dedup, shard_bytes: arguments.shard_mib << 20 };
-    tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;
+    let dataset = tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;
+    check_unknown(&source, &dataset, &tokenizer, Use::Shards)?;
     if let Some(bytes) = peak_memory() {
         crate::note!("peak memory {} MiB", bytes >> 20);
     }

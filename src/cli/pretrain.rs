@@ -15,7 +15,7 @@ use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
 use crate::data::source::TextSource;
-use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, locate};
 use crate::model::hf::Checkpoint;
@@ -112,11 +112,11 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
-    let (_lock, before) = take_directory(&config, resume)?;
     let quiet = arguments.quiet;
+    let (starts, known) = starts(&mut config, &settings, quiet)?;
+    let (_lock, before) = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
-    let (starts, known) = starts(&mut config, &settings, quiet)?;
     let tokenizer = match known {
         Some(tokenizer) => tokenizer,
         None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
@@ -177,7 +177,7 @@ fn starts(
     if let (None, Some(rows)) = (settings.vocab_size, starts.vocab_size()) {
         config.vocab_size = rows;
     }
-    let tokenizer = known_tokenizer(config, quiet)?;
+    let tokenizer = known_tokenizer(config, settings, quiet)?;
     if settings.seq_len.is_none() {
         config.seq_len = config.default_seq_len(tokenizer.as_ref(), starts.positions());
     }
@@ -293,8 +293,8 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
     write_atomic(path, |out| writeln!(out, "{text}"))
 }
 
-/// The tokenizer that was named, or the one beside the models.
-fn known_tokenizer(config: &RunConfig, quiet: bool) -> Result<Option<Tokenizer>> {
+/// The tokenizer that was named, or the one next to the models.
+fn known_tokenizer(config: &RunConfig, settings: &Settings, quiet: bool) -> Result<Option<Tokenizer>> {
     if let Some(path) = &config.tokenizer {
         return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?).map(Some);
     }
@@ -309,6 +309,7 @@ fn known_tokenizer(config: &RunConfig, quiet: bool) -> Result<Option<Tokenizer>>
         if !dir.join("tokenizer.json").is_file() && !dir.join("vocab.txt").is_file() {
             continue;
         }
+        settings.refuse_vocabulary(name)?;
         let tokenizer = Tokenizer::load(&dir)?;
         match &found {
             None => found = Some((name, tokenizer)),
@@ -334,16 +335,19 @@ fn own_tokenizer(
 ) -> Result<Tokenizer> {
     let own = config.output.join("tokenizer");
     let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
-    // The last of its files to be written: without it the tokenizer is not whole.
-    if is_same && own.join("vocab.txt").is_file() {
+    // Each appears whole or not at all.
+    if is_same && own.join("tokenizer.json").is_file() && own.join("tokenizer_config.json").is_file() {
         return Tokenizer::load(&own);
     }
     starts.check_new_vocabulary(config, quiet)?;
     if !quiet {
         crate::note!("training a vocabulary of {} tokens on the text", config.vocab_size);
     }
-    let spec = TrainSpec { vocab_size: config.vocab_size, ..TrainSpec::default() };
-    let tokenizer = Tokenizer::train(source, &spec)?;
+    let spec = config.vocabulary.spec(config.vocab_size)?;
+    let Trained { tokenizer, remarks } = train_vocabulary(source, &spec)?;
+    if !quiet {
+        remarks.iter().for_each(|remark| crate::note!("{remark}"));
+    }
     tokenizer.save(&own, config.seq_len)?;
     Ok(tokenizer)
 }

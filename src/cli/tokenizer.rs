@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 use super::{confirm, print, set_threads};
+use crate::config::VocabularySettings;
 use crate::data::inspect::{Inspection, inspect};
 use crate::data::source::TextSource;
-use crate::data::tokenizer::{Tokenizer, TrainSpec};
+use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -18,22 +19,10 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum TokenizerCommand {
-    /// Train a WordPiece vocabulary on text
+    /// Train a vocabulary on text
     Train(TrainArguments),
     /// Say how well a tokenizer fits a text
     Inspect(InspectArguments),
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Accents {
-    Keep,
-    Strip,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Chinese {
-    Split,
-    Whole,
 }
 
 #[derive(Args)]
@@ -52,31 +41,17 @@ struct Text {
 #[derive(Args)]
 #[command(after_help = "Examples:
   elektron tokenizer train --input corpus/ --vocab-size 30522 --output vocab/
-  elektron tokenizer train --input 'text/**/*.txt.zst' --cased --sample-bytes 268435456 --output vocab/")]
+  elektron tokenizer train --input 'text/**/*.txt.zst' --cased --sample-bytes 268435456 --output vocab/
+  elektron tokenizer train --input proteins.txt --kind unigram --pre-tokenizer none --vocab-size 4096 --output vocab/
+  elektron tokenizer train --input smiles.txt --pre-tokenizer per-character --vocab-size 200 --output vocab/")]
 struct TrainArguments {
     #[command(flatten)]
     text: Text,
     /// Entries, special tokens included
-    #[arg(long, default_value_t = 30522, value_name = "N")]
+    #[arg(long, default_value_t = 30522, value_name = "N", help_heading = "Vocabulary")]
     vocab_size: usize,
-    /// Keep case
-    #[arg(long)]
-    cased: bool,
-    /// Whether accents stay [default: keep with --cased, else strip]
-    #[arg(long)]
-    accents: Option<Accents>,
-    /// Whether every Chinese character is a word, or they are split as other words
-    #[arg(long, default_value = "split")]
-    chinese: Chinese,
-    /// Different characters that are kept, the most frequent ones
-    #[arg(long, default_value_t = 1000, value_name = "N")]
-    alphabet: usize,
-    /// Leave out pieces seen fewer times
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    min_frequency: u64,
-    /// Text to train on; of more, documents are sampled: always the same ones
-    #[arg(long, default_value_t = 1 << 30, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=32 << 30))]
-    sample_bytes: u64,
+    #[command(flatten)]
+    vocabulary: VocabularySettings,
     /// Directory to write
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -110,16 +85,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 fn train(a: &TrainArguments) -> Result<()> {
     set_threads(a.text.threads)?;
     let source = TextSource::new(&a.text.input, &a.text.columns)?;
-    let spec = TrainSpec {
-        vocab_size: a.vocab_size,
-        lowercase: !a.cased,
-        strip_accents: a.accents.map(|accents| matches!(accents, Accents::Strip)),
-        split_chinese: matches!(a.chinese, Chinese::Split),
-        alphabet: a.alphabet,
-        min_frequency: a.min_frequency,
-        sample_bytes: a.sample_bytes,
-    };
-    let tokenizer = Tokenizer::train(&source, &spec)?;
+    let Trained { tokenizer, remarks } = train_vocabulary(&source, &a.vocabulary.spec(a.vocab_size)?)?;
+    remarks.iter().for_each(|remark| crate::note!("{remark}"));
     tokenizer.save(&a.output, a.model_max_length)?;
     confirm(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()));
     Ok(())
@@ -137,6 +104,8 @@ fn run_inspect(a: &InspectArguments) -> Result<()> {
 }
 
 fn describe(found: &Inspection) -> String {
+    let missing: Vec<String> =
+        found.missing_characters.iter().map(|m| format!("{} ({})", m.character, m.count)).collect();
     let mut text = format!(
         "vocabulary           {:>12}\n\
          text                 {:>12.1} MB\n\
@@ -148,6 +117,8 @@ fn describe(found: &Inspection) -> String {
          bytes a token        {:>12.2}\n\
          pieces never used    {:>12} ({:.1} %)\n\
          longest pieces       {}\n\
+         characters missing   {}\n\
+         words too long       {:>12}\n\
          words split most",
         found.vocab_size,
         found.text_bytes as f64 / 1e6,
@@ -160,6 +131,8 @@ fn describe(found: &Inspection) -> String {
         found.unused,
         100.0 * found.unused as f64 / found.vocab_size as f64,
         found.longest_pieces.join(" "),
+        if missing.is_empty() { "none".to_owned() } else { missing.join(", ") },
+        found.long_words,
     );
     for split in &found.split_most {
         text += &format!("\n  {:<30} {}", split.word, split.pieces.join(" "));

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::data::dedup::Dedup;
 use crate::data::pack::Merge;
 use crate::data::source::Reading;
+use crate::data::tokenizer::{Kind, PreTokenizer};
 use crate::model::config::Preset;
 use crate::model::{Flavour, Share};
 use crate::suggest::{closest, possible_value};
@@ -20,9 +21,11 @@ use crate::{Error, Result};
 mod format;
 mod micro_batch;
 mod run;
+mod vocabulary;
 
 pub use micro_batch::MicroBatch;
 pub use run::RunConfig;
+pub use vocabulary::{Accents, Chinese, VocabularySettings};
 
 /// The discriminator's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -120,9 +123,9 @@ settings! {
     /// tokenizer.json, vocab.txt, a directory of either, or a name on the hub; without it a vocabulary is trained on the text
     #[arg(long, value_name = "PATH", help_heading = "Text")]
     tokenizer: PathBuf,
-    /// Entries of a trained vocabulary [default: the preset's]
-    #[arg(long, value_name = "N", help_heading = "Text")]
-    vocab_size: usize,
+    /// Train all the same on text of which more than 5 % of the tokens are unknown
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Text")]
+    allow_unknown: bool,
     /// Which documents are dropped because an earlier one repeats them [default: none]
     #[arg(long, help_heading = "Text")]
     dedup: Dedup,
@@ -136,6 +139,37 @@ settings! {
     /// Where tokenized shards are kept [default: OUTPUT/shards]
     #[arg(long, value_name = "DIR", help_heading = "Text")]
     shards: PathBuf,
+
+    /// Entries of a trained vocabulary [default: the preset's]
+    #[arg(long, value_name = "N", help_heading = "Vocabulary")]
+    vocab_size: usize,
+    /// Model of a trained vocabulary [default: wordpiece]
+    #[arg(long, help_heading = "Vocabulary")]
+    kind: Kind,
+    /// What the text is split into first [default: bert]
+    #[arg(long, help_heading = "Vocabulary")]
+    pre_tokenizer: PreTokenizer,
+    /// Keep case [default: false with --pre-tokenizer bert, else true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Vocabulary")]
+    cased: bool,
+    /// Whether accents and other combining marks stay [default: strip with lower case where that does not change words,
+    /// else keep]
+    #[arg(long, help_heading = "Vocabulary")]
+    accents: Accents,
+    /// Whether every Chinese character is a word, or they are split as other text [default: split with --pre-tokenizer
+    /// bert, else whole]
+    #[arg(long, help_heading = "Vocabulary")]
+    chinese: Chinese,
+    /// Different characters that are kept, the most frequent ones [default: 1000, or as many as leave 1 word in 200 with
+    /// another one]
+    #[arg(long, value_name = "N", help_heading = "Vocabulary")]
+    alphabet: usize,
+    /// Leave out pieces seen fewer times [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Vocabulary")]
+    min_frequency: u64,
+    /// Text that a vocabulary is trained on; of more, documents are sampled: always the same ones [default: 1 GiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Vocabulary")]
+    sample_bytes: u64,
 
     /// Sizes of the pair [default: small]
     #[arg(long, help_heading = "Model")]

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Head, LogFormat, MicroBatch, Precision, Settings, reading, uses_token_types};
+use super::{
+    Device, Head, LogFormat, MicroBatch, Precision, Settings, VocabularySettings, reading, uses_token_types,
+};
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
 use crate::data::pack::Merge;
@@ -37,6 +39,11 @@ pub struct RunConfig {
     pub held_out: Option<f64>,
     pub tokenizer: Option<PathBuf>,
     pub vocab_size: usize,
+    /// Of a vocabulary that the run trains.
+    #[serde(flatten)]
+    pub vocabulary: VocabularySettings,
+    #[serde(default)]
+    pub allow_unknown: bool,
     #[serde(default)]
     pub dedup: Dedup,
     pub merge: Merge,
@@ -119,6 +126,10 @@ impl RunConfig {
                 }
             }
         }
+        if let Some(path) = &s.tokenizer {
+            s.refuse_vocabulary(&format!("--tokenizer {}", path.display()))?;
+        }
+        let vocabulary = s.vocabulary();
         let output =
             s.output.ok_or_else(|| Error::config("missing --output DIR, the directory of the run"))?;
         let config = Self {
@@ -128,6 +139,8 @@ impl RunConfig {
             validation: s.validation.unwrap_or_default(),
             tokenizer: s.tokenizer,
             vocab_size: s.vocab_size.unwrap_or(preset.vocab_size()),
+            vocabulary,
+            allow_unknown: s.allow_unknown.unwrap_or(false),
             dedup: s.dedup.unwrap_or_default(),
             merge: s.merge.unwrap_or(if txtai { Merge::Concat } else { Merge::Segments }),
             seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
@@ -197,6 +210,7 @@ impl RunConfig {
 
     fn validate(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::config(problem));
+        self.vocabulary.spec(self.vocab_size)?;
         for (name, value) in [
             ("batch-size", self.batch_size),
             ("grad-accumulation", self.grad_accumulation),
@@ -346,16 +360,28 @@ impl RunConfig {
 
     /// Whether a vocabulary trained on the text by these settings is the one of `before`.
     pub fn same_vocabulary(&self, before: &Self) -> bool {
-        (&self.train, &self.columns, self.vocab_size) == (&before.train, &before.columns, before.vocab_size)
+        let parts = |config: &Self| {
+            (config.train.clone(), config.columns.clone(), config.vocab_size, config.vocabulary.clone())
+        };
+        parts(self) == parts(before)
     }
 
     /// Settings that a continued run must have as before: they decide its data and its parameters.
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 24] = [
+        const FIXED: [&str; 33] = [
             "train",
             "columns",
+            "vocab-size",
+            "kind",
+            "pre-tokenizer",
+            "cased",
+            "accents",
+            "chinese",
+            "alphabet",
+            "min-frequency",
+            "sample-bytes",
             "dedup",
             "held-out",
             "merge",

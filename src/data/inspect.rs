@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::rounds::{for_each_round, round_bytes};
 use super::source::TextSource;
 use super::tokenizer::Tokenizer;
+use super::unknown::{MissingCharacter, Unknowns};
 use crate::{Error, Result};
 
 /// Examples that are shown of anything.
@@ -40,6 +41,10 @@ pub struct Inspection {
     pub fertility: f64,
     /// Unknown tokens, of all.
     pub unknown_rate: f64,
+    /// Words that are unknown because they are longer than the model takes.
+    pub long_words: u64,
+    /// The commonest characters that the vocabulary lacks.
+    pub missing_characters: Vec<MissingCharacter>,
     /// Words that are one known token, of all.
     pub whole_rate: f64,
     /// Bytes of text a token.
@@ -85,6 +90,7 @@ struct Tally {
     word_tokens: u64,
     whole: u64,
     tokens: u64,
+    unknowns: Unknowns,
     /// Those of most pieces first.
     split: BTreeSet<(Reverse<usize>, SplitWord)>,
 }
@@ -99,6 +105,7 @@ impl Tally {
             word_tokens: 0,
             whole: 0,
             tokens: 0,
+            unknowns: Unknowns::default(),
             split,
         }
     }
@@ -109,8 +116,11 @@ impl Tally {
         let (ids, words, offsets) = (encoding.get_ids(), encoding.get_word_ids(), encoding.get_offsets());
         self.text_bytes += text.len() as u64;
         self.tokens += ids.len() as u64;
-        for &id in ids {
+        for (&id, &(start, end)) in ids.iter().zip(offsets) {
             self.used[id as usize] += 1;
+            if id == tokenizer.special().unk {
+                self.unknowns.token(tokenizer, text.get(start..end).unwrap_or_default());
+            }
         }
         let mut start = 0;
         while start < ids.len() {
@@ -153,6 +163,7 @@ impl Tally {
         self.word_tokens += other.word_tokens;
         self.whole += other.whole;
         self.tokens += other.tokens;
+        self.unknowns.merge(other.unknowns);
         self.split.extend(other.split);
         self.trim();
     }
@@ -175,6 +186,8 @@ impl Tally {
             tokens: self.tokens,
             fertility: share(self.word_tokens, self.words),
             unknown_rate: share(self.used[tokenizer.special().unk as usize], self.tokens),
+            long_words: self.unknowns.long_words,
+            missing_characters: self.unknowns.missing(),
             whole_rate: share(self.whole, self.words),
             bytes_per_token: share(self.text_bytes, self.tokens),
             unused,

@@ -14,6 +14,7 @@ mod shard_writer;
 pub mod source;
 pub mod split;
 pub mod tokenizer;
+pub mod unknown;
 mod vocabulary;
 
 pub use batch::{Batch, Masking};

@@ -61,20 +61,40 @@ pub(super) struct Header {
     /// The chain before and after the shard.
     pub(super) start: Link,
     pub(super) end: Link,
+    /// How many tokens have the id of the unknown token; shards of earlier versions do not say.
+    pub(super) unknown: Option<Unknown>,
 }
+
+/// Unknown tokens of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub(super) id: u32,
+    pub(super) tokens: u64,
+}
+
+/// The flag of a header that says how many tokens are unknown.
+const COUNTS_UNKNOWN: u32 = 8;
 
 impl Header {
     pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut out = Vec::with_capacity(HEADER_BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        let flags = u32::from(self.wide) | u32::from(self.last) << 1 | u32::from(self.pairs) << 2;
+        let counts_unknown = if self.unknown.is_some() { COUNTS_UNKNOWN } else { 0 };
+        let flags = u32::from(self.wide)
+            | u32::from(self.last) << 1
+            | u32::from(self.pairs) << 2
+            | counts_unknown;
         out.extend_from_slice(&flags.to_le_bytes());
         for count in self.counts() {
             out.extend_from_slice(&count.to_le_bytes());
         }
         out.extend_from_slice(&self.start);
         out.extend_from_slice(&self.end);
+        if let Some(unknown) = self.unknown {
+            out.extend_from_slice(&unknown.tokens.to_le_bytes());
+            out.extend_from_slice(&unknown.id.to_le_bytes());
+        }
         let mut bytes = [0; HEADER_BYTES];
         bytes[..out.len()].copy_from_slice(&out);
         let sum = Checksum::oneshot(&bytes[..HEADER_SUM]);
@@ -120,6 +140,8 @@ impl Header {
             checksum: long(80),
             start: link(88),
             end: link(120),
+            unknown: (word(12) & COUNTS_UNKNOWN != 0)
+                .then(|| Unknown { tokens: long(152), id: word(160) }),
         })
     }
 
@@ -291,6 +313,22 @@ impl Shard {
         start..self.end(paragraph).max(start)
     }
 
+    /// How many of its tokens have this id.
+    fn count(&self, id: u32) -> u64 {
+        match self.header.unknown {
+            Some(unknown) if unknown.id == id => unknown.tokens,
+            _ => {
+                let bytes = &self.map[HEADER_BYTES..][..self.tokens() * self.header.width() as usize];
+                let equal = |width: usize| {
+                    let id = &id.to_le_bytes()[..width];
+                    bytes.chunks_exact(width).filter(|token| *token == id).count()
+                };
+                let fits = self.header.wide || id <= u32::from(u16::MAX);
+                if fits { equal(self.header.width() as usize) as u64 } else { 0 }
+            }
+        }
+    }
+
     /// Appends the tokens of a range.
     fn copy(&self, range: Range<usize>, to: &mut Vec<u32>) {
         let width = self.header.width() as usize;
@@ -373,6 +411,11 @@ impl Dataset {
             hash.update(shard.header.start);
             hash.update(shard.header.end);
         }
+    }
+
+    /// How many tokens have this id, of the unknown token.
+    pub fn unknown(&self, id: u32) -> u64 {
+        self.shards.iter().map(|shard| shard.count(id)).sum()
     }
 
     /// Bytes on disk.

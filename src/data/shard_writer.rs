@@ -8,7 +8,7 @@ use std::path::Path;
 use twox_hash::xxhash3_64::Hasher as Checksum;
 
 use super::rounds::Marks;
-use super::shard::{HEADER_BYTES, Header, OPENS_DOCUMENT};
+use super::shard::{HEADER_BYTES, Header, OPENS_DOCUMENT, Unknown};
 use crate::fsutil::AtomicFile;
 use crate::{Error, Result};
 
@@ -28,12 +28,14 @@ pub(super) struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// A shard that will be in `dir`; its name is decided at its end.
-    pub(super) fn create(dir: &Path, wide: bool) -> Result<Self> {
+    /// A shard that will be in `dir`; its name is decided at its end. `unknown` is the id of the
+    /// unknown token.
+    pub(super) fn create(dir: &Path, wide: bool, unknown: u32) -> Result<Self> {
         // The header, which stands first, says how much follows: its place is filled at the end.
         let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(dir, UNFINISHED)?);
         out.write_all(&[0; HEADER_BYTES]).map_err(Error::io("write a shard in", dir))?;
-        let header = Header { wide, ..Header::default() };
+        let unknown = Some(Unknown { id: unknown, tokens: 0 });
+        let header = Header { wide, unknown, ..Header::default() };
         let (ends, keys, block) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self { out, checksum: Checksum::new(), header, ends, keys, opens: false, block })
     }
@@ -51,6 +53,9 @@ impl ShardWriter {
             false => ids.iter().for_each(|&id| self.block.extend_from_slice(&(id as u16).to_le_bytes())),
         }
         self.header.tokens += ids.len() as u64;
+        if let Some(unknown) = &mut self.header.unknown {
+            unknown.tokens += ids.iter().filter(|&&id| id == unknown.id).count() as u64;
+        }
         self.header.documents += u64::from(self.opens);
         self.ends.push(self.header.tokens | if self.opens { OPENS_DOCUMENT } else { 0 });
         self.opens = false;

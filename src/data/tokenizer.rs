@@ -15,7 +15,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-pub use super::vocabulary::TrainSpec;
+pub use super::vocabulary::{Kind, PreTokenizer, TrainSpec, Trained, train};
 use crate::fsutil::{create_dir, write_atomic};
 use crate::{Error, Result};
 

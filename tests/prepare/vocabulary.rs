@@ -83,17 +83,19 @@ fn vocabularies_take_any_script_and_keep_what_they_are_told() {
         let dir = tempfile::tempdir().unwrap();
         tokenizer.save(dir.path(), 128).unwrap();
         let again = Tokenizer::load(dir.path()).unwrap();
-        fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
-        let from_vocab = Tokenizer::load(dir.path()).unwrap();
-        for other in [&again, &from_vocab] {
-            assert_eq!(other.hash().unwrap(), tokenizer.hash().unwrap(), "saved and loaded: {spec:?}");
+        assert_eq!(again.hash().unwrap(), tokenizer.hash().unwrap(), "saved and loaded: {spec:?}");
+        // Where words are cut it is not BERT's pipeline, which a vocab.txt stands for.
+        if spec.split_chinese {
+            fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+            let from_vocab = Tokenizer::load(dir.path()).unwrap();
+            assert_eq!(from_vocab.hash().unwrap(), tokenizer.hash().unwrap(), "from vocab.txt: {spec:?}");
         }
         tokenizer
     };
     let text = |t: &Tokenizer, text: &str| -> Vec<String> {
         t.encode(text).unwrap().iter().map(|&id| t.token(id)).collect()
     };
-    let base = TrainSpec { vocab_size: 6000, min_frequency: 1, alphabet: 4000, ..TrainSpec::default() };
+    let base = TrainSpec { vocab_size: 6000, min_frequency: 1, alphabet: Some(4000), ..TrainSpec::default() };
     let plain = train(base.clone());
     assert_eq!(text(&plain, "ÉTÉ 一丁"), ["ete", "一", "丁"]);
     let accents = train(TrainSpec { strip_accents: Some(false), ..base.clone() });
@@ -101,9 +103,9 @@ fn vocabularies_take_any_script_and_keep_what_they_are_told() {
     let cased = train(TrainSpec { lowercase: false, ..base.clone() });
     assert_eq!(text(&cased, "ÉTÉ Été"), ["ÉTÉ", "Été"]);
     let whole = train(TrainSpec { split_chinese: false, ..base.clone() });
-    assert_ne!(text(&whole, "一丁"), ["一", "丁"]);
+    assert_eq!(text(&whole, "一丁")[0].chars().take(2).collect::<String>(), "一丁");
     // Of two thousand equally rare characters always the same ones are kept, and never more than fit.
-    let few = || train(TrainSpec { alphabet: 500, vocab_size: 800, ..base.clone() });
+    let few = || train(TrainSpec { alphabet: Some(500), vocab_size: 800, ..base.clone() });
     let (one, two) = (few(), few());
     assert_eq!(one.hash().unwrap(), two.hash().unwrap());
     assert!(one.vocab_size() <= 800);

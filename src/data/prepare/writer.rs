@@ -29,7 +29,7 @@ pub(super) enum Output {
 pub(super) fn write(
     source: &TextSource,
     dir: &Path,
-    wide: bool,
+    (wide, unknown): (bool, u32),
     index: &Index,
     outputs: &Receiver<Output>,
 ) -> Result<Vec<Shard>> {
@@ -46,7 +46,7 @@ pub(super) fn write(
             Output::Tokens { paragraphs, keys, dropped, long } => {
                 let writer = match &mut open {
                     Some(writer) => writer,
-                    None => open.insert(ShardWriter::create(dir, wide)?),
+                    None => open.insert(ShardWriter::create(dir, wide, unknown)?),
                 };
                 for (ids, marks) in &paragraphs {
                     writer.paragraph(ids, *marks).map_err(Error::io("write a shard in", dir))?;
@@ -56,7 +56,7 @@ pub(super) fn write(
             Output::Cut(place) => {
                 let name = shard_name(&place.start, &place.end);
                 let path = dir.join(&name);
-                let writer = open.take().map_or_else(|| ShardWriter::create(dir, wide), Ok)?;
+                let writer = open.take().map_or_else(|| ShardWriter::create(dir, wide, unknown), Ok)?;
                 writer.finish(&path, &place)?;
                 shards.push(Shard::open(&path)?);
                 index.whole(name.clone(), Stamp::of(&path)?);
