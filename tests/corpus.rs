@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use elektron::data::loader::{Loader, LoaderSpec};
+use elektron::data::loader::{Batching, Loader, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Row, Rows};
 use elektron::data::prepare::{Spec, prepare};
@@ -285,7 +285,14 @@ impl Text {
             special: self.tokenizer.special(),
             seq_len,
         };
-        LoaderSpec { batch_size, micro_batches: 1, seed: 5, mask, on_device: false }
+        LoaderSpec {
+            batch_size,
+            micro_batches: 1,
+            batching: Batching::Continuous,
+            seed: 5,
+            mask,
+            on_device: false,
+        }
     }
 }
 

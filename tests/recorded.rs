@@ -2,7 +2,7 @@
 //! evened out.
 
 use elektron::backend::{Backend, Cpu};
-use elektron::data::loader::LoaderSpec;
+use elektron::data::loader::{Batching, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
 use elektron::data::prepare::{Spec, prepare};
@@ -44,7 +44,7 @@ fn rows() -> (Rows, MaskSpec) {
 }
 
 fn spec(mask: MaskSpec, micro_batches: usize, on_device: bool) -> LoaderSpec {
-    LoaderSpec { batch_size: 3, micro_batches, seed: 4, mask, on_device }
+    LoaderSpec { batch_size: 3, micro_batches, batching: Batching::Continuous, seed: 4, mask, on_device }
 }
 
 fn model<B: Backend>(backend: B, vocab_size: usize) -> TokenDetection<B> {
@@ -66,7 +66,7 @@ fn rate(step: u64) -> f64 {
 }
 
 fn phase(step: u64, row0: usize, micro_batches: usize) -> Phase {
-    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: micro_batches as u32 }
+    Phase::Train { step: step as u32, row0: row0 as u32, divisor: micro_batches as f64 }
 }
 
 /// Steps as the ops stand, one after the other. Dropout and samples depend on the step, the learning rate on it too.

@@ -22,14 +22,14 @@ pub(crate) fn model<B: Backend>(backend: B, head: Architecture, share: Share) ->
 }
 
 pub(crate) fn train(step: u32) -> Phase {
-    Phase::Train { step, row0: 0, micro_batches: 1 }
+    Phase::Train { step, row0: 0, divisor: 1.0 }
 }
 
 pub(crate) fn gradients<B: Backend>(backend: B, head: Architecture, share: Share) -> Vec<(String, Vec<f64>)> {
     let mut model = model(backend, head, share);
     // Twice: gradients accumulate. Another row0 is another mask.
     for row0 in [0, 12] {
-        let phase = Phase::Train { step: 5, row0, micro_batches: 2 };
+        let phase = Phase::Train { step: 5, row0, divisor: 2.0 };
         model.step_forward(&batch(), phase, Some(&SAMPLED)).unwrap();
         model.step_backward().unwrap();
     }

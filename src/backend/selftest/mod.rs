@@ -156,11 +156,13 @@ pub enum Case {
 }
 
 impl Case {
-    /// Awkward shapes by default: 1, odd, a tile and one more or less, empty sequences; dropout on and off.
+    /// Awkward shapes by default: 0, 1, odd, a tile and one more or less, empty sequences; dropout on and off.
     pub fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for activation in [None, Some(Activation::Gelu), Some(Activation::GeluTanh), Some(Activation::Relu)] {
             for (rows, inputs, outputs, write) in [
+                (0, 5, 3, Write::Set),
+                (0, 17, 65, Write::Add),
                 (1, 1, 1, Write::Set),
                 (7, 5, 3, Write::Add),
                 (131, 17, 65, Write::Set),
@@ -170,12 +172,13 @@ impl Case {
             }
         }
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
-            for (rows, inputs, outputs) in [(1, 1, 1), (7, 5, 3), (131, 72, 40), (1100, 65, 8)] {
+            for (rows, inputs, outputs) in [(0, 17, 40), (1, 1, 1), (7, 5, 3), (131, 72, 40), (1100, 65, 8)] {
                 cases.push(Self::LinearBefore { rows, inputs, outputs, activation });
             }
         }
         // Sums that are split and not, tiles of either size, as many layers as one launch takes and more.
         for (rows, layers) in [
+            (0, vec![(17, 65), (64, 8)]),
             (1, vec![(1, 1), (3, 2)]),
             (130, vec![(17, 65), (64, 8), (8, 72)]),
             (97, vec![(128, 136), (136, 128), (128, 128), (24, 130)]),
@@ -184,7 +187,9 @@ impl Case {
             cases.push(Self::WeightGrads { rows, layers });
         }
         for p in [0.0, 0.1] {
-            for (rows, width) in [(1, 2), (33, 31), (5, 128), (4, 256), (9, 264), (3, 768), (2, 1024)] {
+            for (rows, width) in
+                [(0, 31), (1, 2), (33, 31), (5, 128), (4, 256), (9, 264), (3, 768), (2, 1024)]
+            {
                 for residual in [false, true] {
                     cases.push(Self::Norm { rows, width, p, residual });
                 }
@@ -192,6 +197,8 @@ impl Case {
             // As many blocks as are added up in three levels.
             cases.push(Self::Norm { rows: 1100, width: 12, p, residual: true });
             for (lengths, heads, head_size) in [
+                (vec![], 1, 32),
+                (vec![(0, 0)], 2, 64),
                 (vec![(1, 1)], 1, 4),
                 (vec![(5, 5), (3, 2), (7, 4)], 2, 3),
                 (vec![(63, 63), (0, 0), (65, 64)], 2, 16),
@@ -205,6 +212,7 @@ impl Case {
             ] {
                 cases.push(Self::Attention { lengths, heads, head_size, p });
             }
+            cases.push(Self::Embed { tokens: 0, width: 8, p, delta: false, padding: None });
             cases.push(Self::Embed { tokens: 1, width: 8, p, delta: false, padding: None });
             cases.push(Self::Embed { tokens: 300, width: 33, p, delta: true, padding: Some(0) });
             cases.push(Self::Embed { tokens: 77, width: 264, p, delta: false, padding: Some(2) });
@@ -212,30 +220,37 @@ impl Case {
             cases.push(Self::Embed { tokens: 2500, width: 8, p, delta: false, padding: Some(3) });
             cases.push(Self::Embed { tokens: 20, width: 1024, p, delta: false, padding: Some(0) });
         }
-        for (rows, vocabulary) in [(1, 1), (3, 131), (2, 2048), (4, 5000)] {
+        for (rows, vocabulary) in [(0, 131), (1, 1), (3, 131), (2, 2048), (4, 5000)] {
             for disallow_correct in [false, true] {
                 if vocabulary > 1 || !disallow_correct {
                     cases.push(Self::Mlm { rows, vocabulary, disallow_correct });
                 }
             }
         }
-        for (tokens, labels) in [(1, 1), (257, 1), (300, 2)] {
+        for (tokens, labels) in [(0, 1), (1, 1), (257, 1), (300, 2)] {
             cases.push(Self::Rtd { tokens, labels });
         }
         for style in [MaskStyle::Electra, MaskStyle::Txtai] {
-            // Slots to spare, just enough or too few; rows of one token, of none, of more than a block's threads.
-            for (lengths, slots) in [(vec![1], 3), (vec![9, 0, 33, 128], 40), (vec![129, 300, 2, 64], 60)] {
+            // Slots to spare, just enough, too few or none; no rows, rows of one token, of none, of more than a block's threads.
+            for (lengths, slots) in [
+                (vec![], 2),
+                (vec![9], 0),
+                (vec![0], 3),
+                (vec![1], 3),
+                (vec![9, 0, 33, 128], 40),
+                (vec![129, 300, 2, 64], 60),
+            ] {
                 cases.push(Self::Mask { lengths, style, slots });
             }
         }
-        for (tokens, labels) in [(1, 1), (4097, 1), (9000, 2)] {
+        for (tokens, labels) in [(0, 1), (1, 1), (4097, 1), (9000, 2)] {
             cases.push(Self::Metrics { tokens, labels });
         }
-        for (rows, width) in [(1, 1), (13, 24), (5, 300)] {
+        for (rows, width) in [(0, 24), (1, 1), (13, 24), (5, 300)] {
             cases.push(Self::Rows { rows, width });
         }
         for (n, bias_correction, max_norm) in
-            [(64, None, None), (1000, Some(3), Some(1.0)), (300_000, None, Some(1e9))]
+            [(0, None, Some(1.0)), (64, None, None), (1000, Some(3), Some(1.0)), (300_000, None, Some(1e9))]
         {
             cases.push(Self::Optim { n, bias_correction, max_norm });
         }
