@@ -10,6 +10,7 @@ mod data;
 mod device;
 #[cfg(feature = "simt")]
 mod emulated;
+mod epochs;
 #[cfg(unix)]
 mod faults;
 mod golden;
@@ -21,6 +22,7 @@ mod kernels;
 mod memory;
 #[cfg(unix)]
 mod micro_batch;
+mod nothing_masked;
 #[cfg(unix)]
 mod numbers;
 mod nvrtc;

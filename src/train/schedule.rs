@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn rates_by_hand() {
-        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-15, "{a} {b}");
+        let near = |a: f64, b: f64| approx::assert_abs_diff_eq!(a, b, epsilon = 1e-15);
         near(Electra.rate(1.0, 0, 10, 100), 0.0);
         near(Electra.rate(1.0, 5, 10, 100), 0.5 * 0.95);
         near(Electra.rate(1.0, 10, 10, 100), 0.9);
