@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use elektron::data::loader::LoaderSpec;
+use elektron::data::loader::{Batching, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
 use elektron::data::prepare::{Spec, prepare};
@@ -149,7 +149,14 @@ fn loader(rows: &Rows, tokenizer: &Tokenizer) -> Vec<f64> {
         special: tokenizer.special(),
         seq_len: 128,
     };
-    let spec = LoaderSpec { batch_size: 64, micro_batches: 1, seed: 1, mask, on_device: false };
+    let spec = LoaderSpec {
+        batch_size: 64,
+        micro_batches: 1,
+        batching: Batching::Continuous,
+        seed: 1,
+        mask,
+        on_device: false,
+    };
     let round = |round: u64| {
         let start = Instant::now();
         let steps = round * BATCHES..(round + 1) * BATCHES;

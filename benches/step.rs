@@ -209,7 +209,7 @@ fn run<B: Backend>(backend: B, case: &Case, (steps, warm_up): (usize, usize)) ->
     model.stage(&batch)?;
     for step in 0..warm_up + steps {
         let start = Instant::now();
-        let phase = Phase::Train { step: step as u32, row0: 0, micro_batches: 1 };
+        let phase = Phase::Train { step: step as u32, row0: 0, divisor: 1.0 };
         optimizer.step_staged(&mut model, phase, 5e-4)?;
         let norm = optimizer.fetch_norm(model.backend())?;
         model.stage(&batch)?;

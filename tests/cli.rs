@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::steps::HALF;
+use crate::golden::HALF;
 use crate::support::{golden, read_tensors, relative_l2, repository, widen};
 
 pub(crate) fn elektron(arguments: &[&str]) -> Output {
@@ -374,7 +374,7 @@ fn bad_runs_are_refused() {
 #[test]
 fn a_full_disk_is_an_error_that_harms_nothing() {
     if !Path::new("/dev/full").exists() {
-        eprintln!("SKIPPED: there is no /dev/full here to stand for a full disk");
+        crate::support::skipped("there is no /dev/full here to stand for a full disk");
         return;
     }
     use elektron::fsutil::write_atomic;
@@ -467,7 +467,7 @@ fn doctor_names_what_is_missing() {
 #[test]
 fn a_missing_gpu_is_named() {
     if elektron::backend::gpu::driver::cuda::devices().is_ok_and(|devices| !devices.is_empty()) {
-        eprintln!("NOT TESTED: this machine has a GPU");
+        crate::support::skipped("this machine has a GPU");
         return;
     }
     let scratch = Scratch::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use elektron::data::loader::LoaderSpec;
+use elektron::data::loader::{Batching, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::order::shuffled;
 use elektron::data::pack::{Merge, Rows};
@@ -341,7 +341,14 @@ fn batches_are_whole_and_the_same_whoever_asks() {
     use elektron::data::loader::Loader;
     let corpus = Corpus::new(&book(150));
     let mask = mask_spec(MaskStyle::Electra, &corpus.tokenizer);
-    let spec = LoaderSpec { batch_size: 3, micro_batches: 2, seed: 4, mask, on_device: false };
+    let spec = LoaderSpec {
+        batch_size: 3,
+        micro_batches: 2,
+        batching: Batching::Continuous,
+        seed: 4,
+        mask,
+        on_device: false,
+    };
     let rows = std::sync::Arc::new(corpus.rows(Merge::None, 128));
     let mut straight = Loader::new(rows.clone(), spec, 0);
     let all: Vec<_> = (0..10).map(|_| straight.next_batch().unwrap()).collect();

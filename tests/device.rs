@@ -1,17 +1,19 @@
-//! The GPU backend on a real GPU. Without one these tests say so and pass, unless `ELEKTRON_REQUIRE_GPU` is set.
+//! The GPU backend on a real GPU. Without one these tests say so on standard error and pass, unless `ELEKTRON_REQUIRE_GPU` is set.
 
+use approx::relative_eq;
 use elektron::backend::gpu::Working;
 use elektron::backend::gpu::driver::cuda::{Cuda, CudaOptions, devices};
 use elektron::backend::gpu::driver::gemm::own_gemm;
 use elektron::backend::gpu::driver::{Driver, Gemm, Operand, Precision};
 use elektron::backend::selftest::{Case, compare};
-use elektron::backend::{Backend, Gpu};
+use elektron::backend::{Backend, Cpu, Gpu};
 use half::bf16;
 
-use crate::golden::{CASES, SINGLE, check};
+use crate::golden::{CASES, check_as_near};
 use crate::ops::noise;
-use crate::recorded::{check_evened_out, check_replays};
-use crate::steps::{HALF, check_gradients, check_twenty_steps, run};
+use crate::recorded::{check_evened_out, check_masks, check_replays};
+use crate::steps::{check_gradients, check_twenty_steps, run};
+use crate::support::skipped;
 
 fn has_gpu() -> bool {
     match devices() {
@@ -19,7 +21,7 @@ fn has_gpu() -> bool {
         found if std::env::var_os("ELEKTRON_REQUIRE_GPU").is_some() => panic!("a GPU is required: {found:?}"),
         found => {
             let reason = found.err().map_or("the driver finds none".to_owned(), |e| e.to_string());
-            eprintln!("NOT TESTED on a GPU: {reason}");
+            skipped(&format!("not tested on a GPU: {reason}"));
             false
         }
     }
@@ -75,8 +77,8 @@ fn golden_cases() {
         return;
     }
     for case in &CASES {
-        check(gpu::<f32>(), case, SINGLE);
-        check(gpu::<bf16>(), case, HALF);
+        check_as_near(gpu::<f32>(), Cpu::<f32>::new(), case);
+        check_as_near(gpu::<bf16>(), Cpu::<bf16>::new(), case);
     }
 }
 
@@ -90,7 +92,7 @@ fn gradients_equal_the_cpus() {
 #[test]
 fn twenty_steps_follow_the_cpu() {
     if has_gpu() {
-        check_twenty_steps(gpu::<f32>(), gpu::<bf16>());
+        check_twenty_steps(gpu::<f32>, gpu::<bf16>());
     }
 }
 
@@ -107,6 +109,7 @@ fn replayed_steps_are_the_steps_themselves() {
     if has_gpu() {
         check_replays(gpu::<bf16>, |_, _| {});
         check_evened_out(gpu::<f32>);
+        check_masks(&gpu::<bf16>());
     }
 }
 
@@ -118,7 +121,7 @@ fn products_agree() {
     }
     let device = Cuda::new(CudaOptions::default()).unwrap();
     if !device.has_library() {
-        eprintln!("NOT TESTED: there is no cuBLASLt on this machine");
+        skipped("there is no cuBLASLt on this machine");
         return;
     }
     for ((m, n, k), layout) in [(1, 1, 8), (128, 256, 64), (65, 33, 130), (152, 30522, 128)]
@@ -166,7 +169,10 @@ fn products_agree() {
         };
         let unit = if wide == 2 { 2f64.powi(-7) } else { 1e-4 };
         for (got, want) in read(gemm.c).iter().zip(&read(own.c)) {
-            assert!((got - want).abs() <= unit * (1.0 + want.abs()), "{gemm:?}: {got} against {want}");
+            assert!(
+                relative_eq!(got, want, epsilon = unit, max_relative = unit),
+                "{gemm:?}: {got} against {want}"
+            );
         }
         for region in [gemm.a.at, gemm.b.at, gemm.c, own.c].into_iter().chain(gemm.bias) {
             device.free(region);

@@ -155,7 +155,7 @@ impl Tmpfs {
         if mounted.is_ok_and(|out| out.status.success()) {
             return Some(Self(dir));
         }
-        eprintln!("SKIPPED: no tmpfs can be mounted here, which stands for a disk that is full");
+        crate::support::skipped("no tmpfs can be mounted here, which stands for a disk that is full");
         None
     }
 
@@ -261,7 +261,7 @@ impl ReadOnly {
             Command::new("mount").args(arguments).arg(&dir).output().is_ok_and(|out| out.status.success())
         };
         if !mount(&["--bind", dir.to_str().unwrap()]) {
-            eprintln!("SKIPPED: nothing can be mounted here, and permissions do not bind root");
+            crate::support::skipped("nothing can be mounted here, and permissions do not bind root");
             return None;
         }
         let read_only = Self(dir.clone());

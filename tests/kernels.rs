@@ -1,5 +1,6 @@
 //! The GPU backend on the emulated device: every op against the CPU in double precision, and the emulator itself.
 
+use approx::relative_eq;
 use elektron::backend::Gpu;
 use elektron::backend::gpu::Working;
 use elektron::backend::gpu::driver::gemm::{Tile, own_gemm_in};
@@ -209,7 +210,10 @@ fn own_product(precision: Precision, (m, n, k): (usize, usize, usize), layout: u
     let want = read(second.c);
     let unit = if wide == 2 { 2f64.powi(-8) } else { 1e-5 };
     for (got, want) in got.iter().zip(&want) {
-        assert!((got - want).abs() <= unit * (1.0 + want.abs()), "{gemm:?}: {got} against {want}");
+        assert!(
+            relative_eq!(got, want, epsilon = unit, max_relative = unit),
+            "{gemm:?}: {got} against {want}"
+        );
     }
 }
 
@@ -223,7 +227,7 @@ fn fused_products_do_not_depend_on_the_tile() {
             assert!(small[0] == large[0] && small[1] == large[1], "{precision:?}: activated {m}x{n}x{k}");
             assert!(small[2] == large[2], "{precision:?}: derived {m}x{n}x{k}");
             // Column sums are grouped by tiles.
-            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+            let close = |(a, b): (&f32, &f32)| relative_eq!(a, b, epsilon = 1e-5, max_relative = 1e-5);
             let (a, b): (&[f32], &[f32]) = (bytemuck::cast_slice(&small[3]), bytemuck::cast_slice(&large[3]));
             assert!(a.iter().zip(b).all(close), "{precision:?}: sums {a:?} against {b:?}");
         }

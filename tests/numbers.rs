@@ -10,7 +10,7 @@ use elektron::Result;
 use elektron::backend::Cpu;
 use elektron::config::{RunConfig, Settings};
 use elektron::data::Batch;
-use elektron::data::loader::LoaderSpec;
+use elektron::data::loader::{Batching, LoaderSpec};
 use elektron::data::mask::MaskSpec;
 use elektron::data::pack::Rows;
 use elektron::data::prepare::{Spec, prepare};
@@ -74,6 +74,7 @@ impl Bench {
         let loader = LoaderSpec {
             batch_size: config.batch_size,
             micro_batches: 1,
+            batching: Batching::Continuous,
             seed: config.seed,
             mask,
             on_device: false,

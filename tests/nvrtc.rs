@@ -5,7 +5,7 @@ use elektron::backend::gpu::driver::Precision;
 use elektron::backend::gpu::driver::libraries::Library;
 use elektron::backend::gpu::driver::nvrtc::{ARCHITECTURES, clear_cache, compile, compile_cached, version};
 
-use crate::support::repository;
+use crate::support::{repository, say, skipped};
 
 mod expected;
 mod launches;
@@ -15,13 +15,13 @@ mod table;
 const TABLE: &str = "benches/records/kernels.md";
 const UPDATE: &str = "ELEKTRON_UPDATE_TABLE=1 cargo test --test suite -- nvrtc::";
 
-/// Whether libnvrtc is there. Without it the test says so and passes, unless `ELEKTRON_REQUIRE_NVRTC` is set.
+/// Whether libnvrtc is there. Without it the test says so on standard error and passes, unless `ELEKTRON_REQUIRE_NVRTC` is set.
 fn nvrtc() -> bool {
     match Library::Nvrtc.load() {
         Ok(_) => true,
         Err(e) if std::env::var_os("ELEKTRON_REQUIRE_NVRTC").is_some() => panic!("{e}"),
         Err(e) => {
-            eprintln!("NOT TESTED: no kernel was compiled for a GPU. {e}");
+            skipped(&format!("no kernel was compiled for a GPU. {e}"));
             false
         }
     }
@@ -76,17 +76,17 @@ fn the_table_of_kernels_is_up_to_date() {
     let new = table::render(rows, version);
     if std::env::var_os("ELEKTRON_UPDATE_TABLE").is_some() {
         std::fs::write(&path, new).unwrap();
-        eprintln!("{} was written anew", path.display());
+        say(&format!("{} was written anew", path.display()));
         return;
     }
     let old = std::fs::read_to_string(&path)
         .unwrap_or_else(|e| panic!("{}: {e}; make it by\n  {UPDATE}", path.display()));
     let same_compiler = old.contains(&format!("NVRTC {}.{};", version.0, version.1));
     if !same_compiler {
-        eprintln!(
-            "NOT TESTED: registers and occupancy, as {TABLE} was made by another NVRTC than {}.{}",
+        skipped(&format!(
+            "registers and occupancy, as {TABLE} was made by another NVRTC than {}.{}",
             version.0, version.1
-        );
+        ));
     }
     let differences = table::differences(&old, &new, same_compiler);
     assert!(

@@ -1,6 +1,7 @@
 //! Every op of the CPU backend: its backward pass against finite differences of its forward pass in double precision,
 //! over awkward shapes, with and without dropout, and into gradients that are not zero.
 
+use approx::{abs_diff_eq, assert_abs_diff_eq, relative_eq};
 use elektron::backend::selftest::{Case, compare};
 use elektron::backend::{
     AddNormBwd, AddNormFwd, AttentionBwd, AttentionFwd, Backend, Clock, Cpu, Dropout, EmbedBwd, EmbedFwd,
@@ -39,8 +40,11 @@ fn check(name: &str, x: &[f64], got: &[f64], f: impl Fn(&[f64]) -> f64) {
         let above = f(&moved);
         moved[i] -= 2.0 * step;
         let want = (above - f(&moved)) / (2.0 * step);
-        assert!(got[i].is_finite(), "{name}[{i}] is {}", got[i]);
-        assert!((got[i] - want).abs() < 2e-7 * (1.0 + want.abs()), "{name}[{i}]: {} against {want}", got[i]);
+        assert!(
+            relative_eq!(got[i], want, epsilon = 2e-7, max_relative = 2e-7),
+            "{name}[{i}]: {} against {want}",
+            got[i]
+        );
     }
 }
 
@@ -138,7 +142,7 @@ fn norm_case(rows: usize, width: usize, p: f64, with_residual: bool) {
     .unwrap();
     for (c, got) in added(&dbias).iter().enumerate() {
         let want: f64 = dx.iter().skip(c).step_by(width).sum();
-        assert!((got - want).abs() < 1e-12, "Σ dx[{c}]: {got} {want}");
+        assert!(abs_diff_eq!(*got, want, epsilon = 1e-12), "Σ dx[{c}]: {got} {want}");
     }
     let name = format!("norm {rows}x{width} p {p}");
     check(&format!("{name} dx"), &x, &dx, |x| dot(&run(x, &r, &gamma, &beta).1, &g));
@@ -232,7 +236,7 @@ fn check_against_definition(lengths: &[(usize, usize)], heads: usize, size: usiz
             let total: f64 = e.iter().sum();
             for c in 0..size {
                 let want: f64 = (0..keys).map(|k| e[k] / total * at(first + k, 2, head, c)).sum();
-                assert!((out[row * width + head * size + c] - want).abs() < 1e-12);
+                assert_abs_diff_eq!(out[row * width + head * size + c], want, epsilon = 1e-12);
             }
         }
         first += rows;
@@ -366,7 +370,7 @@ fn mlm_loss() {
     for i in 0..m {
         let row = &logits[i * v..(i + 1) * v];
         let total: f64 = row.iter().map(|x| x.exp()).sum();
-        assert!((nll[i] - (total.ln() - row[targets[i] as usize])).abs() < 1e-12);
+        assert_abs_diff_eq!(nll[i], total.ln() - row[targets[i] as usize], epsilon = 1e-12);
         let arg_max =
             |score: &dyn Fn(usize) -> f64| (0..v).max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap();
         assert_eq!(best[i] as usize, arg_max(&|t| row[t]));
@@ -454,7 +458,7 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
     assert!((dropped - p).abs() < 4.5 * (p * (1.0 - p) / inp.len() as f64).sqrt(), "{dropped}");
     // Of 65,536 equally likely values so many are dropped: the mean is kept exactly.
     let kept = 65_536.0 / (65_536.0 - (65_536.0 * p).round());
-    assert!((kept * (1.0 - p) - 1.0).abs() < 1e-5);
+    assert_abs_diff_eq!(kept * (1.0 - p), 1.0, epsilon = 1e-5);
     assert!(out.iter().all(|&x| x == 0.0 || x == kept));
     let (index, width) = ([4u32, 0, 2], 3);
     let x = noise(1, 5 * width);

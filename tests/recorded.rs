@@ -1,8 +1,10 @@
 //! Training steps that a GPU, emulated or real, records once and replays: batches staged beside the computation, masked on the device,
 //! evened out.
 
-use elektron::backend::{Backend, Cpu};
-use elektron::data::loader::LoaderSpec;
+use approx::relative_eq;
+use elektron::backend::{Backend, Clock, Cpu, Mask};
+use elektron::data::Batch;
+use elektron::data::loader::{Batching, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
 use elektron::data::pack::{Merge, Rows};
 use elektron::data::prepare::{Spec, prepare};
@@ -44,7 +46,7 @@ fn rows() -> (Rows, MaskSpec) {
 }
 
 fn spec(mask: MaskSpec, micro_batches: usize, on_device: bool) -> LoaderSpec {
-    LoaderSpec { batch_size: 3, micro_batches, seed: 4, mask, on_device }
+    LoaderSpec { batch_size: 3, micro_batches, batching: Batching::Continuous, seed: 4, mask, on_device }
 }
 
 fn model<B: Backend>(backend: B, vocab_size: usize) -> TokenDetection<B> {
@@ -66,7 +68,7 @@ fn rate(step: u64) -> f64 {
 }
 
 fn phase(step: u64, row0: usize, micro_batches: usize) -> Phase {
-    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: micro_batches as u32 }
+    Phase::Train { step: step as u32, row0: row0 as u32, divisor: micro_batches as f64 }
 }
 
 /// Steps as the ops stand, one after the other. Dropout and samples depend on the step, the learning rate on it too.
@@ -135,7 +137,7 @@ pub(crate) fn check_evened_out<B: Backend>(backend: impl Fn() -> B) {
     let want = direct(Cpu::<f64>::new(), &rows, spec(mask, 1, false));
     let got = staged(backend(), &rows, spec(mask, 1, true), |_| {});
     for (got, want) in got.losses.iter().zip(&want.losses) {
-        assert!((got.loss - want.loss).abs() < 1e-4 * want.loss, "{got:?} {want:?}");
+        assert!(relative_eq!(got.loss, want.loss, max_relative = 1e-4), "{got:?} {want:?}");
     }
     assert_eq!(got.counts[..2], want.counts[..2], "masked positions, and how many the generator finds");
     let error = relative_l2("weights", &widen(&got.weights), &widen(&want.weights));
@@ -149,27 +151,60 @@ fn staged_batches_are_the_batches_themselves() {
     check_evened_out(Cpu::<f32>::new);
 }
 
-/// A device that masks draws what the loader draws.
-#[test]
-fn masks_are_drawn_alike() {
+/// A device's own op masks as the loader does on the host, into slots of which some are left over.
+pub(crate) fn check_masks<B: Backend>(backend: &B) {
     let (rows, mask) = rows();
     for style in [MaskStyle::Electra, MaskStyle::Txtai] {
         let mask = MaskSpec { style, ..mask };
         let (ours, theirs) = (spec(mask, 2, false), spec(mask, 2, true));
         for micro in 0..2 {
             let (a, b) = (ours.training_batch(&rows, 3, micro), theirs.training_batch(&rows, 3, micro));
-            assert_eq!(a.ids, b.ids[..a.tokens()]);
-            let masking = b.masking.unwrap();
-            assert!(a.masked() <= masking.slots);
-            let bounds = a.cu_seqlens.windows(2).enumerate();
-            let drawn: Vec<u32> = bounds
-                .flat_map(|(row, w)| {
-                    let ids = &a.ids[w[0] as usize..w[1] as usize];
-                    let masked = masking.spec.mask(masking.rng, ids, masking.slot0 + row as u32, 3);
-                    masked.into_iter().map(move |(position, _)| w[0] + position as u32)
-                })
-                .collect();
-            assert_eq!(drawn, a.masked_index);
+            let (n, used, slots) = (a.tokens(), a.masked(), b.masking.unwrap().slots);
+            assert_eq!(a.ids, b.ids[..n]);
+            assert!(b.masked_ids.is_empty() && used > 0 && used <= slots);
+            let [masked_ids, index, targets] = masked_by(backend, &b);
+            assert_eq!(masked_ids[..n], a.masked_ids);
+            assert_eq!(masked_ids[n..], b.ids[n..], "padding stays");
+            assert_eq!(index[..used], a.masked_index);
+            assert_eq!(targets[..used], a.targets().collect::<Vec<_>>());
+            assert!(index[used..].iter().all(|&i| i as usize == b.tokens()), "slots left over");
         }
     }
+}
+
+/// What the generator reads, the masked positions and their targets, as the backend makes them of a batch of step 3.
+fn masked_by<B: Backend>(backend: &B, batch: &Batch) -> [Vec<u32>; 3] {
+    let masking = batch.masking.unwrap();
+    let (n, m, rows) = (batch.tokens(), masking.slots, batch.sequences());
+    let put = |values: &[u32]| {
+        let mut buf = backend.alloc(values.len()).unwrap();
+        backend.upload(values, B::slice_mut(&mut buf, 0..values.len())).unwrap();
+        buf
+    };
+    let (ids, cu_seqlens) = (put(&batch.ids), put(&batch.cu_seqlens));
+    let [mut masked_ids, mut index, mut targets] = [n, m, m].map(|len| put(&vec![u32::MAX; len]));
+    let mut weight = backend.alloc(m).unwrap();
+    backend
+        .mask(Mask {
+            spec: masking.spec,
+            rng: masking.rng,
+            clock: Clock { step: 3, row0: 0, slot0: masking.slot0 },
+            tiny: 0.0,
+            max_seqlen: SEQ_LEN,
+            ids: B::slice(&ids, 0..n),
+            cu_seqlens: B::slice(&cu_seqlens, 0..rows + 1),
+            masked_ids: B::slice_mut(&mut masked_ids, 0..n),
+            masked_index: B::slice_mut(&mut index, 0..m),
+            targets: B::slice_mut(&mut targets, 0..m),
+            weight: B::slice_mut(&mut weight, 0..m),
+        })
+        .unwrap();
+    let read = |buf: &B::Buf<u32>, len: usize| backend.download(B::slice(buf, 0..len)).unwrap();
+    [read(&masked_ids, n), read(&index, m), read(&targets, m)]
+}
+
+/// The CPU's op follows the same rule as the loader; what it adds are the slots.
+#[test]
+fn masks_fill_their_slots() {
+    check_masks(&Cpu::<f32>::new());
 }

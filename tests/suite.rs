@@ -11,6 +11,7 @@ mod data;
 mod device;
 #[cfg(feature = "simt")]
 mod emulated;
+mod epochs;
 #[cfg(unix)]
 mod faults;
 mod golden;
@@ -23,6 +24,7 @@ mod memory;
 #[cfg(unix)]
 mod micro_batch;
 mod models;
+mod nothing_masked;
 #[cfg(unix)]
 mod numbers;
 mod nvrtc;

@@ -54,6 +54,37 @@ pub(crate) fn relative_l2(name: &str, got: &[f64], want: &[f64]) -> f64 {
     (difference / norm.max(1e-60)).sqrt()
 }
 
+/// The largest absolute value, 0 of none. NaN is the largest of all, which `f64::max` would pass over.
+pub(crate) fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().map(f64::abs).max_by(f64::total_cmp).unwrap_or(0.0)
+}
+
+#[test]
+fn not_a_number_is_the_largest() {
+    assert_eq!(largest([1.0, -3.0, 2.0]), 3.0);
+    assert_eq!(largest([]), 0.0);
+    for at in 0..3 {
+        for nan in [f64::NAN, -f64::NAN] {
+            let mut values = [1.0, f64::INFINITY, 2.0];
+            values[at] = nan;
+            assert!(largest(values).is_nan(), "{values:?}");
+        }
+    }
+}
+
+/// Says that the test that runs, or a part of it, is passed over, where everybody sees it: the test harness shows of a test
+/// that passes nothing but what it writes to standard error itself.
+pub(crate) fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    say(&format!("SKIPPED {}: {reason}", thread.name().unwrap_or("a test")));
+}
+
+/// A line on standard error that the test harness does not capture, as it does `eprintln!`'s.
+pub(crate) fn say(line: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 pub(crate) fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }

@@ -79,7 +79,7 @@ pub(super) fn kernels<D: Driver>(
     let (batch, mut all) = (shape.batch(), Vec::new());
     for step in 0..warm_up + rounds {
         model.backend().driver().take();
-        model.step_forward(&batch, Phase::Train { step: step as u32, row0: 0, micro_batches: 1 }, None)?;
+        model.step_forward(&batch, Phase::Train { step: step as u32, row0: 0, divisor: 1.0 }, None)?;
         model.step_backward()?;
         optimizer.step(&mut model, 1e-4)?;
         let asked = model.backend().driver().take();

@@ -12,7 +12,7 @@ use super::prepare::tokenize;
 use super::{check_positions, check_token_types, check_vocabulary, load_pair, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Device, Precision, reading, uses_token_types};
-use crate::data::loader::LoaderSpec;
+use crate::data::loader::{Batching, LoaderSpec};
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
 use crate::data::prepare::Spec;
@@ -138,8 +138,14 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         special: tokenizer.special(),
         seq_len: a.seq_len,
     };
-    let spec =
-        LoaderSpec { batch_size: a.batch_size, micro_batches: 1, seed: a.seed, mask, on_device: false };
+    let spec = LoaderSpec {
+        batch_size: a.batch_size,
+        micro_batches: 1,
+        batching: Batching::Continuous,
+        seed: a.seed,
+        mask,
+        on_device: false,
+    };
     let choice = Choice::new(a.device, a.precision);
     let pair = (generator, discriminator);
     let m = with_backend(choice, Evaluation { pair, options, rows: &rows, spec: &spec, limit: a.rows })?;

@@ -11,7 +11,7 @@ use super::summary::finish;
 use super::{Outcome, corpus, set_threads};
 use crate::backend::Backend;
 use crate::config::{MicroBatch, RunConfig, Settings};
-use crate::data::loader::LoaderSpec;
+use crate::data::loader::{Batching, LoaderSpec};
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
 use crate::data::source::TextSource;
@@ -373,9 +373,14 @@ fn loader_spec(config: &RunConfig, tokenizer: &Tokenizer) -> LoaderSpec {
         seq_len: config.seq_len,
     };
     let batch_size = config.rows_at_once();
+    let batching = match config.short_batches {
+        true => Batching::PerEpoch { batch_size: config.batch_size },
+        false => Batching::Continuous,
+    };
     LoaderSpec {
         batch_size,
         micro_batches: config.rows_per_step() / batch_size,
+        batching,
         seed: config.seed,
         mask,
         on_device: false,

@@ -221,10 +221,11 @@ settings! {
     /// auto, what this device does fastest [default: B]
     #[arg(long, value_name = "N|auto", help_heading = "Optimization")]
     micro_batch: MicroBatch,
-    /// Optimizer steps
+    /// Optimizer steps; in the electra flavour of full batches, which run on from one epoch into the next
     #[arg(long, visible_alias = "max-steps", value_name = "N", conflicts_with = "epochs", help_heading = "Optimization")]
     steps: u64,
-    /// Passes over the text, instead of steps [default: 1; txtai 3]
+    /// Passes over the text, instead of steps, counted as the Trainer of transformers does: each takes ceil(rows / (B · N))
+    /// steps, the last batch of an epoch holds the rows that are left [default: 1; txtai 3]
     #[arg(long, visible_alias = "num-train-epochs", value_name = "X", help_heading = "Optimization")]
     epochs: f64,
     /// Highest learning rate [default: 5e-4; 2e-4 for base and large; txtai 5e-5]

@@ -71,6 +71,9 @@ pub struct RunConfig {
     pub micro_batch: Option<MicroBatch>,
     pub steps: Option<u64>,
     pub epochs: f64,
+    /// Whether an epoch ends with a short batch, as the Trainer's, instead of one filled up from the next epoch.
+    #[serde(default)]
+    pub short_batches: bool,
     pub learning_rate: f64,
     pub warmup_steps: Option<u64>,
     /// Given, it decides in place of `warmup_steps`.
@@ -165,6 +168,8 @@ impl RunConfig {
             }),
             grad_accumulation: s.grad_accumulation.unwrap_or(1),
             micro_batch: s.micro_batch,
+            // What google-research/electra counts in steps is a stream of full batches; epochs are the Trainer's.
+            short_batches: txtai || s.steps.is_none(),
             steps: s.steps,
             epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
             learning_rate: s.learning_rate.unwrap_or(by_flavour(5e-5, if big { 2e-4 } else { 5e-4 })),
@@ -248,7 +253,6 @@ impl RunConfig {
             ("weight-decay", self.weight_decay),
             ("adam-epsilon", self.adam_epsilon),
             ("clip", self.clip),
-            ("epochs", self.epochs),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return fail(format!("--{name} is {value}, expected 0 or more"));
@@ -277,6 +281,9 @@ impl RunConfig {
                 }
             }
             _ => {}
+        }
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            return fail(format!("--epochs is {}, expected more than 0", self.epochs));
         }
         if let Some(share) = self.held_out {
             if !(0.0..1.0).contains(&share) {
@@ -339,10 +346,11 @@ impl RunConfig {
         Self { batch_size: rows, grad_accumulation: self.rows_per_step() / rows.max(1), ..self.clone() }
     }
 
-    /// Optimizer steps over `rows` rows.
+    /// Optimizer steps over `rows` rows. Epochs are counted as the Trainer of `transformers` counts them: of ceil(rows /
+    /// rows of a step) steps each, and a part of one is rounded up to whole steps.
     pub fn total_steps(&self, rows: usize) -> u64 {
-        let per_step = self.rows_per_step() as f64;
-        self.steps.unwrap_or(((self.epochs * rows as f64) / per_step).floor().max(1.0) as u64)
+        let per_epoch = rows.div_ceil(self.rows_per_step()).max(1);
+        self.steps.unwrap_or((self.epochs * per_epoch as f64).ceil() as u64)
     }
 
     /// Warm-up of a run of `steps` steps.
@@ -405,6 +413,16 @@ impl RunConfig {
             "bias-correction",
             "seed",
         ];
+        if self.short_batches != before.short_batches {
+            let (then, now) = match before.short_batches {
+                true => ("ends every epoch with a short batch, as --epochs has it", "--steps"),
+                false => ("has full batches alone, as --steps has it in the electra flavour", "--epochs"),
+            };
+            return Err(Error::config(format!(
+                "the run that is continued {then}; with {now} its rows would come in another order: keep to what it began \
+                 with, or start a new run in another directory"
+            )));
+        }
         for name in FIXED {
             if now.get(name) != then.get(name) {
                 let show = |v: &Value| v.get(name).map_or("nothing".to_owned(), Value::to_string);

@@ -1,8 +1,8 @@
 //! Batches in the order of training, made ahead by a thread of their own.
 //!
-//! Sample number s (counted over the whole run) is place `order(epoch)[s mod places]` of the epoch s / places, where an
-//! epoch has a place for each row, or for each visit to one in a mixture; its mask depends on (seed, step, slot)
-//! alone. So a run continues exactly from its step number, and k ranks together would see what one sees.
+//! An epoch has a place for each row, or for each visit to one in a mixture, and an order of its own. Which places of
+//! which epoch a step takes is a function of its number ([`Batching`]); a row's mask depends on (seed, step, slot) alone.
+//! So a run continues exactly from its step number, and k ranks together would see what one sees.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -20,13 +20,32 @@ const AHEAD: usize = 4;
 /// Held-out masks do not depend on the run's seed, so that runs can be compared.
 const EVALUATION_SEED: u64 = 0;
 
+/// How steps meet the end of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batching {
+    /// As google-research/electra, which repeats its data without end: every batch is full, and may hold the last rows of
+    /// one epoch and the first of the next.
+    Continuous,
+    /// As the Trainer of `transformers`: an epoch of n rows is ceil(n / `batch_size`) batches, the last of which may be
+    /// short; a step takes as many of them as there are micro-batches, the last step of the epoch what is left.
+    ///
+    /// A step's loss is the mean over these batches, each the mean over its own rows. Where a batch is computed in parts
+    /// these count by their rows; where several are computed at a time, their rows count alike.
+    PerEpoch {
+        /// Rows of a full batch.
+        batch_size: usize,
+    },
+}
+
 /// What a step is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderSpec {
     /// Rows of a micro-batch.
     pub batch_size: usize,
-    /// Micro-batches of a step.
+    /// Micro-batches of a full step.
     pub micro_batches: usize,
+    /// What happens at the end of an epoch.
+    pub batching: Batching,
     /// Order and masks are functions of it.
     pub seed: u64,
     /// How rows are masked.
@@ -54,10 +73,50 @@ impl LoaderSpec {
         Ok(self.training_batch(rows, step, micro))
     }
 
+    /// Rows of a full step.
+    fn rows_per_step(&self) -> usize {
+        self.batch_size * self.micro_batches
+    }
+
+    /// The number that step `step`'s first sample has among all samples of the run, and the rows of the step, out of `len`
+    /// places of an epoch.
+    fn samples(&self, len: usize, step: u64) -> (u64, usize) {
+        let full = self.rows_per_step();
+        match self.batching {
+            Batching::Continuous => (step * full as u64, full),
+            Batching::PerEpoch { .. } => {
+                let steps = len.div_ceil(full) as u64;
+                let (epoch, before) = (step / steps, (step % steps) as usize * full);
+                (epoch * len as u64 + before as u64, full.min(len - before))
+            }
+        }
+    }
+
+    /// Micro-batches of step `step`, out of `len` places of an epoch.
+    pub fn micro_batches_of(&self, len: usize, step: u64) -> usize {
+        self.samples(len, step).1.div_ceil(self.batch_size)
+    }
+
+    /// What the mean loss of a micro-batch is divided by in the loss of its step: the number of micro-batches, where all
+    /// count alike.
+    pub fn loss_divisor(&self, len: usize, step: u64, micro: usize) -> f64 {
+        let Batching::PerEpoch { batch_size } = self.batching else { return self.micro_batches as f64 };
+        let (_, rows) = self.samples(len, step);
+        let (first, end) = (micro * self.batch_size, rows.min((micro + 1) * self.batch_size));
+        // Integers, or sums of a few quotients of them: exact where the micro-batches are whole batches.
+        let weight = |batch: usize| {
+            let (from, to) = (batch * batch_size, rows.min((batch + 1) * batch_size));
+            let here = end.min(to) - first.max(from);
+            (here * batch_size) as f64 / (to - from) as f64
+        };
+        let here: f64 = (first / batch_size..end.div_ceil(batch_size)).map(weight).sum();
+        (rows.div_ceil(batch_size) * batch_size) as f64 / here
+    }
+
     /// Epoch, place and slot of each sample of a micro-batch, out of `len` places.
     fn training_rows(&self, len: usize, step: u64, micro: usize) -> impl Iterator<Item = (u32, usize, u32)> {
-        let slots = micro * self.batch_size..(micro + 1) * self.batch_size;
-        let first = step * (self.batch_size * self.micro_batches) as u64;
+        let (first, rows) = self.samples(len, step);
+        let slots = rows.min(micro * self.batch_size)..rows.min((micro + 1) * self.batch_size);
         let (philox, len) = (Philox::new(self.seed), len as u64);
         slots.map(move |slot| {
             let sample = first + slot as u64;
@@ -102,15 +161,15 @@ impl LoaderSpec {
 }
 
 impl LoaderSpec {
-    /// Fills a batch with padding that counts nowhere, in sequences of their own, so that every batch has as many tokens: a step that was
-    /// recorded for one serves all. Full rows need none.
+    /// Fills a batch with padding that counts nowhere, in sequences of their own, so that every batch has as many tokens
+    /// in as many sequences: a step that was recorded for one serves all. A batch of full rows needs none, one that lacks
+    /// rows but has no short ones as many as it lacks.
     fn even_out(&self, batch: &mut Batch) {
         let seq_len = self.mask.seq_len;
         let total = self.batch_size * seq_len;
-        if batch.ids.len() == total {
-            return;
-        }
-        for _ in 0..self.batch_size {
+        let rows = batch.sequences();
+        let sequences = if batch.ids.len() == rows * seq_len { self.batch_size } else { 2 * self.batch_size };
+        for _ in rows..sequences {
             let len = (total - batch.ids.len()).min(seq_len);
             batch.positions.extend(0..len as u32);
             batch.ids.resize(batch.ids.len() + len, self.mask.special.pad);
@@ -135,7 +194,7 @@ impl Loader {
         let (sender, receiver) = sync_channel(AHEAD);
         let thread = std::thread::spawn(move || {
             for step in start.. {
-                for micro in 0..spec.micro_batches {
+                for micro in 0..spec.micro_batches_of(rows.len(), step) {
                     let batch = spec.checked_batch(&rows, step, micro);
                     let failed = batch.is_err();
                     if sender.send(batch).is_err() || failed {

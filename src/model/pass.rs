@@ -89,7 +89,7 @@ pub(crate) type Finish<'a, B> = &'a mut dyn FnMut(&B, &mut Params<B>) -> Result<
 struct Pass {
     context: StepContext,
     /// Losses in the gradients are divided by it.
-    micro_batches: f64,
+    divisor: f64,
     /// Whether samples are drawn; else those already in place are kept.
     draw: bool,
     /// Whether a backward pass follows.
@@ -196,8 +196,8 @@ impl<B: Backend> TokenDetection<B> {
         let [low, high] =
             staged.masking.map_or([0; 2], |masking| masking.rng.key()).map(|half| half as usize);
         let (masks, updates) = (usize::from(staged.masking.is_some()), usize::from(update.is_some()));
-        let micro_batches = pass.micro_batches as usize;
-        let key = [slot, tokens, masked, sequences, max_seqlen, micro_batches, masks, updates, low, high];
+        let divisor = pass.divisor.to_bits() as usize;
+        let key = [slot, tokens, masked, sequences, max_seqlen, divisor, masks, updates, low, high];
         if !self.backend.replay(key)? {
             let done = self.forward_ops(staged, pass).and_then(|()| self.backward_ops(staged, pass.context));
             let done = done.and_then(|()| match update {
@@ -214,8 +214,8 @@ impl<B: Backend> TokenDetection<B> {
     /// Takes up the batch that was staged.
     fn begin(&mut self, phase: Phase) -> Result<(Staged, Pass)> {
         let staged = self.staged.take().ok_or_else(|| Error::argument("no batch was staged"))?;
-        let (training, step, row0, micro_batches) = match phase {
-            Phase::Train { step, row0, micro_batches } => (true, step, row0, f64::from(micro_batches)),
+        let (training, step, row0, divisor) = match phase {
+            Phase::Train { step, row0, divisor } => (true, step, row0, divisor),
             Phase::Eval { step } => (false, step, 0, 1.0),
         };
         let slot0 = staged.masking.map_or(0, |masking| masking.slot0);
@@ -225,7 +225,7 @@ impl<B: Backend> TokenDetection<B> {
         let context = StepContext { noise, training, tokens, masked, sequences, max_seqlen };
         self.backend.begin(staged.slot)?;
         self.backend.set_clock(clock)?;
-        Ok((staged, Pass { context, micro_batches, draw: true, can_go_back: training, keep_logits: false }))
+        Ok((staged, Pass { context, divisor, draw: true, can_go_back: training, keep_logits: false }))
     }
 
     fn forward_ops(&mut self, staged: Staged, pass: Pass) -> Result<()> {
@@ -250,7 +250,7 @@ impl<B: Backend> TokenDetection<B> {
             temperature: self.options.temperature,
             disallow_correct: self.options.disallow_correct,
             noise: Dropout { site: Site::GUMBEL, ..noise },
-            scale: self.options.gen_weight / pass.micro_batches,
+            scale: self.options.gen_weight / pass.divisor,
             draw: pass.draw,
             gradient: pass.can_go_back,
         };
@@ -259,7 +259,7 @@ impl<B: Backend> TokenDetection<B> {
         self.rtd.corrupt(backend, (n, m), batch, &acts.mlm.sampled, &mut acts.rtd)?;
         let corrupted = &acts.rtd.corrupted;
         self.discriminator.forward(backend, params, context, batch, corrupted, &mut acts.discriminator)?;
-        let scale = self.options.disc_weight / pass.micro_batches;
+        let scale = self.options.disc_weight / pass.divisor;
         let (encoder, hidden) = (&self.discriminator, &mut acts.discriminator);
         self.rtd.forward(backend, params, context, batch, encoder, hidden, scale, &mut acts.rtd)?;
         backend.metrics(Metrics {
@@ -316,8 +316,9 @@ impl<B: Backend> TokenDetection<B> {
         };
         let (backend, n, m) = (&self.backend, held.batch.tokens, held.batch.masked);
         let batch = &acts.batches[held.batch.slot];
+        // Of nothing 0; the sum of no numbers would be -0.
         let mean = |nll: Vec<B::F>, weight: Vec<B::F>| -> f64 {
-            nll.iter().zip(&weight).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
+            nll.iter().zip(&weight).fold(0.0, |sum, (x, w)| sum + x.to_f64() * w.to_f64())
         };
         let nll = backend.download(B::slice(&acts.mlm.nll, 0..m))?;
         let gen_loss = mean(nll, backend.download(B::slice(&batch.mlm_weight, 0..m))?);
@@ -413,7 +414,7 @@ fn mask<B: Backend>(
     })
 }
 
-/// Stages a batch, weights over their sums plus `tiny`.
+/// Stages a batch, weights over their sums plus `tiny`; where nothing counts they are 0, and so is the loss.
 fn upload<B: Backend>(
     backend: &B,
     slot: usize,
@@ -426,7 +427,8 @@ fn upload<B: Backend>(
     let (masked, m) = (batch.masked_ids.len(), batch.masked_index.len());
     let share = |weights: &[f32]| -> Vec<B::F> {
         let total = weights.iter().map(|&w| f64::from(w)).sum::<f64>() + tiny;
-        weights.iter().map(|&w| B::F::from_f64(f64::from(w) / total)).collect()
+        let share = |w: f32| if w == 0.0 { 0.0 } else { f64::from(w) / total };
+        weights.iter().map(|&w| B::F::from_f64(share(w))).collect()
     };
     let targets: Vec<u32> = batch.targets().collect();
     let (mlm_weight, rtd_weight) = (share(&batch.masked_weight), share(&batch.rtd_weight));

@@ -96,7 +96,7 @@ pub fn step_tally(
     let mut optimizer = AdamW::new(&mut model, AdamWOptions::default())?;
     model.reserve(limits)?;
     model.backend().driver().take();
-    model.step_forward(&full_batch(limits), Phase::Train { step: 1, row0: 0, micro_batches: 1 }, None)?;
+    model.step_forward(&full_batch(limits), Phase::Train { step: 1, row0: 0, divisor: 1.0 }, None)?;
     model.step_backward()?;
     optimizer.step(&mut model, 1e-4)?;
     Ok(model.backend().driver().take())

@@ -17,7 +17,7 @@ use crate::rng::Site;
 use crate::{Error, Result};
 
 /// Whether a pass trains, and where its random numbers come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Phase {
     /// Dropout on.
     Train {
@@ -25,8 +25,8 @@ pub enum Phase {
         step: u32,
         /// Number of this micro-batch's first token among all tokens of the step.
         row0: u32,
-        /// Micro-batches of the step: gradients are of the mean of their losses.
-        micro_batches: u32,
+        /// The loss is divided by it in the gradients: the number of the step's micro-batches, where all count alike.
+        divisor: f64,
     },
     /// Dropout off; samples are still drawn.
     Eval {

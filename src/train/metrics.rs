@@ -79,6 +79,8 @@ pub fn auc(negatives: &[u64], positives: &[u64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use crate::backend::{COUNTS, score_bin};
 
@@ -112,11 +114,11 @@ mod tests {
         // Scores with three bits of mantissa have bins of their own: exact. Others share an eighth of an octave.
         let exact: Vec<f32> = (0..2000).map(|i| (((i * 7919) % 23) as f32 - 11.0) * 0.5).collect();
         let area = |scores: &[f32]| Metrics::new(Losses::default(), &counts(scores, &positive)).disc_auc;
-        assert!((area(&exact) - by_pairs(&exact, &positive)).abs() < 1e-12);
+        assert_abs_diff_eq!(area(&exact), by_pairs(&exact, &positive), epsilon = 1e-12);
         let smooth: Vec<f32> = (0..2000)
             .map(|i| ((i as f32) * 0.37).sin() * 3.0 - 2.0 + if positive[i] { 1.0 } else { 0.0 })
             .collect();
-        assert!((area(&smooth) - by_pairs(&smooth, &positive)).abs() < 2e-3);
+        assert_abs_diff_eq!(area(&smooth), by_pairs(&smooth, &positive), epsilon = 2e-3);
         for (positive, area) in [([false, true], 1.0), ([true, false], 0.0), ([false, false], 0.5)] {
             let metrics = Metrics::new(Losses::default(), &counts(&[1.0, 2.0], &positive));
             assert_eq!(metrics.disc_auc, area);

@@ -164,14 +164,15 @@ fn split(spec: LoaderSpec, rows: usize) -> LoaderSpec {
 
 /// Seconds of the forward and backward passes of a step, the median of a few.
 fn time<B: Backend>(model: &mut TokenDetection<B>, rows: &Rows, spec: &LoaderSpec, step: u64) -> Result<f64> {
-    let batches: Vec<_> =
-        (0..spec.micro_batches).map(|micro| spec.checked_batch(rows, step, micro)).collect::<Result<_>>()?;
+    let batches: Vec<_> = (0..spec.micro_batches_of(rows.len(), step))
+        .map(|micro| spec.checked_batch(rows, step, micro))
+        .collect::<Result<_>>()?;
     let mut times = Vec::new();
     for round in 0..WARM_UP + ROUNDS {
         let start = Instant::now();
         for (micro, batch) in batches.iter().enumerate() {
             model.stage(batch)?;
-            model.step_staged(phase(step, micro, spec))?;
+            model.step_staged(phase(step, micro, spec, rows.len()))?;
         }
         let losses = model.fetch_losses()?;
         model.collect_losses(losses)?;

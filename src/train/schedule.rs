@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn rates_by_hand() {
-        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-15, "{a} {b}");
+        let near = |a: f64, b: f64| approx::assert_abs_diff_eq!(a, b, epsilon = 1e-15);
         let electra = schedule(LrScheduler::Electra, "").unwrap();
         near(electra.rate(0, 10, 100), 0.0);
         near(electra.rate(5, 10, 100), 0.5 * 0.95);

@@ -51,8 +51,9 @@ pub(super) struct Trainer<'a, B: Backend> {
 struct Launched<B: Backend> {
     /// Sum over the micro-batches that were looked at already.
     losses: Losses,
-    /// Of the others.
-    pending: VecDeque<Pending<B::F>>,
+    /// Of the others: losses, and how much they count in the sum.
+    pending: VecDeque<(Pending<B::F>, f64)>,
+    micro_batches: usize,
     norm: Pending<B::F>,
     tokens: u64,
 }
@@ -141,7 +142,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// Forward, backward and update of step `step`, without waiting for what comes of it.
     fn launch(&mut self, step: u64, ahead: bool) -> Result<Launched<B>> {
-        let (lr, count) = (self.rate(step), self.run.loader.micro_batches);
+        let (lr, rows) = (self.rate(step), self.run.rows.len());
+        let count = self.run.loader.micro_batches_of(rows, step);
         let (mut losses, mut pending, mut tokens) = (Losses::default(), VecDeque::new(), 0);
         for micro in 0..count {
             tokens += match self.staged.take() {
@@ -155,17 +157,18 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 },
             };
             let model = &mut *self.run.model;
-            let phase = phase(step, micro, &self.run.loader);
+            let phase = phase(step, micro, &self.run.loader, rows);
             let last = micro + 1 == count;
             match last {
                 true => self.optimizer.step_staged(model, phase, lr)?,
                 false => model.step_staged(phase)?,
             }
-            pending.push_back(model.fetch_losses()?);
+            let weight = count as f64 / self.run.loader.loss_divisor(rows, step, micro);
+            pending.push_back((model.fetch_losses()?, weight));
             if pending.len() > MOST_PENDING
-                && let Some(oldest) = pending.pop_front()
+                && let Some((oldest, weight)) = pending.pop_front()
             {
-                losses.add(&model.collect_losses(oldest)?, 1.0);
+                losses.add(&model.collect_losses(oldest)?, weight);
             }
             if B::RECORDS && self.run.fault.is_none() && (!last || ahead) {
                 match self.stage(step + u64::from(last)) {
@@ -176,7 +179,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             }
         }
         let norm = self.optimizer.fetch_norm(self.run.model.backend())?;
-        Ok(Launched { losses, pending, norm, tokens })
+        Ok(Launched { losses, pending, micro_batches: count, norm, tokens })
     }
 
     /// Brings the next micro-batch, one of step `step`, to the device; its tokens.
@@ -201,10 +204,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn settle(&mut self) -> Result<()> {
         let Some(launched) = self.launched.pop_front() else { return Ok(()) };
         let (mut sum, mut losses) = (launched.losses, Losses::default());
-        for pending in launched.pending {
-            sum.add(&self.run.model.collect_losses(pending)?, 1.0);
+        for (pending, weight) in launched.pending {
+            sum.add(&self.run.model.collect_losses(pending)?, weight);
         }
-        losses.add(&sum, 1.0 / self.run.loader.micro_batches as f64);
+        losses.add(&sum, 1.0 / launched.micro_batches as f64);
         let norm = self.optimizer.collect_norm(self.run.model.backend(), launched.norm)?;
         let state = &mut self.state;
         state.position.step += 1;
@@ -419,14 +422,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn diagnose(&mut self) -> Result<String> {
         let spec = ordered(self.run.loader, &self.state);
         let step = self.state.position.step - 1;
-        let count = spec.micro_batches;
+        let rows = self.run.rows.len();
         let mut batches = Vec::new();
-        for micro in 0..count {
+        for micro in 0..spec.micro_batches_of(rows, step) {
             let mut batch = spec.checked_batch(&self.run.rows, step, micro)?;
             if let Some(fault) = self.run.fault {
                 fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
             }
-            let phase = phase(step, micro, &spec);
+            let phase = phase(step, micro, &spec, rows);
             batches.push((batch, phase));
         }
         diagnose(self.run.model, batches)
@@ -480,10 +483,11 @@ fn adamw_options(config: &RunConfig) -> AdamWOptions {
     }
 }
 
-/// Random numbers are counted as if every row were full, so that they do not depend on other micro-batches.
-pub(super) fn phase(step: u64, micro: usize, spec: &LoaderSpec) -> Phase {
+/// Of a micro-batch of a run over `rows` rows. Random numbers are counted as if every row were full, so that they do not
+/// depend on other micro-batches.
+pub(super) fn phase(step: u64, micro: usize, spec: &LoaderSpec, rows: usize) -> Phase {
     let row0 = micro * spec.batch_size * spec.mask.seq_len;
-    Phase::Train { step: step as u32, row0: row0 as u32, micro_batches: spec.micro_batches as u32 }
+    Phase::Train { step: step as u32, row0: row0 as u32, divisor: spec.loss_divisor(rows, step, micro) }
 }
 
 /// Order and masks of the data after `state.rollbacks` returns to a checkpoint.

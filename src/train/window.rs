@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(losses.clone().judge(1.0), None, "a fall is no spike");
         let z = losses.judge(11.5).unwrap();
         // Mean 10.2 and standard deviation 0.1 √2 of the five values.
-        assert!((z - 1.3 / 0.02f64.sqrt()).abs() < 0.1, "{z}");
+        approx::assert_abs_diff_eq!(z, 1.3 / 0.02f64.sqrt(), epsilon = 0.1);
         assert!(losses.judge(11.5).unwrap() < z, "the first spike widens what is ordinary");
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use approx::assert_relative_eq;
 use elektron::data::inspect::inspect;
 use elektron::data::prepare::Spec;
 use elektron::data::source::TextSource;
@@ -123,9 +124,9 @@ fn inspect_counts_by_definition() {
     let found = inspect(&source, &tokenizer).unwrap();
     assert_eq!((found.vocab_size, found.words, found.tokens, found.unused), (11, 6, 10, 1));
     assert_eq!(found.text_bytes, 33);
-    assert!((found.fertility - 9.0 / 6.0).abs() < 1e-12, "{}", found.fertility);
-    assert!((found.whole_rate - 3.0 / 6.0).abs() < 1e-12, "{}", found.whole_rate);
-    assert!((found.unknown_rate - 0.1).abs() < 1e-12);
+    assert_relative_eq!(found.fertility, 9.0 / 6.0);
+    assert_relative_eq!(found.whole_rate, 3.0 / 6.0);
+    assert_relative_eq!(found.unknown_rate, 0.1);
     let split: Vec<&str> = found.split_most.iter().map(|split| split.word.as_str()).collect();
     assert_eq!(split, ["unknowable", "unable"]);
     assert_eq!(found.split_most[0].pieces, ["un", "##know", "##able"]);

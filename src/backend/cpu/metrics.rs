@@ -7,7 +7,8 @@ use crate::backend::{Float, Metrics, SCORE_BINS, score_bin};
 
 pub(super) fn metrics<X: Working>(op: Metrics<'_, Cpu<X>>) {
     let mean = |nll: &[Full<X>], weight: &[Full<X>]| {
-        Full::<X>::of(nll.iter().zip(weight).map(|(x, w)| x.to_f64() * w.to_f64()).sum::<f64>())
+        // From 0 on: the sum of no numbers would be -0.
+        Full::<X>::of(nll.iter().zip(weight).fold(0.0, |sum, (x, w)| sum + x.to_f64() * w.to_f64()))
     };
     op.losses[0] = mean(op.mlm_nll, op.mlm_weight);
     op.losses[1] = mean(op.rtd_nll, op.rtd_weight);

@@ -158,6 +158,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
 
     pub(super) fn attention_bwd_op(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
         let which = padded(op.sequences.head_size)?;
+        if op.lse.len() == 0 {
+            return Ok(());
+        }
         match SHORT_KERNELS[which] {
             Some(kernel) if size_of::<W>() == 2 && op.sequences.max_seqlen <= SHORT => {
                 self.short_bwd(op, kernel, HEAD_SIZES[which])

@@ -60,7 +60,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         dout: DeviceSlice<'_, W>,
         dinp: DeviceSliceMut<'_, W>,
     ) -> Result<()> {
-        self.driver.fill(dinp.region, 0)?;
+        if dinp.len() > 0 {
+            self.driver.fill(dinp.region, 0)?;
+        }
         self.move_rows("gather_rows_bwd", index, (dinp.len() / width, width), dout.region, dinp.region)
     }
 

@@ -108,6 +108,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
 
     pub(super) fn embed_bwd_op(&self, op: EmbedBwd<'_, Self>) -> Result<()> {
         let (rows, width) = (op.ids.len(), op.width);
+        if rows == 0 {
+            return Ok(());
+        }
         let kernel = by_width(["embed_bwd_1", "embed_bwd_2", "embed_bwd_3", "embed_bwd_4"], width)?;
         let entries =
             [op.dword.region, op.dposition.region, op.dtoken_type.region].map(|r| r.bytes() / (4 * width));

@@ -61,6 +61,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
 
     pub(super) fn add_norm_bwd_op(&self, op: AddNormBwd<'_, Self>) -> Result<()> {
         let (width, rows) = (op.width, op.dx.len() / op.width);
+        if rows == 0 {
+            return Ok(());
+        }
         let kernel =
             by_width(["add_norm_bwd_1", "add_norm_bwd_2", "add_norm_bwd_3", "add_norm_bwd_4"], width)?;
         let count = partials(rows, width);

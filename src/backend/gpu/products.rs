@@ -161,6 +161,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
     /// Rows of dout are `pitch` apart.
     pub(super) fn weight_grad(&self, op: &WeightGrad<'_, Self>, pitch: usize) -> Result<()> {
         let rows = op.inp.len() / op.inputs;
+        if rows == 0 {
+            return Ok(());
+        }
         self.multiply(&Gemm {
             m: op.outputs,
             n: op.inputs,
@@ -181,6 +184,9 @@ impl<D: Driver, W: Working> Gpu<D, W> {
         let rows = ops.first().map_or(0, |op| op.inp.len() / op.inputs);
         if ops.iter().any(|op| op.inp.len() != rows * op.inputs || op.dout.len() != rows * op.outputs) {
             return Err(Error::argument("weight gradients that are computed together have the same rows"));
+        }
+        if rows == 0 {
+            return Ok(());
         }
         let widest = ops.iter().map(|op| op.outputs.min(op.inputs)).max().unwrap_or(0);
         let tile = if widest >= Tile::Large.side() { Tile::Large } else { Tile::Small };

@@ -407,7 +407,7 @@ pub(super) fn optim<B: Backend>(
     let mut norm_squared = b.f(&nan(1))?;
     b.backend.norm_squared(B::slice(&grads, 0..n), B::slice_mut(&mut norm_squared, 0..1))?;
     b.take_f("norm_squared", &norm_squared, 1)?;
-    let decayed = [5..17, 40..n - 3];
+    let decayed = if n == 0 { vec![] } else { vec![5..17, 40..n - 3] };
     b.backend.adamw(AdamW {
         rule: UpdateRule {
             lr: 0.01,

@@ -249,7 +249,12 @@ impl<X: Working> Job<'_, X> {
                 (MatMut::new(&mut own, rows, cols), false)
             }
         };
-        if !self.by_rows() || a.cols == 0 {
+        if a.cols == 0 {
+            // An empty sum.
+            if !add {
+                (0..rows).for_each(|row| c.row(row).fill(Full::<X>::ZERO));
+            }
+        } else if !self.by_rows() {
             multiply::<X, E>(&mut c, add, Full::<X>::ONE, *a, b.block(0, b.rows, col, cols));
         } else {
             let b = Right::Packed { panels, padded: cols.next_multiple_of(WIDEST) };
@@ -354,6 +359,9 @@ mod tests {
             (200, 300, 70),
             (50, 600, 513),
             (3, 2, 0),
+            (2 * ROWS + 1, 3, 0),
+            (0, 5, 7),
+            (5, 0, 7),
             (2, large / 8 + 5, 8),
             (1, 1, large + 1),
         ];
