@@ -143,7 +143,7 @@ fn count_words(source: &TextSource, buckets: usize, normalizer: &BertNormalizer)
         let counted: Vec<Words> = round
             .texts()
             .try_fold(Words::new, |mut words, text| {
-                for piece in pieces(text, UNIT_BYTES as usize) {
+                for piece in pieces(text, UNIT_BYTES as usize, normalizer.handle_chinese_chars) {
                     count(piece, normalizer, &mut words)?;
                 }
                 Ok::<_, Error>(words)
