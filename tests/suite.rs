@@ -12,6 +12,7 @@ mod device;
 mod emulated;
 #[cfg(unix)]
 mod faults;
+mod folders;
 mod golden;
 mod hostile;
 #[cfg(feature = "hub")]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::prepare::tokenize;
+use super::report_left_out;
 use crate::config::RunConfig;
 use crate::data::pack::Rows;
 use crate::data::prepare::Spec;
@@ -13,12 +14,20 @@ use crate::data::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Tokenizes the text of a run. Held out are the rows of --validation, else some of the text's own documents.
-pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Result<(Rows, Option<Rows>)> {
+pub(super) fn rows(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    quiet: bool,
+    verbose: bool,
+) -> Result<(Rows, Option<Rows>)> {
     let pack = |parts| Rows::mixed(parts, tokenizer.special(), config.merge, config.seq_len, config.seed);
     let validation = match config.validation.is_empty() {
         true => None,
         false => {
             let source = TextSource::held_out(&config.validation, &config.columns)?;
+            if !quiet {
+                report_left_out(&source, verbose);
+            }
             // Taken as it is, so that runs with and without duplicates are measured by the same.
             let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
             Some(pack(vec![(dataset.into(), 1.0)])?)

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
+use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::ElectraConfig;
 use crate::{Error, Result};
@@ -120,6 +121,18 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
         )));
     }
     Ok(())
+}
+
+/// Says what was left out of the paths that a user gave; `verbose` names everything.
+fn report_left_out(source: &TextSource, verbose: bool) {
+    source.left_out(verbose).iter().for_each(|line| crate::note!("{line}"));
+}
+
+/// Warns of files that were read and had no text.
+fn warn_without_text(source: &TextSource) {
+    if let Some(warning) = source.warning() {
+        crate::note!("{warning}");
+    }
 }
 
 /// Text to standard output; a closed pipe is no error.

@@ -8,13 +8,13 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, check_positions, check_vocabulary, corpus, set_threads};
+use super::{Outcome, check_positions, check_vocabulary, corpus, report_left_out, set_threads};
 use crate::backend::Backend;
 use crate::config::{Head, MicroBatch, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
-use crate::data::source::TextSource;
+use crate::data::source::{Spooled, TextSource, spool};
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, locate};
@@ -66,6 +66,9 @@ pub(super) struct Arguments {
     /// No progress; with --json the summary alone
     #[arg(long, help_heading = "Run")]
     quiet: bool,
+    /// Name everything that is left out of folders and globs, such as hidden files
+    #[arg(short, long, help_heading = "Run")]
+    verbose: bool,
     /// Compile the GPU kernels anew, and keep nothing
     #[arg(long, help_heading = "Run")]
     no_kernel_cache: bool,
@@ -90,7 +93,7 @@ const RESOLVED: &str = "config.json";
 pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
     let settings = gather(&arguments)?;
-    let config = RunConfig::resolve(settings.clone())?;
+    let mut config = RunConfig::resolve(settings.clone())?;
     set_threads(config.threads)?;
     let choice = Choice {
         kernel_cache: !arguments.no_kernel_cache,
@@ -104,9 +107,21 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
+    // What pipes give is kept beside the shards, since a continued run needs it again.
+    let shards = config.shards.clone();
+    let mut pipes = Vec::new();
+    for paths in [&mut config.train, &mut config.validation] {
+        let mut spooled: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+        pipes.extend(spool(&mut spooled, &shards, resume)?);
+        *paths = spooled.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    }
     let _lock = take_directory(&config, resume)?;
+    pipes.iter().try_for_each(Spooled::copy)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
+    if !arguments.quiet {
+        report_left_out(&source, arguments.verbose);
+    }
     let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
     let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
@@ -119,7 +134,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         (false, true) => Progress::Json,
         (false, false) => Progress::Text,
     };
-    let training = Training { config: &config, settings: &settings, pair, tokenizer, resume, progress, stop };
+    let verbose = arguments.verbose;
+    let settings = &settings;
+    let training = Training { config: &config, settings, pair, tokenizer, resume, progress, verbose, stop };
     let summary = with_backend(choice, training)?;
     finish(&config, &summary, arguments.json)
 }
@@ -153,14 +170,15 @@ struct Training<'a> {
     tokenizer: Tokenizer,
     resume: bool,
     progress: Progress,
+    verbose: bool,
     stop: Stop,
 }
 
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, pair: (generator, discriminator), tokenizer, resume, progress, stop } =
-            self;
+        let Self { config, settings, pair, tokenizer, resume, progress, verbose, stop } = self;
+        let (generator, discriminator) = pair;
         let quiet = progress == Progress::Quiet;
         let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
         let least = if auto { config.split_into(1) } else { config.clone() };
@@ -173,7 +191,7 @@ impl OnBackend for Training<'_> {
         // Before the text is read, so that --resume does whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
-        let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        let (rows, validation) = corpus::rows(config, &tokenizer, quiet, verbose)?;
         let rows = Arc::new(rows);
         if !quiet {
             announce(config, model.parameter_count(), &rows, place);

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use tempfile::{TempDir, tempdir};
 
-use super::{print, set_threads};
+use super::{print, report_left_out, set_threads, warn_without_text};
 use crate::data::inspect::{Inspection, inspect};
-use crate::data::source::TextSource;
+use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::{Tokenizer, TrainSpec};
 use crate::{Error, Result};
 
@@ -38,15 +39,32 @@ enum Chinese {
 
 #[derive(Args)]
 struct Text {
-    /// Files, folders and globs
+    /// Files, folders, globs and pipes; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
-    input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    input: Vec<PathBuf>,
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Name everything that is left out of folders and globs, such as hidden files
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+impl Text {
+    /// The source, and a directory that must last as long: it holds what pipes gave.
+    fn source(&self) -> Result<(TextSource, TempDir)> {
+        let scratch = tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
+        let mut input = self.input.clone();
+        for pipe in spool(&mut input, scratch.path(), false)? {
+            pipe.copy()?;
+        }
+        let source = TextSource::new(&input, &self.columns)?;
+        report_left_out(&source, self.verbose);
+        Ok((source, scratch))
+    }
 }
 
 #[derive(Args)]
@@ -109,7 +127,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 
 fn train(a: &TrainArguments) -> Result<()> {
     set_threads(a.text.threads)?;
-    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let (source, _scratch) = a.text.source()?;
     let spec = TrainSpec {
         vocab_size: a.vocab_size,
         lowercase: !a.cased,
@@ -120,14 +138,16 @@ fn train(a: &TrainArguments) -> Result<()> {
         sample_bytes: a.sample_bytes,
     };
     let tokenizer = Tokenizer::train(&source, &spec)?;
+    warn_without_text(&source);
     tokenizer.save(&a.output, a.model_max_length)?;
     print(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()))
 }
 
 fn run_inspect(a: &InspectArguments) -> Result<()> {
     set_threads(a.text.threads)?;
-    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let (source, _scratch) = a.text.source()?;
     let found = inspect(&source, &Tokenizer::load(&a.tokenizer)?)?;
+    warn_without_text(&source);
     if a.json {
         let json = serde_json::to_string(&found).map_err(|e| Error::config(e.to_string()))?;
         return print(&json);
