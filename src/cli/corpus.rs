@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::prepare::tokenize;
+use super::report_left_out;
 use super::unknown::{Use, check_unknown};
 use crate::config::RunConfig;
 use crate::data::pack::{Merge, Rows, SHORTEST_ROW};
@@ -15,7 +16,12 @@ use crate::model::Flavour;
 use crate::{Error, Result};
 
 /// Tokenizes the text of a run. Held out are the rows of --validation, else some of the text's own documents.
-pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Result<(Rows, Option<Rows>)> {
+pub(super) fn rows(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    quiet: bool,
+    verbose: bool,
+) -> Result<(Rows, Option<Rows>)> {
     let reading = config.reading()?;
     let pack_into =
         |seq_len, parts| Rows::mixed(parts, tokenizer.special(), config.merge, seq_len, config.seed);
@@ -33,6 +39,9 @@ pub(super) fn rows(config: &RunConfig, tokenizer: &Tokenizer, quiet: bool) -> Re
         true => None,
         false => {
             let source = TextSource::held_out(&config.validation, &config.columns)?.with_reading(reading);
+            if !quiet {
+                report_left_out(&source, verbose);
+            }
             // Taken as it is, so that runs with and without duplicates are measured by the same.
             let dataset = tokenize(&source, tokenizer, &config.shards, &Spec::default(), quiet)?;
             check_unknown(&source, &dataset, tokenizer, Use::HeldOut)?;

@@ -1,16 +1,16 @@
 //! `elektron detect`: how likely is each token of a text to have been replaced?
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
 use clap::Args;
 use serde_json::json;
 
-use super::{check_vocabulary, print, set_threads};
+use super::{check_vocabulary, print, report_left_out, set_threads, warn_without_text};
 use crate::backend::Cpu;
 use crate::backend::cpu::in_pool;
-use crate::data::source::{Paragraph, TextSource, read_stream};
+use crate::data::source::{Paragraph, TextSource, read_stream, spool};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::Discriminator;
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     text: Vec<String>,
     /// Files, folders and globs, as for `pretrain --train`, a line at a time; - for standard input
     #[arg(long, num_args = 1.., value_name = "PATH")]
-    input: Vec<String>,
+    input: Vec<PathBuf>,
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
@@ -53,8 +53,16 @@ pub(super) struct Arguments {
 
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
-    let (streams, files): (Vec<&String>, Vec<&String>) = a.input.iter().partition(|path| *path == "-");
+    let (streams, mut files): (Vec<PathBuf>, Vec<PathBuf>) =
+        a.input.iter().cloned().partition(|path| path == Path::new("-"));
+    let scratch = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
+    for pipe in spool(&mut files, scratch.path(), false)? {
+        pipe.copy()?;
+    }
     let source = if files.is_empty() { None } else { Some(TextSource::held_out(&files, &a.columns)?) };
+    if let Some(source) = &source {
+        report_left_out(source, false);
+    }
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let checkpoint = Checkpoint::load(&locate(&a.discriminator, Part::Model, false)?)?;
@@ -69,6 +77,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     }
     if let Some(source) = source {
         source.for_each(|p| judge.line(p.text))?;
+        warn_without_text(&source);
     }
     if !streams.is_empty() || (a.text.is_empty() && a.input.is_empty()) {
         judge.standard_input()?;

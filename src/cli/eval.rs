@@ -1,22 +1,22 @@
 //! `elektron eval`: held-out metrics of a saved pair.
 
-use std::fs::File;
-use std::io::{copy, stdin};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
-use super::{check_positions, check_token_types, check_vocabulary, load_pair, print, set_threads};
+use super::{
+    check_positions, check_token_types, check_vocabulary, load_pair, print, report_left_out, set_threads,
+};
 use crate::backend::Backend;
 use crate::config::{Device, Precision, reading, uses_token_types};
 use crate::data::loader::{Batching, LoaderSpec};
 use crate::data::mask::{MaskSpec, MaskStyle};
 use crate::data::pack::{Merge, Rows};
 use crate::data::prepare::Spec;
-use crate::data::source::TextSource;
+use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::hf::Checkpoint;
@@ -39,9 +39,9 @@ pub(super) struct Arguments {
     /// Tokenizer [default: the discriminator's]
     #[arg(long, value_name = "PATH", help_heading = "Models")]
     tokenizer: Option<PathBuf>,
-    /// Files, folders and globs, as for --train; - for standard input
+    /// Files, folders, globs and pipes, as for --train; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH", help_heading = "Text")]
-    input: Vec<String>,
+    input: Vec<PathBuf>,
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour two are a pair
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
@@ -97,27 +97,19 @@ impl OnBackend for Evaluation<'_> {
     }
 }
 
-/// A path; for `-` that of a file with what standard input holds, since text is read more than once.
-fn spooled(path: &str, dir: &Path) -> Result<String> {
-    if path != "-" {
-        return Ok(path.to_owned());
-    }
-    let file = dir.join("standard-input.txt");
-    File::create(&file)
-        .and_then(|mut to| copy(&mut stdin().lock(), &mut to))
-        .map_err(Error::io("write", &file))?;
-    Ok(file.to_string_lossy().into_owned())
-}
-
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
     if a.batch_size == 0 || a.rows == 0 {
         return Err(Error::config("--batch-size and --rows must be 1 or more"));
     }
     let scratch = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
-    let input = a.input.iter().map(|path| spooled(path, scratch.path())).collect::<Result<Vec<_>>>()?;
+    let mut input = a.input.clone();
+    for pipe in spool(&mut input, scratch.path(), false)? {
+        pipe.copy()?;
+    }
     let reading = reading(a.flavour, a.merge, &a.columns)?;
     let source = TextSource::held_out(&input, &a.columns)?.with_reading(reading);
+    report_left_out(&source, false);
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;

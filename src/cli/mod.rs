@@ -15,9 +15,11 @@ mod summary;
 mod tokenizer;
 mod unknown;
 
+use std::path::Path;
+
 use clap::{Parser, Subcommand};
 
-use crate::data::pack::Merge;
+use crate::data::source::TextSource;
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::config::{Architecture, ElectraConfig};
@@ -163,6 +165,18 @@ fn check_token_types(used: bool, config: &ElectraConfig, what: &str) -> Result<(
         )));
     }
     Ok(())
+}
+
+/// Says what was left out of the paths that a user gave; `verbose` names everything.
+fn report_left_out(source: &TextSource, verbose: bool) {
+    source.left_out(verbose).iter().for_each(|line| crate::note!("{line}"));
+}
+
+/// Warns of files that were read and had no text.
+fn warn_without_text(source: &TextSource) {
+    if let Some(warning) = source.warning() {
+        crate::note!("{warning}");
+    }
 }
 
 /// A line of what a command is for, to standard output at once.

@@ -6,13 +6,13 @@ use std::time::Instant;
 use clap::Args;
 
 use super::unknown::{Use, check_unknown};
-use super::{confirm, set_threads};
+use super::{confirm, report_left_out, set_threads, warn_without_text};
 use crate::config::reading;
 use crate::data::dedup::Dedup;
 use crate::data::pack::Merge;
 use crate::data::prepare::{LONG_DOCUMENT, Progress, Spec, prepare};
 use crate::data::shard::Dataset;
-use crate::data::source::TextSource;
+use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::Flavour;
@@ -24,9 +24,9 @@ use crate::{Error, Result};
   elektron prepare --input corpus/ --tokenizer vocab/ --output shards/
   elektron pretrain --train corpus/ --tokenizer vocab/ --shards shards/ --output out/run")]
 pub(super) struct Arguments {
-    /// Files, folders and globs
+    /// Files, folders, globs and pipes; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
-    input: Vec<String>,
+    input: Vec<PathBuf>,
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
@@ -49,6 +49,9 @@ pub(super) struct Arguments {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Name everything that is left out of folders and globs, such as hidden files
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 /// Tokenizes and says how it goes.
@@ -73,6 +76,7 @@ pub(super) fn tokenize(
             crate::note!("{}", line(&progress));
         }
     })?;
+    warn_without_text(source);
     if !quiet {
         crate::note!("{}", summary(&dataset, &end, spec.dedup));
     }
@@ -128,9 +132,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.shard_mib == 0 {
         return Err(Error::config("--shard-mib must be 1 or more"));
     }
+    let mut input = arguments.input.clone();
+    for pipe in spool(&mut input, &arguments.output, false)? {
+        pipe.copy()?;
+    }
     // Of the ways to merge in txtai's flavour, segments alone are made of lines.
     let reading = reading(arguments.flavour, Merge::None, &arguments.columns)?;
-    let source = TextSource::new(&arguments.input, &arguments.columns)?.with_reading(reading);
+    let source = TextSource::new(&input, &arguments.columns)?.with_reading(reading);
+    report_left_out(&source, arguments.verbose);
     let tokenizer = Tokenizer::load(&locate(&arguments.tokenizer, Part::Tokenizer, false)?)?;
     let spec = Spec { dedup: arguments.dedup, shard_bytes: arguments.shard_mib << 20 };
     let dataset = tokenize(&source, &tokenizer, &arguments.output, &spec, false)?;

@@ -8,13 +8,13 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, corpus, set_threads};
+use super::{Outcome, corpus, report_left_out, set_threads};
 use crate::backend::Backend;
 use crate::config::{MicroBatch, RunConfig, Settings};
 use crate::data::loader::{Batching, LoaderSpec};
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
-use crate::data::source::TextSource;
+use crate::data::source::{Spooled, TextSource, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, locate};
@@ -69,6 +69,9 @@ pub(super) struct Arguments {
     /// No progress; with --json the summary alone
     #[arg(long, help_heading = "Run")]
     quiet: bool,
+    /// Name everything that is left out of folders and globs, such as hidden files
+    #[arg(short, long, help_heading = "Run")]
+    verbose: bool,
     /// Compile the GPU kernels anew, and keep nothing
     #[arg(long, help_heading = "Run")]
     no_kernel_cache: bool,
@@ -112,11 +115,23 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
-    let quiet = arguments.quiet;
+    let (quiet, verbose) = (arguments.quiet, arguments.verbose);
+    // What pipes give is kept next to the shards, since a continued run needs it again.
+    let shards = config.shards.clone();
+    let mut pipes = Vec::new();
+    for paths in [&mut config.train, &mut config.validation] {
+        let mut spooled: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+        pipes.extend(spool(&mut spooled, &shards, resume)?);
+        *paths = spooled.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    }
     let (starts, known) = starts(&mut config, &settings, quiet)?;
     let (_lock, before) = take_directory(&config, resume)?;
+    pipes.iter().try_for_each(Spooled::copy)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
+    if !quiet {
+        report_left_out(&source, verbose);
+    }
     let tokenizer = match known {
         Some(tokenizer) => tokenizer,
         None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
@@ -130,8 +145,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         (false, true) => Progress::Json,
         (false, false) => Progress::Text,
     };
+    let settings = &settings;
     let training =
-        Training { config: &config, settings: &settings, pair, tokenizer, inputs, resume, progress, stop };
+        Training { config: &config, settings, pair, tokenizer, inputs, resume, progress, verbose, stop };
     let summary = with_backend(choice, training)?;
     Ok(finish(&config, &summary, arguments.json))
 }
@@ -194,13 +210,14 @@ struct Training<'a> {
     inputs: Inputs,
     resume: bool,
     progress: Progress,
+    verbose: bool,
     stop: Stop,
 }
 
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, tokenizer, mut inputs, resume, progress, stop, .. } = self;
+        let Self { config, settings, tokenizer, mut inputs, resume, progress, verbose, stop, .. } = self;
         let (generator, discriminator) = self.pair;
         let quiet = progress == Progress::Quiet;
         let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
@@ -215,7 +232,7 @@ impl OnBackend for Training<'_> {
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
         inputs.write(&config.output)?;
-        let (rows, validation) = corpus::rows(config, &tokenizer, quiet)?;
+        let (rows, validation) = corpus::rows(config, &tokenizer, quiet, verbose)?;
         inputs.set_texts(config, &rows, validation.as_ref());
         inputs.write(&config.output)?;
         let rows = Arc::new(rows);

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use tempfile::{TempDir, tempdir};
 
-use super::{confirm, print, set_threads};
+use super::{confirm, print, report_left_out, set_threads, warn_without_text};
 use crate::config::VocabularySettings;
 use crate::data::inspect::{Inspection, inspect};
-use crate::data::source::TextSource;
+use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::{Error, Result};
 
@@ -27,15 +28,32 @@ enum TokenizerCommand {
 
 #[derive(Args)]
 struct Text {
-    /// Files, folders and globs
+    /// Files, folders, globs and pipes; - for standard input
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
-    input: Vec<String>,
-    /// Text columns of csv and jsonl files
+    input: Vec<PathBuf>,
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Name everything that is left out of folders and globs, such as hidden files
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+impl Text {
+    /// The source, and a directory that must last as long: it holds what pipes gave.
+    fn source(&self) -> Result<(TextSource, TempDir)> {
+        let scratch = tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
+        let mut input = self.input.clone();
+        for pipe in spool(&mut input, scratch.path(), false)? {
+            pipe.copy()?;
+        }
+        let source = TextSource::new(&input, &self.columns)?;
+        report_left_out(&source, self.verbose);
+        Ok((source, scratch))
+    }
 }
 
 #[derive(Args)]
@@ -84,9 +102,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 
 fn train(a: &TrainArguments) -> Result<()> {
     set_threads(a.text.threads)?;
-    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let (source, _scratch) = a.text.source()?;
     let Trained { tokenizer, remarks } = train_vocabulary(&source, &a.vocabulary.spec(a.vocab_size)?)?;
     remarks.iter().for_each(|remark| crate::note!("{remark}"));
+    warn_without_text(&source);
     tokenizer.save(&a.output, a.model_max_length)?;
     confirm(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()));
     Ok(())
@@ -94,8 +113,9 @@ fn train(a: &TrainArguments) -> Result<()> {
 
 fn run_inspect(a: &InspectArguments) -> Result<()> {
     set_threads(a.text.threads)?;
-    let source = TextSource::new(&a.text.input, &a.text.columns)?;
+    let (source, _scratch) = a.text.source()?;
     let found = inspect(&source, &Tokenizer::load(&a.tokenizer)?)?;
+    warn_without_text(&source);
     if a.json {
         let json = serde_json::to_string(&found).map_err(|e| Error::config(e.to_string()))?;
         return print(&json);

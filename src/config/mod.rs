@@ -21,10 +21,12 @@ use crate::{Error, Result};
 mod format;
 mod micro_batch;
 mod run;
+mod utf8_path;
 mod vocabulary;
 
 pub use micro_batch::MicroBatch;
 pub use run::RunConfig;
+use utf8_path::Utf8Path;
 pub use vocabulary::{Accents, Chinese, VocabularySettings};
 
 /// The discriminator's head.
@@ -106,15 +108,16 @@ macro_rules! settings {
 
 settings! {
     /// Text to train on: files, folders and globs of .txt, .md, .csv, .tsv, .jsonl, .json (also .gz, .zst, .bz2, .xz),
-    /// .parquet and .arrow; folders that `datasets` saved; a .manifest of paths with weights
-    #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
+    /// .parquet, .arrow and .feather; datasets of the hub and folders that `datasets` saved, of which the split `train` is
+    /// taken; pipes, - for standard input; a .manifest of paths with weights
+    #[arg(long, num_args = 1.., value_name = "PATH", value_parser = Utf8Path, help_heading = "Text")]
     train: Vec<String>,
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour a column is one text, and two are a
     /// pair with token types 0 and 1 [default: text]
     #[arg(long, value_delimiter = ',', value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
-    /// Held-out text
-    #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Text")]
+    /// Held-out text; of a dataset the split `validation`, else `test`
+    #[arg(long, num_args = 1.., value_name = "PATH", value_parser = Utf8Path, help_heading = "Text")]
     validation: Vec<String>,
     /// Share of the documents that is held out, chosen by their content; 0 for none [default: 0.005, 1 M tokens at the
     /// most, of 400 documents or more; 0 with --validation]

@@ -111,6 +111,10 @@ impl Tally {
     }
 
     fn add(&mut self, tokenizer: &Tokenizer, text: &str) -> Result<()> {
+        tokenizer.pieces(text).try_for_each(|piece| self.add_piece(tokenizer, piece))
+    }
+
+    fn add_piece(&mut self, tokenizer: &Tokenizer, text: &str) -> Result<()> {
         let encoding = tokenizer.inner().encode(text, false);
         let encoding = encoding.map_err(|e| Error::argument(format!("cannot tokenize: {e}")))?;
         let (ids, words, offsets) = (encoding.get_ids(), encoding.get_word_ids(), encoding.get_offsets());

@@ -66,21 +66,32 @@ pub struct Tokenizer {
     lowercase: bool,
     /// Whether text may be tokenized in pieces that begin at spaces.
     splits_at_spaces: bool,
+    /// Whether pieces may also begin at ideographs.
+    splits_at_ideographs: bool,
     model_max_length: Option<usize>,
 }
 
 /// Longer text is tokenized in pieces, where the tokenizer allows it: the library needs some fifty bytes for each.
 const PIECE: usize = 1 << 20;
 
-/// Parts of at least `bytes` that begin at spaces.
-pub(super) fn pieces(mut text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+/// Parts of at least `bytes` that begin at spaces and, if `at_ideographs`, at characters that BERT makes words of
+/// their own (text in Chinese or Japanese has no spaces).
+pub(super) fn pieces(mut text: &str, bytes: usize, at_ideographs: bool) -> impl Iterator<Item = &str> {
+    let begins = move |c: char| c == ' ' || (at_ideographs && is_word_alone(c));
     std::iter::from_fn(move || {
-        let cut =
-            text.as_bytes().iter().skip(bytes).position(|&b| b == b' ').map_or(text.len(), |at| at + bytes);
+        // Not within a character.
+        let from = (bytes..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
+        let cut = text[from..].find(begins).map_or(text.len(), |at| from + at);
         let (piece, rest) = text.split_at(cut);
         text = rest;
         (!piece.is_empty()).then_some(piece)
     })
+}
+
+/// Common ideographs, around each of which `BertNormalizer` puts spaces, and the commonest punctuation between them,
+/// at which `BertPreTokenizer` splits.
+fn is_word_alone(c: char) -> bool {
+    matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '、' | '。' | '！' | '，' | '？')
 }
 
 impl Tokenizer {
@@ -187,9 +198,24 @@ impl Tokenizer {
         let splits_at_spaces = matches!(inner.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(_)))
             && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
             && !inner.get_added_tokens_decoder().values().any(|token| token.content.contains(' '));
+        let splits_at_ideographs = splits_at_spaces
+            && matches!(inner.get_normalizer(), Some(NormalizerWrapper::BertNormalizer(n)) if n.handle_chinese_chars)
+            // Of these it matters what stands next to them.
+            && !inner.get_added_tokens_decoder().values().any(|token| {
+                token.single_word || token.content.contains(is_word_alone)
+            });
         // What has no limit says 10^30.
         let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).map(|n| n as usize);
-        Ok(Self { inner, special, names, bos_eos, lowercase, splits_at_spaces, model_max_length })
+        Ok(Self {
+            inner,
+            special,
+            names,
+            bos_eos,
+            lowercase,
+            splits_at_spaces,
+            splits_at_ideographs,
+            model_max_length,
+        })
     }
 
     /// The longest row its settings allow, if they set a limit.
@@ -214,15 +240,20 @@ impl Tokenizer {
 
     /// Ids of a text, without special tokens around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let most = if self.splits_at_spaces { PIECE } else { usize::MAX };
         let mut ids = Vec::new();
-        for piece in pieces(text, most) {
+        for piece in self.pieces(text) {
             let encoding = self.inner.encode_fast(piece, false);
             ids.extend_from_slice(
                 encoding.map_err(|e| Error::argument(format!("cannot tokenize: {e}")))?.get_ids(),
             );
         }
         Ok(ids)
+    }
+
+    /// Parts of a text whose tokens, one part after the other, are the text's.
+    pub(super) fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> {
+        let most = if self.splits_at_spaces { PIECE } else { usize::MAX };
+        pieces(text, most, self.splits_at_ideographs)
     }
 
     /// The text of a token.
@@ -321,5 +352,41 @@ pub(super) fn add_specials(inner: &mut Inner, path: &Path) -> Result<()> {
             Ok(())
         }
         _ => Err(Error::file(path, "cannot set up the frame [CLS] … [SEP]")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces as small as they can be give the same ids as the text in one.
+    #[test]
+    fn pieces_change_no_ids() {
+        let words =
+            ["the", "##e", "天", "地", "。", "##天", "a", "か", "##な", "é", "e", "##\u{301}", "，", "!"];
+        let vocab = ROLES.iter().map(|(_, name)| *name).chain(words).map(str::to_owned).zip(0..);
+        let text = "the天地e\u{301}天\u{301}地\u{fe00}。the，か天な地 [MASK]天a!か[MASK]。\u{200d}地天\u{5b57} thee\u{f900}天\u{0}地\
+                    天\t地\u{3000}天ABC天É天，，？天地the"
+            .repeat(3);
+        for (lowercase, strip) in [(true, None), (false, None), (false, Some(true)), (true, Some(false))] {
+            let model = WordPiece::builder().vocab(vocab.clone().collect::<AHashMap<_, _>>());
+            let model = model.unk_token("[UNK]".to_owned()).build().unwrap();
+            let mut inner = bert(model, BertNormalizer::new(true, true, strip, lowercase));
+            add_specials(&mut inner, Path::new("vocab")).unwrap();
+            let tokenizer = Tokenizer::wrap(inner, &Value::Null, lowercase).unwrap();
+            assert!(tokenizer.splits_at_ideographs);
+            let whole = tokenizer.inner.encode_fast(text.as_str(), false).unwrap();
+            for bytes in [1, 2, 3, 7, 20] {
+                let parts: Vec<&str> = pieces(&text, bytes, true).collect();
+                assert_eq!(parts.concat(), text);
+                assert!(bytes > 20 || parts.len() > text.len() / 40, "{} parts", parts.len());
+                let ids: Vec<u32> = parts
+                    .iter()
+                    .flat_map(|part| tokenizer.inner.encode_fast(*part, false).unwrap().get_ids().to_vec())
+                    .collect();
+                assert_eq!(ids, whole.get_ids(), "{bytes} {lowercase} {strip:?}");
+            }
+        }
+        assert_eq!(pieces("天地 the", 1, false).collect::<Vec<_>>(), ["天地", " the"]);
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
 
 use super::rounds::{Round, stopped};
-use super::source::TextSource;
+use super::source::{Paragraph, TextSource};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ impl Unknowns {
             let mut round = Round::default();
             // An error is either that of reading enough, or one that the preparation has told of.
             let _ = source.read_file(path, &mut |p| {
-                round.push(&p.text[..p.text.floor_char_boundary(most)], p.opens_document);
+                round.push(Paragraph { text: &p.text[..p.text.floor_char_boundary(most)], ..p });
                 if round.bytes() < most as u64 { Ok(()) } else { Err(stopped()) }
             });
             let found: Vec<Self> = round

@@ -117,7 +117,7 @@ fn put(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 fn text(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = put(dir, name, bytes);
-    let source = TextSource::new(&[path.to_string_lossy()], &["text".to_owned()])?;
+    let source = TextSource::new(&[&path], &["text".to_owned()])?;
     source.read_file(&path, &mut |paragraph| {
         assert!(!paragraph.text.is_empty());
         Ok(())
@@ -148,7 +148,7 @@ fn shard_seeds(dir: &Path) -> Vec<Vec<u8>> {
     let vocabulary = put(dir, "vocab.txt", VOCAB.as_bytes());
     let text = put(dir, "a.txt", TXT[0].repeat(4).as_bytes());
     let made = Tokenizer::load(&vocabulary).and_then(|tokenizer| {
-        let source = TextSource::new(&[text.to_string_lossy()], &[])?;
+        let source = TextSource::new(&[&text], &[])?;
         prepare(&source, &tokenizer, &dir.join("shards"), &Spec::default(), |_| {})
     });
     made.unwrap_or_else(|e| panic!("{e}"));
@@ -174,8 +174,8 @@ fn tokenizer(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 fn tokenizer_seeds(dir: &Path) -> Vec<Vec<u8>> {
     let text = put(dir, "a.txt", "the chef ate the meal the chef cooked\n".repeat(20).as_bytes());
     let spec = TrainSpec { vocab_size: 60, min_frequency: 1, ..TrainSpec::default() };
-    let trained = TextSource::new(&[text.to_string_lossy()], &[])
-        .and_then(|source| Tokenizer::train(&source, &spec)?.save(dir, 512));
+    let trained =
+        TextSource::new(&[&text], &[]).and_then(|source| Tokenizer::train(&source, &spec)?.save(dir, 512));
     trained.unwrap_or_else(|e| panic!("{e}"));
     let words = r#"[UNK]":1,"[PAD]":0,"[CLS]":2,"[SEP]":3,"[MASK]":4,"t":5,"h":6,"th":7"#;
     let bpe = format!(

@@ -65,3 +65,16 @@ datasets.DatasetDict(splits).save_to_disk(str(OUT / "splits"))
 views = table.select(["text", "kind"]).set_column(0, "text", table["text"].cast(pa.string_view()))
 with pa.ipc.new_stream(str(OUT / "views.arrow"), views.schema) as stream:
     stream.write_table(views, max_chunksize=15)
+
+# Every compression of both Arrow formats and of Parquet, columns of nulls alone, and files without rows.
+small = table.select(["text", "kind"]).append_column("nothing", pa.nulls(ROWS))
+for codec in ["lz4", "zstd"]:
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.ipc.new_stream(str(OUT / f"{codec}.arrow"), small.schema, options=options) as stream:
+        stream.write_table(small, max_chunksize=15)
+    feather.write_feather(small, str(OUT / f"{codec}.feather"), compression=codec, chunksize=15)
+for codec in ["lz4", "brotli"]:
+    pq.write_table(small, OUT / f"{codec}.parquet", compression=codec, **common)
+with pa.ipc.new_stream(str(OUT / "no-rows.arrow"), small.schema) as stream:
+    stream.write_table(small.slice(0, 0))
+pq.write_table(small.slice(0, 0), OUT / "no-rows.parquet", **common)

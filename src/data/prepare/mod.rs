@@ -125,6 +125,7 @@ pub fn prepare(
         let shards = written?;
         tokenized?;
         read?;
+        source.check_text()?;
         Ok(Dataset::new(shards))
     })
 }

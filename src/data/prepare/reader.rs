@@ -325,6 +325,10 @@ impl<'a, 'b> Walk<'a, 'b> {
         if self.passed < self.from {
             return Err(Error::file(path, "this file was changed while it was read: start again"));
         }
+        if self.passed == 0 {
+            // Without text there is no shard.
+            return Ok(());
+        }
         // A shard of text is always open here: one ends only before a paragraph.
         if self.following { self.follow(true) } else { self.cut(true) }
     }

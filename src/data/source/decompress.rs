@@ -1,5 +1,5 @@
 //! Files as streams of decompressed bytes. Every decoder here takes concatenated members or frames, as parallel
-//! compressors write them, and refuses windows that would need much memory.
+//! compressors write them, and refuses windows that would need much memory. Zeros after gzip are padding.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -7,15 +7,15 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bzip2::bufread::MultiBzDecoder;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use lzma_rust2::XzReader;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-use super::MAX_RECORD_BYTES;
+use super::{MAX_RECORD_BYTES, State};
 use crate::{Error, Result};
 
 /// Memory of an xz decoder: `xz -9` needs 64 MiB.
@@ -39,34 +39,84 @@ impl Compression {
         let found = endings.into_iter().find_map(|(ending, how)| Some((name.strip_suffix(ending)?, how)));
         found.unwrap_or((name, Self::None))
     }
+
+    /// As its documentation calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::None => "plain text",
+            Self::Gzip => "gzip",
+            Self::Zstandard => "Zstandard",
+            Self::Bzip2 => "bzip2",
+            Self::Xz => "xz",
+        }
+    }
+
+    /// The ending of names.
+    pub(super) fn ending(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => ".gz",
+            Self::Zstandard => ".zst",
+            Self::Bzip2 => ".bz2",
+            Self::Xz => ".xz",
+        }
+    }
 }
 
 /// A file whose bytes are counted as they are read.
 struct Counted {
     file: File,
-    read: Arc<AtomicU64>,
+    state: Arc<State>,
 }
 
 impl Read for Counted {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(to)?;
-        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        self.state.read.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }
 
-/// `read` counts the bytes of the file itself.
-pub(super) fn open(path: &Path, compression: Compression, read: &Arc<AtomicU64>) -> Result<Box<dyn Read>> {
+/// `state` counts the bytes of the file itself.
+pub(super) fn open(path: &Path, compression: Compression, state: &Arc<State>) -> Result<Box<dyn Read>> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let file = Counted { file, read: read.clone() };
+    let file = Counted { file, state: state.clone() };
     let input = BufReader::with_capacity(1 << 16, file);
     Ok(match compression {
         Compression::None => Box::new(input.into_inner()),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Compression::Gzip => Box::new(Members(Some(GzDecoder::new(input)))),
         Compression::Zstandard => Box::new(Frames { input, decoder: FrameDecoder::new(), open: false }),
         Compression::Bzip2 => Box::new(MultiBzDecoder::new(input)),
         Compression::Xz => Box::new(XzReader::new_mem_limit(input, true, MAX_XZ_KIB)),
     })
+}
+
+/// Members of gzip one after the other, and zeros behind them: tapes and some object stores pad files.
+struct Members<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(to)?;
+            if read > 0 || to.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut input) = self.0.take().map(GzDecoder::into_inner) else { break };
+            loop {
+                let bytes = input.fill_buf()?;
+                let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
+                let end = bytes.is_empty();
+                if zeros == 0 {
+                    if !end {
+                        self.0 = Some(GzDecoder::new(input));
+                    }
+                    break;
+                }
+                input.consume(zeros);
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// Zstandard frames one after the other, skippable ones skipped.

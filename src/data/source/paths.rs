@@ -1,190 +1,191 @@
-//! What paths stand for: files, folders, globs, manifests of weighted paths, and folders that `datasets` saved.
+//! What paths stand for: files, folders and globs.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::{ENDINGS, Format, format_of};
-use crate::fsutil::sorted_entries;
+use super::card::{self, Card};
+use super::notes::Note;
+use super::walk::{self, Found};
+use super::{ENDINGS, format_of, splits};
 use crate::{Error, Result};
 
-/// A line of a manifest.
-#[derive(Deserialize)]
-struct Line {
-    path: String,
-    weight: f64,
+/// Files, and what was left out.
+#[derive(Default)]
+pub(super) struct Expansion {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) notes: Vec<Note>,
 }
 
-/// A corpus that a manifest names.
-pub(super) struct Entry {
-    manifest: PathBuf,
-    line: u64,
-    /// File, folder or glob, from the manifest's folder.
-    path: String,
-    pub(super) weight: f64,
-}
+impl Expansion {
+    fn note(&mut self, folder: &Path, what: &str, names: Vec<PathBuf>) {
+        if !names.is_empty() {
+            self.notes.push(Note::new(folder, what, names));
+        }
+    }
 
-impl Entry {
-    pub(super) fn expand(&self, splits: &[&str], files: &mut Vec<PathBuf>) -> Result<()> {
-        let base = self.manifest.parent().unwrap_or(Path::new(""));
-        if self.path.ends_with(".manifest") {
-            return Err(Error::line(
-                &self.manifest,
-                self.line,
-                "a manifest names no other manifest: copy its lines",
-            ));
+    /// Notes what was passed over on the way.
+    fn passed_over(&mut self, folder: &Path, found: &mut Found) {
+        let splits = std::mem::take(&mut found.other_splits);
+        self.note(folder, "other splits of a saved dataset are not read", splits);
+        let hidden = std::mem::take(&mut found.hidden);
+        if !hidden.is_empty() {
+            self.notes.push(Note::quiet(folder, "hidden files and folders are not read", hidden));
         }
-        expand(base, &self.path, splits, files)
-    }
-}
-
-/// The lines of `path` with a weight above 0, if it is a manifest: csv with the header `path,weight`.
-pub(super) fn manifest(path: &str) -> Result<Option<Vec<Entry>>> {
-    let manifest = Path::new(path);
-    if manifest.extension().is_none_or(|ending| ending != "manifest") || manifest.is_dir() {
-        return Ok(None);
-    }
-    let text = fs::read_to_string(manifest).map_err(Error::io("read", manifest))?;
-    let mut reader =
-        csv::ReaderBuilder::new().trim(csv::Trim::All).comment(Some(b'#')).from_reader(text.as_bytes());
-    let line_of = |e: &csv::Error| e.position().map_or(1, csv::Position::line);
-    let broken = |e: csv::Error| {
-        Error::line(
-            manifest,
-            line_of(&e),
-            format!("expected a path and a weight, such as `books/,0.5` ({e})"),
-        )
-    };
-    if reader.headers().map_err(broken)? != ["path", "weight"].as_slice() {
-        return Err(Error::line(manifest, 1, "a manifest begins with the line `path,weight`"));
-    }
-    let mut entries = Vec::new();
-    let mut record = csv::StringRecord::new();
-    while reader.read_record(&mut record).map_err(broken)? {
-        let line = record.position().map_or(0, csv::Position::line);
-        let Line { path, weight } = record.deserialize(None).map_err(broken)?;
-        if !(weight.is_finite() && weight >= 0.0) {
-            return Err(Error::line(manifest, line, format!("the weight is {weight}, expected 0 or more")));
-        }
-        if weight > 0.0 {
-            entries.push(Entry { manifest: manifest.to_path_buf(), line, path, weight });
-        }
-    }
-    match entries.is_empty() {
-        true => Err(Error::file(manifest, "this manifest gives no path a weight above 0")),
-        false => Ok(Some(entries)),
+        let special = std::mem::take(&mut found.special);
+        self.note(folder, "pipes, sockets and devices are not read (name a pipe to read it)", special);
+        let unknown = std::mem::take(&mut found.unknown);
+        self.note(folder, "files whose endings name no known format are not read", unknown);
+        let folders = std::mem::take(&mut found.folders);
+        self.note(folder, "folders that match a glob are not read (`**` matches what is in them)", folders);
     }
 }
 
 /// The files that `path` stands for, if need be from the folder `base` on.
-pub(super) fn expand(base: &Path, path: &str, splits: &[&str], files: &mut Vec<PathBuf>) -> Result<()> {
+pub(super) fn expand(base: &Path, path: &Path, splits: &[&str], to: &mut Expansion) -> Result<()> {
     let plain = base.join(path);
     if plain.is_dir() {
-        let before = files.len();
-        folder(&plain, splits, files)?;
-        return match files.len() > before {
-            true => Ok(()),
-            false => Err(Error::file(plain, format!("this folder holds no text: expected {ENDINGS}"))),
-        };
+        return folder(&plain, splits, to);
     }
-    if plain.exists() {
+    if let Ok(metadata) = plain.metadata() {
+        if !metadata.is_file() {
+            let problem = "this is a pipe, a socket or a device, and text is read more than once here: \
+                           write it to a file";
+            return Err(Error::file(plain, problem));
+        }
         format_of(&plain).ok_or_else(|| unknown_ending(&plain))?;
-        files.push(plain);
+        to.files.push(plain);
         return Ok(());
     }
-    if !path.contains(['*', '?', '[', '{']) {
+    if !path.to_string_lossy().contains(['*', '?', '[', '{']) {
         return Err(Error::file(plain, "no such file or folder: check the spelling"));
     }
-    let escaped = PathBuf::from(glob::Pattern::escape(&base.to_string_lossy()));
-    let mut found = Vec::new();
-    for pattern in alternatives(path) {
-        let pattern = escaped.join(pattern);
-        let matches = glob::glob(&pattern.to_string_lossy())
-            .map_err(|e| Error::file(&plain, format!("this glob is not valid: {e}")))?;
-        for path in matches {
-            found.push(path.map_err(|e| Error::file(&plain, format!("cannot read: {e}")))?);
-        }
+    let mut found = walk::glob(base, path)?;
+    let before = to.notes.len();
+    to.passed_over(base, &mut found);
+    if found.files.is_empty() {
+        let left_out = left_out(&to.notes[before..]);
+        return Err(Error::file(plain, format!("this glob matches no text: expected {ENDINGS}{left_out}")));
     }
-    found.retain(|path| path.is_file() && format_of(path).is_some());
-    found.sort();
-    found.dedup();
-    if found.is_empty() {
-        return Err(Error::file(plain, format!("this glob matches no text: expected {ENDINGS}")));
-    }
-    files.extend(found);
+    to.files.append(&mut found.files);
     Ok(())
 }
 
-/// Every reading of a glob's `{a,b}`.
-fn alternatives(pattern: &str) -> Vec<String> {
-    let Some(open) = pattern.find('{') else { return vec![pattern.to_owned()] };
-    let Some(close) = pattern[open..].find('}').map(|at| open + at) else { return vec![pattern.to_owned()] };
-    let inner = pattern[open + 1..close].split(',');
-    inner
-        .flat_map(|one| alternatives(&format!("{}{one}{}", &pattern[..open], &pattern[close + 1..])))
-        .collect()
+fn left_out(notes: &[Note]) -> String {
+    notes.iter().map(|note| format!("\n{}", note.line(false))).collect()
 }
 
-/// What a dataset that `datasets` saved says of its files.
-#[derive(Deserialize)]
-struct State {
-    #[serde(rename = "_data_files")]
-    data_files: Vec<DataFile>,
-}
-
-#[derive(Deserialize)]
-struct DataFile {
-    filename: String,
-}
-
-#[derive(Deserialize)]
-struct DatasetDict {
-    splits: Vec<String>,
-}
-
-fn folder(dir: &Path, splits: &[&str], files: &mut Vec<PathBuf>) -> Result<()> {
-    if let Some(DatasetDict { splits: names }) = read_json(&dir.join("dataset_dict.json"))? {
-        let wanted = splits.iter().find(|wanted| names.iter().any(|name| name == *wanted));
-        let split = wanted.ok_or_else(|| {
-            let problem = format!(
-                "this DatasetDict has the splits {names:?}, none of them {splits:?}: name one's folder"
-            );
-            Error::file(dir, problem)
-        })?;
-        return folder(&dir.join(split), splits, files);
+/// The files of a folder: of its split, if it is a dataset.
+fn folder(dir: &Path, wanted: &[&str], to: &mut Expansion) -> Result<()> {
+    let (files, notes) = (to.files.len(), to.notes.len());
+    match card::read(dir)? {
+        Some(Card::Splits { name, splits }) => configuration(dir, wanted, &name, splits, to)?,
+        Some(Card::Folder(inner)) => plain_folder(&inner, wanted, to)?,
+        None => plain_folder(dir, wanted, to)?,
     }
-    if let Some(State { data_files }) = read_json(&dir.join("state.json"))? {
-        for DataFile { filename } in data_files {
-            let path = dir.join(&filename);
-            if path.file_name() != Some(filename.as_ref())
-                || !matches!(format_of(&path), Some((Format::Arrow, _)))
-            {
-                let problem =
-                    format!("state.json names `{filename}`, which is no .arrow file of this folder");
-                return Err(Error::file(dir, problem));
+    match to.files.len() > files {
+        true => Ok(()),
+        false => {
+            let problem =
+                format!("this folder holds no text: expected {ENDINGS}{}", left_out(&to.notes[notes..]));
+            Err(Error::file(dir, problem))
+        }
+    }
+}
+
+/// Files that a dataset card names.
+fn configuration(
+    dir: &Path,
+    wanted: &[&str],
+    name: &str,
+    splits: Vec<(String, Vec<PathBuf>)>,
+    to: &mut Expansion,
+) -> Result<()> {
+    let mut found = walk::folder(dir, wanted)?;
+    let all: Vec<PathBuf> = splits.iter().flat_map(|(_, files)| files.clone()).collect();
+    let taken = take_split(dir, wanted, splits, to);
+    let others = std::mem::take(&mut found.files).into_iter().filter(|file| !all.contains(file));
+    let (about, others): (Vec<PathBuf>, Vec<PathBuf>) = others.partition(|file| describes(file));
+    let what = format!("files that README.md does not name for the configuration `{name}` are not read");
+    to.note(dir, &what, others);
+    described(dir, about, to);
+    to.passed_over(dir, &mut found);
+    to.files.extend(taken);
+    Ok(())
+}
+
+fn plain_folder(dir: &Path, wanted: &[&str], to: &mut Expansion) -> Result<()> {
+    let mut found = walk::folder(dir, wanted)?;
+    let files = std::mem::take(&mut found.files);
+    let (about, files): (Vec<PathBuf>, Vec<PathBuf>) =
+        files.into_iter().partition(|file| describes(file) && !found.saved.contains(file));
+    let relative: Vec<&Path> = files.iter().map(|file| file.strip_prefix(dir).unwrap_or(file)).collect();
+    let splits = splits::of_files(&relative);
+    let named: Vec<(String, Vec<PathBuf>)> = splits
+        .iter()
+        .map(|(name, indices)| (name.clone(), indices.iter().map(|&i| files[i].clone()).collect()))
+        .collect();
+    let chosen = wanted.iter().any(|split| splits.iter().any(|(name, _)| name == split));
+    let taken = match chosen {
+        true => {
+            let of_none = (0..files.len()).filter(|i| !splits.iter().any(|(_, of)| of.contains(i)));
+            let of_none: Vec<PathBuf> = of_none.map(|i| files[i].clone()).collect();
+            let taken = take_split(dir, wanted, named, to);
+            to.note(dir, "files of no split are not read either (name them to read them)", of_none);
+            taken
+        }
+        false => {
+            if let [(name, of), ..] = &named[..] {
+                let what =
+                    format!("there is no split `{}`, so all files are read, as of `{name}`", wanted[0]);
+                to.note(dir, &what, of.clone());
             }
-            files.push(path);
+            files
         }
-        return Ok(());
-    }
-    for path in sorted_entries(dir)? {
-        if path.is_dir() {
-            folder(&path, splits, files)?;
-        } else if format_of(&path).is_some() {
-            files.push(path);
-        }
-    }
+    };
+    described(dir, about, to);
+    to.passed_over(dir, &mut found);
+    to.files.extend(taken);
     Ok(())
 }
 
-/// A file of `datasets`; `None` where there is none, or one of another kind.
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
-    if !path.is_file() {
-        return Ok(None);
+/// The files of the first of `wanted` that there is, else of all splits.
+fn take_split(
+    dir: &Path,
+    wanted: &[&str],
+    splits: Vec<(String, Vec<PathBuf>)>,
+    to: &mut Expansion,
+) -> Vec<PathBuf> {
+    let has = |split: &&&str| splits.iter().any(|(name, files)| name == **split && !files.is_empty());
+    let Some(split) = wanted.iter().find(has) else {
+        let mut all: Vec<PathBuf> = splits.into_iter().flat_map(|(_, files)| files).collect();
+        all.sort();
+        all.dedup();
+        return all;
+    };
+    let (taken, others): (Vec<_>, Vec<_>) = splits.into_iter().partition(|(name, _)| name == split);
+    let taken: Vec<PathBuf> = taken.into_iter().flat_map(|(_, files)| files).collect();
+    for (name, mut files) in others {
+        // A name such as train_test.txt belongs to both.
+        files.retain(|file| !taken.contains(file));
+        let (count, plural) = (files.len(), if files.len() == 1 { "" } else { "s" });
+        let what =
+            format!("the split `{split}` is read; {count} file{plural} of the split `{name}` left out");
+        to.note(dir, &what, files);
     }
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    Ok(serde_json::from_str(&text).ok())
+    taken
+}
+
+fn described(dir: &Path, about: Vec<PathBuf>, to: &mut Expansion) {
+    to.note(dir, "files that describe the text are not read (name them to read them)", about);
+}
+
+/// Whether a file of a folder is about its data, and not data: a README, a licence, what `datasets` writes.
+pub(super) fn describes(path: &Path) -> bool {
+    const JSON: [&str; 5] =
+        ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+    const WORDS: [&str; 5] = ["readme", "license", "licence", "copying", "changelog"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let word = name.split(['.', '-', '_']).next().unwrap_or_default().to_lowercase();
+    JSON.contains(&&*name) || WORDS.contains(&&*word)
 }
 
 pub(super) fn unknown_ending(path: &Path) -> Error {

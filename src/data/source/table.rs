@@ -43,6 +43,10 @@ fn read(
         Error::line(path, line_of(&e), problem)
     };
     let header = reader.headers().map_err(broken)?.clone();
+    if header.iter().all(|title| title.trim().is_empty()) {
+        // Blank lines alone.
+        return Ok(());
+    }
     let column = |name: &String| {
         header.iter().position(|title| title == name).ok_or_else(|| {
             let titles: Vec<&str> = header.iter().collect();

@@ -1,6 +1,6 @@
-//! Plain text: a paragraph a line.
+//! Plain text: a paragraph per line.
 
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 use std::path::Path;
 
 use super::{Document, MAX_RECORD_BYTES};
@@ -16,26 +16,30 @@ pub(super) fn for_each_line(
     mut input: impl BufRead,
     mut f: impl FnMut(u64, &str) -> Result<()>,
 ) -> Result<()> {
-    let mut line = Vec::new();
-    for number in 1.. {
+    let (mut line, mut before, mut number) = (Vec::new(), End::Feed, 0);
+    loop {
         line.clear();
-        let read = (&mut input).take(MAX_RECORD_BYTES).read_until(b'\n', &mut line).map_err(|e| {
+        number += 1;
+        let end = read_line(&mut input, &mut line).map_err(|e| {
             Error::line(
                 path,
                 number,
                 format!("reading failed ({e}): the file may be cut short; copy it again"),
             )
         })?;
-        if read == 0 {
-            break;
-        }
-        if read as u64 == MAX_RECORD_BYTES && line.last() != Some(&b'\n') {
-            let limit = MAX_RECORD_BYTES >> 20;
-            return Err(Error::line(
-                path,
-                number,
-                format!("this line is longer than {limit} MiB: break it up"),
-            ));
+        match end {
+            End::Text => return Ok(()),
+            // `\r\r\n`, left by a conversion that was done twice, is one end.
+            End::Both if line.is_empty() && before == End::Return => {
+                before = end;
+                continue;
+            }
+            End::Feed | End::Return | End::Both => before = end,
+            End::TooLong => {
+                let limit = MAX_RECORD_BYTES >> 20;
+                let problem = format!("this line is longer than {limit} MiB: break it up");
+                return Err(Error::line(path, number, problem));
+            }
         }
         let text = std::str::from_utf8(&line).map_err(|e| {
             let at = e.valid_up_to();
@@ -48,5 +52,47 @@ pub(super) fn for_each_line(
         let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
         f(number, text)?;
     }
-    Ok(())
+}
+
+/// How reading a line ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// `\n`, or the end of the text.
+    Feed,
+    /// `\r` alone, as old Mac files have it.
+    Return,
+    /// `\r\n`.
+    Both,
+    TooLong,
+    /// There was no further line.
+    Text,
+}
+
+/// Appends a line without its end.
+fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<End> {
+    let mut any = false;
+    loop {
+        let bytes = input.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(if any { End::Feed } else { End::Text });
+        }
+        any = true;
+        let found = memchr::memchr2(b'\n', b'\r', bytes);
+        let end = found.unwrap_or(bytes.len());
+        line.extend_from_slice(&bytes[..end]);
+        let byte = found.map(|at| bytes[at]);
+        input.consume(end + usize::from(found.is_some()));
+        if line.len() as u64 >= MAX_RECORD_BYTES {
+            return Ok(End::TooLong);
+        }
+        match byte {
+            None => {}
+            Some(b'\r') if input.fill_buf()?.first() == Some(&b'\n') => {
+                input.consume(1);
+                return Ok(End::Both);
+            }
+            Some(b'\r') => return Ok(End::Return),
+            Some(_) => return Ok(End::Feed),
+        }
+    }
 }

@@ -155,6 +155,13 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
+    /// Whether every ideograph is a word, so that text may be cut before one.
+    fn splits_ideographs(&self) -> bool {
+        let normalizer = self.normalizer.as_ref();
+        normalizer.is_some_and(|normalizer| normalizer.handle_chinese_chars)
+            && matches!(self.pre_tokenizer, PreTokenizerWrapper::BertPreTokenizer(_))
+    }
+
     fn count(&self, text: &str, counts: &mut Counts) -> Result<()> {
         let failed = |e: tokenizers::Error| Error::argument(format!("cannot split text into words: {e}"));
         let mut normalized = NormalizedString::from(text);
@@ -202,7 +209,7 @@ fn try_count(
         let counted: Vec<Counts> = round
             .texts()
             .try_fold(Counts::default, |mut counts, text| {
-                for piece in pieces(text, UNIT_BYTES as usize).flat_map(short) {
+                for piece in pieces(text, UNIT_BYTES as usize, splitter.splits_ideographs()).flat_map(short) {
                     splitter.count(piece, &mut counts)?;
                 }
                 Ok::<_, Error>(counts)

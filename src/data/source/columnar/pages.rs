@@ -3,12 +3,16 @@
 //! A column chunk is a chain of pages, each behind a header in Thrift's compact protocol:
 //!
 //! ```text
-//! PageHeader { 2: uncompressed_page_size i32, 3: compressed_page_size i32, 7: DictionaryPageHeader { 1: num_values i32 }, … }
+//! PageHeader { 2: uncompressed_page_size i32, 3: compressed_page_size i32, 7: DictionaryPageHeader { 1: num_values i32 },
+//!              8: DataPageHeaderV2 { 5: definition_levels_byte_length i32, 6: repetition_levels_byte_length i32, … }, … }
 //! ```
 //!
 //! A field is a byte (distance from the last field's number, type) and a value; 0 ends a struct.
 
+use std::io::{Read, copy, sink};
+
 use parquet::arrow::ProjectionMask;
+use parquet::basic::Compression;
 use parquet::file::metadata::ParquetMetaData;
 
 /// Writers aim at pages of 1 MiB; some write a row group in one.
@@ -28,16 +32,17 @@ pub(super) fn check_pages(
             let end = start.checked_add(chunk.compressed_size());
             let range = usize::try_from(start).ok().zip(end.and_then(|end| usize::try_from(end).ok()));
             let bytes = range.and_then(|(start, end)| file.get(start..end));
-            check_chunk(bytes.ok_or("a column lies outside the file")?)?;
+            let brotli = matches!(chunk.compression(), Compression::BROTLI(_));
+            check_chunk(bytes.ok_or("a column lies outside the file")?, brotli)?;
         }
     }
     Ok(())
 }
 
-fn check_chunk(mut bytes: &[u8]) -> Result<(), String> {
+fn check_chunk(mut bytes: &[u8], brotli: bool) -> Result<(), String> {
     while !bytes.is_empty() {
         let header = Header::read(&mut bytes).ok_or("a page has no whole header")?;
-        let Header { uncompressed, compressed, dictionary_values } = header;
+        let Header { uncompressed, compressed, dictionary_values, levels } = header;
         let compressed = usize::try_from(compressed).ok().filter(|&size| size <= bytes.len());
         let compressed = compressed.ok_or("a page is longer than its column")?;
         if !(0..=MAX_PAGE_BYTES).contains(&uncompressed) {
@@ -50,9 +55,22 @@ fn check_chunk(mut bytes: &[u8]) -> Result<(), String> {
         if !(0..=uncompressed / 4).contains(&dictionary_values) {
             return Err(format!("a dictionary of {dictionary_values} texts in {uncompressed} bytes"));
         }
-        bytes = &bytes[compressed..];
+        let (page, rest) = bytes.split_at(compressed);
+        let levels = usize::try_from(levels).unwrap_or(usize::MAX);
+        if brotli && exceeds(page.get(levels..).unwrap_or_default(), uncompressed as u64) {
+            return Err(format!("a page has more than the {uncompressed} bytes that its header says"));
+        }
+        bytes = rest;
     }
     Ok(())
+}
+
+/// Whether Brotli decompresses to more than `most` bytes. The reader would take all of it, and a few bytes of Brotli
+/// can become gigabytes; other compressions cannot, or are read to the size in the header.
+fn exceeds(page: &[u8], most: u64) -> bool {
+    let decoder = brotli_decompressor::Decompressor::new(page, 1 << 16);
+    // Damage is the reader's to name.
+    copy(&mut decoder.take(most + 1), &mut sink()).is_ok_and(|read| read > most)
 }
 
 #[derive(Default)]
@@ -60,6 +78,8 @@ struct Header {
     uncompressed: i64,
     compressed: i64,
     dictionary_values: i64,
+    /// Bytes before what is compressed.
+    levels: i64,
 }
 
 impl Header {
@@ -69,6 +89,7 @@ impl Header {
             [2] => header.uncompressed = value,
             [3] => header.compressed = value,
             [7, 1] => header.dictionary_values = value,
+            [8, 5 | 6] => header.levels = header.levels.saturating_add(value.max(0)),
             _ => {}
         })?;
         Some(header)
@@ -174,9 +195,9 @@ mod tests {
     #[test]
     fn sizes_that_cannot_be_are_refused() {
         let chain = [page(40, 20, 10, 20), page(8, 8, 0, 8)].concat();
-        assert_eq!(check_chunk(&chain), Ok(()));
+        assert_eq!(check_chunk(&chain, false), Ok(()));
         let refuse = |bytes: &[u8], word: &str| {
-            let problem = check_chunk(bytes).unwrap_err();
+            let problem = check_chunk(bytes, false).unwrap_err();
             assert!(problem.contains(word), "`{word}` is not in: {problem}");
         };
         refuse(&page(1 << 30, 20, 10, 20), "256 MiB");
@@ -190,5 +211,15 @@ mod tests {
         refuse(&[0x1c; 100], "whole header");
         refuse(&[0x19, 0xf5, 0xff, 0xff, 0xff, 0x7f], "whole header");
         refuse(&[0x15, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "whole header");
+    }
+
+    /// 100,000 zeros in 13 bytes, by `pyarrow.Codec("brotli")`.
+    #[test]
+    fn brotli_may_not_give_more_than_it_says() {
+        let zeros = b"[\x9f\x86\x01@\x02 \x1e\x0b$\xcb/\x00";
+        for (says, fits) in [(100_000, true), (99_999, false), (4, false)] {
+            let bytes = [&page(says, zeros.len() as i64, 0, 0)[..], zeros].concat();
+            assert_eq!(check_chunk(&bytes, true).is_ok(), fits, "{says}");
+        }
     }
 }

@@ -17,8 +17,11 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
+use parquet::basic::Compression;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 
 use super::super::Document;
+use super::buffers::{check_buffers, stream_of};
 use super::pages::check_pages;
 use crate::model::hf::map_file;
 use crate::{Error, Result};
@@ -38,6 +41,7 @@ pub(in super::super) fn read_parquet(
         // The writer's own Arrow schema would only name other ways to lay out the same texts.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let plain = ArrowReaderMetadata::load(&file, options.clone()).map_err(broken)?;
+        check_codecs(path, plain.metadata())?;
         let chosen = text_columns(path, plain.schema(), columns)?;
         let fields = plain.schema().fields().iter().enumerate();
         let views: Fields =
@@ -70,14 +74,14 @@ pub(in super::super) fn read_arrow(
 ) -> Result<()> {
     guarded(path, || {
         let file = Bytes::from_owner(map_file(path)?);
-        if file.starts_with(b"ARROW1") {
-            let problem =
-                "this is Arrow's file format (Feather); expected its stream format, which `datasets` saves";
-            return Err(Error::file(path, problem));
-        }
-        let broken =
-            |e| Error::file(path, format!("this is not a whole Arrow stream that can be read ({e})"));
-        let (mut decoder, mut rest) = (StreamDecoder::new(), Buffer::from(file));
+        let broken = |e| Error::file(path, format!("this is not whole Arrow data that can be read ({e})"));
+        let stream = stream_of(&file).map_err(|problem| {
+            Error::file(path, format!("this Arrow file is damaged ({problem}): copy or write it again"))
+        })?;
+        check_buffers(&file[stream.clone()]).map_err(|problem| {
+            Error::file(path, format!("this Arrow data cannot be read ({problem}): write it again"))
+        })?;
+        let (mut decoder, mut rest) = (StreamDecoder::new(), Buffer::from(file.slice(stream)));
         let mut chosen = None;
         while !rest.is_empty() {
             let batch = decoder.decode(&mut rest).map_err(broken)?;
@@ -90,6 +94,19 @@ pub(in super::super) fn read_arrow(
         }
         decoder.finish().map_err(broken)
     })
+}
+
+/// An error that names a compression that cannot be read.
+fn check_codecs(path: &Path, metadata: &ParquetMetaData) -> Result<()> {
+    let mut chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    match chunks.any(|chunk| chunk.compression() == Compression::LZO) {
+        false => Ok(()),
+        true => Err(Error::file(
+            path,
+            "this Parquet file is compressed with LZO, which is not supported: write it with zstd or snappy, for \
+             example by `pyarrow.parquet.write_table(table, path, compression=\"zstd\")`",
+        )),
+    }
 }
 
 /// The libraries report damage as errors. Where one of their assertions is met first, that is an error too, since a
@@ -117,10 +134,12 @@ fn text_columns(path: &Path, schema: &Schema, columns: &[String]) -> Result<Vec<
 
 fn is_text(kind: &DataType) -> bool {
     use DataType::{
-        Binary, BinaryView, Dictionary, FixedSizeList, LargeBinary, LargeList, LargeUtf8, List, Utf8,
+        Binary, BinaryView, Dictionary, FixedSizeList, LargeBinary, LargeList, LargeUtf8, List, Null, Utf8,
         Utf8View,
     };
     match kind {
+        // Nothing but null: of no column can be said more where every row is empty.
+        Null => true,
         // Some writers do not mark bytes as text.
         Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView => true,
         Dictionary(_, values) => is_text(values),
@@ -161,6 +180,7 @@ fn texts(path: &Path, array: &dyn Array, row: usize, document: &mut Document<'_>
         Err(_) => Err(Error::file(path, "a text column holds bytes that are not UTF-8: convert the file")),
     };
     match array.data_type() {
+        DataType::Null => Ok(()),
         DataType::Utf8 => document.text(array.as_string::<i32>().value(row)),
         DataType::LargeUtf8 => document.text(array.as_string::<i64>().value(row)),
         DataType::Utf8View => document.text(array.as_string_view().value(row)),

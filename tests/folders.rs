@@ -1,0 +1,461 @@
+//! What folders, globs and oddly made files give: datasets of the hub, hidden files, links, pipes, encodings.
+//!
+//! Expected values are those of `datasets` 5.0, `os.walk`, `gzip` and `pyarrow` for the same files.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use elektron::data::source::TextSource;
+
+struct Corpus(tempfile::TempDir);
+
+impl Corpus {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Files whose text is their own name.
+    fn files(&self, names: &[&str]) {
+        for name in names {
+            self.write(name, format!("text\n{name}\n"));
+        }
+    }
+
+    fn source(&self, name: &str) -> TextSource {
+        TextSource::new(&[self.path(name)], &["text".to_owned()]).unwrap()
+    }
+
+    fn names(&self, source: &TextSource) -> Vec<String> {
+        let name = |file: &PathBuf| file.strip_prefix(self.0.path()).unwrap().to_str().unwrap().to_owned();
+        source.files().iter().map(name).collect()
+    }
+
+    /// Names of the files that are read, and what is said to be left out.
+    fn found(&self, name: &str) -> (Vec<String>, String) {
+        let source = self.source(name);
+        (self.names(&source), source.left_out(true).join("\n"))
+    }
+
+    fn refused(&self, name: &str) -> String {
+        TextSource::new(&[self.path(name)], &["text".to_owned()]).unwrap_err().to_string()
+    }
+}
+
+/// The paragraphs of a file, or the error.
+fn read(path: &Path) -> Result<Vec<String>, String> {
+    let source = TextSource::new(&[path], &["text".to_owned()]).map_err(|e| e.to_string())?;
+    let mut all = Vec::new();
+    let read = source.for_each(|p| {
+        all.push(format!("{}{}", if p.opens_document { "" } else { "+" }, p.text));
+        Ok(())
+    });
+    read.map(|()| all).map_err(|e| e.to_string())
+}
+
+fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+fn strings(of: &[&str]) -> Vec<String> {
+    of.iter().map(|s| (*s).to_owned()).collect()
+}
+
+#[test]
+fn of_a_dataset_the_split_train_is_read() {
+    let corpus = Corpus::new();
+    corpus.files(&["c/data/train-00000-of-00002.csv", "c/data/train-00001-of-00002.csv"]);
+    corpus.files(&["c/data/test-00000-of-00001.csv", "c/data/validation-00000-of-00001.csv", "c/extra.csv"]);
+    corpus.files(&["c/README.md", "c/LICENSE.txt", "c/dataset_infos.json", "c/.gitattributes"]);
+    let (files, notes) = corpus.found("c");
+    assert_eq!(files, ["c/data/train-00000-of-00002.csv", "c/data/train-00001-of-00002.csv"]);
+    has(
+        &notes,
+        &["`train`", "1 file of the split `test`", "data/validation-00000", "extra.csv", "README.md"],
+    );
+    let held_out = |name: &str| TextSource::held_out(&[corpus.path(name)], &["text".to_owned()]).unwrap();
+    assert_eq!(corpus.names(&held_out("c")), ["c/data/validation-00000-of-00001.csv"]);
+    // By folders, before names of files count.
+    corpus.files(&["f/train/a.txt", "f/train/b.test.txt", "f/my-dev/c.txt", "f/train.txt"]);
+    let (files, notes) = corpus.found("f");
+    assert_eq!(files, ["f/train/a.txt", "f/train/b.test.txt"]);
+    has(&notes, &["`validation`", "my-dev/c.txt", "of no split", "train.txt"]);
+    // By names; a file of two splits is in both.
+    corpus.files(&["n/x_train.jsonl", "n/train-test.jsonl", "n/test.jsonl", "n/contest.jsonl"]);
+    let (files, notes) = corpus.found("n");
+    assert_eq!(files, ["n/train-test.jsonl", "n/x_train.jsonl"]);
+    has(&notes, &["`test`", "contest.jsonl"]);
+    assert_eq!(corpus.names(&held_out("n")), ["n/test.jsonl", "n/train-test.jsonl"]);
+    // Without a split `train` nothing is left out.
+    corpus.files(&["t/test.txt", "t/other.txt", "t/sub/eval/x.txt"]);
+    assert_eq!(corpus.found("t").0, ["t/other.txt", "t/sub/eval/x.txt", "t/test.txt"]);
+    corpus.files(&["p/contest.txt", "p/trained.txt", "p/Test.txt"]);
+    assert_eq!(
+        corpus.found("p"),
+        (strings(&["p/Test.txt", "p/contest.txt", "p/trained.txt"]), String::new())
+    );
+    // What is named is read.
+    assert_eq!(corpus.found("c/README.md").0, ["c/README.md"]);
+    assert_eq!(corpus.found("c/data/*.csv").0.len(), 4);
+    fs::remove_dir_all(corpus.path("c/data")).unwrap();
+    fs::remove_file(corpus.path("c/extra.csv")).unwrap();
+    has(&corpus.refused("c"), &["holds no text", "README.md"]);
+}
+
+#[test]
+fn a_dataset_card_says_which_files_are_the_splits() {
+    let corpus = Corpus::new();
+    corpus.files(&["c/en/train.csv", "c/en/test.csv", "c/de/a.csv", "c/de/b.csv", "c/x/all.csv"]);
+    let card = |configs: &str| {
+        corpus.write("c/README.md", format!("---\nlicense: mit\nconfigs:\n{configs}---\n# Card\n"));
+    };
+    let en = "- config_name: en\n  data_files:\n  - split: train\n    path: en/train*\n  - split: test\n    path: en/test.csv\n";
+    card(en);
+    let (files, notes) = corpus.found("c");
+    assert_eq!(files, ["c/en/train.csv"]);
+    has(&notes, &["`test`", "en/test.csv", "configuration `en`", "de/a.csv"]);
+    card(&format!("{en}- config_name: de\n  data_files: \"de/*.csv\"\n"));
+    has(&corpus.refused("c"), &["[\"en\", \"de\"]", "c/en/train*"]);
+    card(&format!("{en}- config_name: de\n  default: true\n  data_files: [de/b.csv, de/a.csv]\n"));
+    assert_eq!(corpus.found("c").0, ["c/de/a.csv", "c/de/b.csv"]);
+    // Of many configurations one was downloaded.
+    card(&format!("{en}- config_name: fr\n  data_files: fr/*.csv\n"));
+    assert_eq!(corpus.found("c").0, ["c/en/train.csv"]);
+    card("- config_name: fr\n  data_files: fr/*.csv\n");
+    has(&corpus.refused("c"), &["fr", "download"]);
+    card("- config_name: x\n  data_dir: x\n");
+    assert_eq!(corpus.found("c").0, ["c/x/all.csv"]);
+    card("- config_name: x\n  data_files: 7\n");
+    has(&corpus.refused("c"), &["README.md", "`x`"]);
+    corpus.write("c/README.md", "---\nlicense: mit\n---\n# Not a card with files\n");
+    assert_eq!(corpus.found("c").0, ["c/en/train.csv"], "by names");
+}
+
+#[test]
+fn hidden_files_are_not_read() {
+    let corpus = Corpus::new();
+    corpus.files(&["c/a.TXT", "c/.a.txt", "c/._a.txt", "c/.git/b.md", "c/.ipynb_checkpoints/c.txt"]);
+    corpus.files(&["c/__MACOSX/d.txt", "c/sub/e.txt", "c/sub/.f/g.txt", "c/picture.png"]);
+    let (files, notes) = corpus.found("c");
+    assert_eq!(files, ["c/a.TXT", "c/sub/e.txt"]);
+    has(&notes, &[".git", ".a.txt", "._a.txt", "__MACOSX", "sub/.f", "picture.png"]);
+    let brief = corpus.source("c").left_out(false).join("\n");
+    has(&brief, &["hidden", ": 6 (-v names them)"]);
+    assert_eq!(corpus.found("c/**/*.txt").0, ["c/sub/e.txt"]);
+    assert_eq!(corpus.found("c/**").0, ["c/a.TXT", "c/sub/e.txt"]);
+    has(&corpus.found("c/*").1, &["sub", "folders"]);
+    // Named, or asked for.
+    assert_eq!(corpus.found("c/.*/*.txt").0, ["c/.ipynb_checkpoints/c.txt"]);
+    assert_eq!(corpus.found("c/.git/*").0, ["c/.git/b.md"]);
+    assert_eq!(corpus.found("c/.git").0, ["c/.git/b.md"]);
+    assert_eq!(corpus.found("c/{.a,sub/e}.{txt,md}").0, ["c/.a.txt", "c/sub/e.txt"]);
+    assert_eq!(corpus.found("c/{s{u,x}b,y}/[ef].txt").0, ["c/sub/e.txt"]);
+    has(&corpus.refused("c/*.csv"), &["matches no text"]);
+    has(&corpus.refused("c/[.txt"), &["c/[.txt", "not valid"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_lead_to_every_file_once() {
+    use std::os::unix::fs::symlink;
+    let corpus = Corpus::new();
+    corpus.files(&["c/z/a.txt", "c/m.txt", "other/deep/b.txt", "other/train.txt"]);
+    symlink(".", corpus.path("c/loop")).unwrap();
+    symlink("..", corpus.path("c/z/up")).unwrap();
+    symlink("../other", corpus.path("c/o")).unwrap();
+    symlink("../other/deep", corpus.path("c/again")).unwrap();
+    symlink("z", corpus.path("c/b-link")).unwrap();
+    symlink("m.txt", corpus.path("c/a-link.txt")).unwrap();
+    // What lies there without a link is called by its own name.
+    let all = ["c/again/b.txt", "c/m.txt", "c/o/train.txt", "c/z/a.txt"];
+    assert_eq!(corpus.names(&TextSource::held_out(&[corpus.path("c")], &[]).unwrap()), all);
+    assert_eq!(corpus.found("c/**/*.txt").0, all);
+    assert_eq!(corpus.found("c/*/a.txt").0, ["c/z/a.txt"]);
+    symlink("nowhere.txt", corpus.path("c/gone.txt")).unwrap();
+    has(&corpus.refused("c"), &["gone.txt", "symbolic link"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_in_folders_are_passed_over_and_named_ones_read() {
+    let corpus = Corpus::new();
+    corpus.files(&["c/a.txt"]);
+    for name in ["c/p.txt", "q.jsonl", "plain"] {
+        assert!(Command::new("mkfifo").arg(corpus.path(name)).status().unwrap().success());
+    }
+    let (files, notes) = corpus.found("c");
+    assert_eq!(files, ["c/a.txt"]);
+    has(&notes, &["p.txt", "pipe"]);
+    has(&corpus.refused("q.jsonl"), &["q.jsonl", "pipe"]);
+    let tokenizer = crate::support::repository("tests/data/wordpiece-8k.txt");
+    let prepare = |input: &Path, stdin: &[u8]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_elektron"))
+            .args(["prepare", "--output"])
+            .arg(corpus.path("shards"))
+            .arg("--tokenizer")
+            .arg(&tokenizer)
+            .arg("--input")
+            .arg(input)
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(stdin).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (name, text) in [("q.jsonl", "{\"text\":\"one\"}\n{\"text\":\"two\"}\n"), ("plain", "one\n\ntwo\n")] {
+        let path = corpus.path(name);
+        let writer = std::thread::spawn(move || fs::write(path, text).unwrap());
+        let (fine, told) = prepare(&corpus.path(name), b"");
+        writer.join().unwrap();
+        assert!(fine, "{told}");
+        has(&told, &["of 2 documents"]);
+    }
+    for input in ["-", "/dev/stdin"] {
+        let (fine, told) = prepare(Path::new(input), b"one\n\ntwo\n\nthree\n");
+        assert!(fine, "{told}");
+        has(&told, &["of 3 documents"]);
+    }
+    let (fine, told) = prepare(Path::new("/dev/null"), b"");
+    assert!(!fine);
+    has(&told, &["no text"]);
+    let (fine, told) = prepare(Path::new("/dev/zero"), b"");
+    assert!(!fine);
+    has(&told, &["/dev/zero", "device"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_need_not_be_utf8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let corpus = Corpus::new();
+    corpus.files(&["c/a.txt"]);
+    let name = OsStr::from_bytes(b"caf\xe9.txt");
+    fs::write(corpus.path("c").join(name), "one more").unwrap();
+    let folder = OsStr::from_bytes(b"c/\xe9t\xe9");
+    fs::create_dir(corpus.0.path().join(folder)).unwrap();
+    fs::write(corpus.0.path().join(folder).join(name), "and one").unwrap();
+    assert_eq!(corpus.source("c").files().len(), 3);
+    assert_eq!(corpus.source("c/**/caf*.txt").files().len(), 2);
+    assert_eq!(read(&corpus.path("c").join(name)), Ok(vec!["one more".to_owned()]));
+    let mut pretrain = Command::new(env!("CARGO_BIN_EXE_elektron"));
+    let output = pretrain.args(["pretrain", "--output", "never", "--train"]).arg(name).output().unwrap();
+    has(&String::from_utf8_lossy(&output.stderr), &["caf\u{fffd}.txt", "not UTF-8"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_that_cannot_be_read_are_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let corpus = Corpus::new();
+    corpus.files(&["c/a.txt", "c/closed/b.txt"]);
+    let closed = corpus.path("c/closed");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    // The superuser may read everything.
+    if fs::read_dir(&closed).is_err() {
+        has(&corpus.refused("c"), &["c/closed", "denied"]);
+    }
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn utf16(text: &str, mark: bool) -> Vec<u8> {
+    let mark = if mark { "\u{feff}" } else { "" };
+    format!("{mark}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
+#[test]
+fn wide_encodings_are_refused_in_every_format() {
+    let corpus = Corpus::new();
+    let rows = "id,text\n1,последняя тёплая весть\n2,вторая строка\n";
+    let records = "{\"text\": \"последняя тёплая весть\"}\n{\"text\": \"вторая строка\"}\n";
+    for (name, text) in [
+        ("a.txt", rows),
+        ("a.csv", rows),
+        ("a.tsv", rows),
+        ("a.jsonl", records),
+        ("a.json", records),
+        ("a.md", rows),
+    ] {
+        for mark in [false, true] {
+            let error = read(&corpus.write(name, utf16(text, mark))).unwrap_err();
+            has(&error, &[name, "UTF-16", "iconv"]);
+        }
+        let error = read(&corpus.write(&format!("{name}.gz"), gzip(&utf16(text, false)))).unwrap_err();
+        has(&error, &[name, "UTF-16LE"]);
+        let wide: Vec<u8> = text.chars().flat_map(|c| u32::from(c).to_be_bytes()).collect();
+        has(&read(&corpus.write(name, wide)).unwrap_err(), &[name, "UTF-32BE"]);
+    }
+    // As `>>` of an old PowerShell appends it, after more than is looked at first.
+    let appended = [rows.repeat(2000).as_bytes(), &utf16(rows, false)].concat();
+    has(&read(&corpus.write("b.txt", appended)).unwrap_err(), &["b.txt", "UTF-16LE", "part"]);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+#[test]
+fn lines_end_as_python_reads_them() {
+    let corpus = Corpus::new();
+    let lines = |text: &str| read(&corpus.write("a.txt", text)).unwrap();
+    assert_eq!(lines("one\rtwo\rthree"), ["one", "+two", "+three"]);
+    assert_eq!(lines("one\rtwo\nthree\r\nfour\r\rfive\r"), ["one", "+two", "+three", "+four", "five"]);
+    assert_eq!(lines("one\r\r\ntwo\r\r\n\r\r\nthree"), ["one", "+two", "three"], "converted twice");
+    assert_eq!(lines("one\u{2028}still\u{85}one"), ["one\u{2028}still\u{85}one"]);
+    // Ends that lie where the reader's buffer ends.
+    for length in (1 << 16) - 2..(1 << 16) + 2 {
+        let long = "x".repeat(length);
+        for (end, want) in [("\r\n", "+y"), ("\r", "+y"), ("\r\r", "y"), ("\r\r\n", "+y")] {
+            assert_eq!(lines(&format!("{long}{end}y")), [&long, want], "{length} {end:?}");
+        }
+    }
+    assert_eq!(read(&corpus.write("a.jsonl", "{\"text\":\"a\"}\r{\"text\":\"b\"}\r")).unwrap(), ["a", "b"]);
+}
+
+#[test]
+fn gzip_may_be_padded_and_concatenated() {
+    let corpus = Corpus::new();
+    let (one, two) = (gzip(b"one\n"), gzip(b"two\n"));
+    let zeros = vec![0; 70_000];
+    for bytes in [[&one[..], &two].concat(), [&one[..], &zeros, &two, &zeros].concat()] {
+        assert_eq!(read(&corpus.write("a.txt.gz", bytes)).unwrap(), ["one", "+two"]);
+    }
+    has(&read(&corpus.write("a.txt.gz", [&one[..], b"tail"].concat())).unwrap_err(), &["a.txt.gz"]);
+    has(&read(&corpus.write("a.txt.gz", &one[..one.len() - 3])).unwrap_err(), &["a.txt.gz", "cut short"]);
+}
+
+#[test]
+fn files_are_called_what_they_are() {
+    let corpus = Corpus::new();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    let mut tar = vec![b'x'; 600];
+    tar[257..262].copy_from_slice(b"ustar");
+    let zip = b"PK\x03\x04\x14\x00\x00\x00\x08\x00rest of it";
+    let cases: &[(&str, &[u8], &[&str])] = &[
+        ("a.txt", pointer.as_bytes(), &["Git LFS", "git lfs pull"]),
+        ("a.parquet", pointer.as_bytes(), &["Git LFS"]),
+        ("a.jsonl.gz", pointer.as_bytes(), &["Git LFS"]),
+        ("a.json.zst", b"/annex/objects/SHA256E-s1--0.json\n", &["git annex get"]),
+        ("a.txt.gz", zip, &["zip archive"]),
+        ("a.jsonl", zip, &["zip archive"]),
+        ("a.parquet", zip, &["zip archive"]),
+        ("a.txt", b"7z\xbc\xaf\x27\x1c\0\x04", &["7z archive"]),
+        ("a.csv", &tar, &["tar archive"]),
+        ("b.txt.gz", &gzip(&tar), &["tar archive"]),
+        ("c.txt.gz", &gzip(&gzip(b"x")), &["gzip", "as well"]),
+        ("a.txt", &gzip(b"text\n"), &["gzip", ".gz", "rename"]),
+        ("a.txt.xz", &gzip(b"text\n"), &["gzip", ".gz", "rename"]),
+        ("a.txt.gz", b"just text\n", &["plain text", "gzip"]),
+        ("a.txt.bz2", b"\xff\xd8\xff\xe0nonsense", &["not bzip2"]),
+        ("a.parquet", b"<!DOCTYPE html><html>404", &["web page"]),
+        ("a.arrow", b"<html>404", &["web page"]),
+        ("a.txt", b"%PDF-1.5\n%\xd0\xd4", &["PDF"]),
+        ("a.csv", b"PAR1\x15\x04\x15\x10", &["Parquet", "rename"]),
+        ("a.arrow", b"PAR1\x15\x04\x15\x10", &["Parquet", "rename"]),
+        ("a.parquet", b"ARROW1\0\0\xff\xff\xff\xff", &["Arrow", "rename"]),
+    ];
+    for (name, bytes, words) in cases {
+        let error = read(&corpus.write(name, bytes)).unwrap_err();
+        has(&error, &[&[*name], *words].concat());
+    }
+    assert_eq!(read(&corpus.write("a.html.txt", "<html>text</html>")).unwrap(), ["<html>text</html>"]);
+}
+
+#[test]
+fn files_without_text_are_left_out_with_a_warning() {
+    let corpus = Corpus::new();
+    corpus.write("c/a.txt", "the man said");
+    for (name, bytes) in [
+        ("b.txt", &b""[..]),
+        ("c.csv", b"id,text\n"),
+        ("d.csv", b" \n\n"),
+        ("e.jsonl", b"\n\n"),
+        ("f.json", b"[]"),
+        ("g.json", b" "),
+        ("h.txt", b"\xef\xbb\xbf \r\n\t\n"),
+        ("i.txt", b"\0\0\0\0\0\0\0\0\n\0\0"),
+        ("j.txt", "\u{200b}\u{feff}\n\u{2060}\n".as_bytes()),
+        ("k.txt.gz", b""),
+        ("l.txt.gz", &gzip(b"")),
+        ("m.parquet", b""),
+        ("n.jsonl", b"{\"text\":null}\n{\"text\":\"\"}\n"),
+        ("o.tsv", b""),
+        ("p.txt.xz", b""),
+    ] {
+        has(&read(&corpus.write(&format!("c/{name}"), bytes)).unwrap_err(), &[name, "no text"]);
+    }
+    let source = corpus.source("c");
+    let mut seen = 0;
+    source
+        .for_each(|p| {
+            seen += usize::from(p.text == "the man said");
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!((seen, source.without_text().len()), (1, 15));
+    has(&source.warning().unwrap(), &["15 of 16 files", "b.txt", "c.csv", "and 12 more"]);
+    fs::remove_file(corpus.path("c/a.txt")).unwrap();
+    let source = corpus.source("c");
+    has(&source.for_each(|_| Ok(())).unwrap_err().to_string(), &["b.txt", "15 files"]);
+}
+
+#[test]
+fn other_fields_of_json_do_not_matter() {
+    let corpus = Corpus::new();
+    let record = |text: &str, more: &str| format!("{{\"text\": \"{text}\", {more}}}");
+    for more in [
+        "\"score\": NaN",
+        "\"score\": [-Infinity, Infinity, {\"a\": NaN}]",
+        "\"name\": \"\\udc00\"",
+        "\"name\": \"\\ud800 and \\\\\\\"NaN\"",
+        "\"n\": 123456789012345678901234567890e999, \"m\": -1",
+    ] {
+        let lines = format!(
+            "{}\n{{\"id\": 2}}\n{{\"text\": NaN}}\n{}\n",
+            record("the man", more),
+            record("a row", more)
+        );
+        for name in ["a.jsonl", "a.json"] {
+            assert_eq!(read(&corpus.write(name, &lines)).unwrap(), ["the man", "a row"], "{name} {more}");
+        }
+        let array = format!("[{},\n{}]", record("the man", more), record("a row", more));
+        assert_eq!(read(&corpus.write("b.json", array)).unwrap(), ["the man", "a row"], "{more}");
+    }
+    // Lists of strings are paragraphs, as those of Parquet; an array of strings is a column `text`.
+    let lists = "{\"text\": [\"one\", null, \"two\"]}\n{\"text\": []}\n{\"text\": \"three\"}\n";
+    for name in ["a.jsonl", "a.json"] {
+        assert_eq!(read(&corpus.write(name, lists)).unwrap(), ["one", "+two", "three"]);
+    }
+    assert_eq!(read(&corpus.write("b.json", "[\"one\", \"two\"]")).unwrap(), ["one", "two"]);
+    for (text, words) in [
+        ("{\"body\":\"x\"}\n{\"title\":1}\n", &["no record", "`text`", "body", "title", "--columns"][..]),
+        ("{\"text\":5}\n", &["`text`", "string"]),
+        ("{\"text\":[\"a\", 5]}\n", &["`text`", "string"]),
+        ("{\"text\":\"\\udc00\"}\n", &["surrogate"]),
+        ("{\"text\":\"a\",\"b\":Nan}\n", &["JSON object"]),
+        ("{\"text\":\"a\",\"b\":--Infinity}\n", &["JSON object"]),
+        ("{\"text\":\"a\"\n", &["JSON object"]),
+    ] {
+        has(&read(&corpus.write("a.jsonl", text)).unwrap_err(), words);
+        let _ = read(&corpus.write("a.json", text)).unwrap_err();
+    }
+}
