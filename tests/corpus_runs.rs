@@ -64,18 +64,18 @@ fn what_cannot_be_held_out_is_named() {
         &[&start[..], &["--vocab-size", "300", "--held-out", "1e-9"]].concat(),
         &["--held-out", "--validation"],
     );
-    // Nearly everything, of many documents and of one.
-    let almost = [&start[..], &["--vocab-size", "300", "--held-out", "0.9999"]].concat();
+    // Nearly everything, of one document and of many.
+    let almost = ["--vocab-size", "300", "--held-out", "0.9999"];
     fail(
-        &almost,
-        &["--held-out 0.9999", "too little to train on", "documents", "smaller share", "--validation"],
+        &[&start[..], &almost].concat(),
+        &["--held-out 0.9999 leaves too little to train on", "one document", "--validation"],
     );
-    fs::write(scratch.path("one.txt"), fs::read_to_string(&book).unwrap().replace("\n\n", "\n")).unwrap();
-    let one = scratch.path("one.txt");
-    let of_one = ["pretrain", "--train", &one, "--output", &out, "--seq-len", "32", "--preset", "tiny"];
+    let many = scratch.path("many.txt");
+    fs::write(&many, fs::read_to_string(&book).unwrap().replace('\n', "\n\n")).unwrap();
+    let of_many = ["pretrain", "--train", &many, "--output", &out, "--seq-len", "32", "--preset", "tiny"];
     fail(
-        &[&of_one[..], &["--vocab-size", "300", "--held-out", "0.9999"]].concat(),
-        &["--held-out 0.9999", "one document", "--validation"],
+        &[&of_many[..], &almost].concat(),
+        &["--held-out 0.9999", "too little to train on", "documents", "smaller share", "--validation"],
     );
     let dry = ["pretrain", "--train", &book, "--output", &out, "--preset", "tiny", "--dry-run"];
     fail(&[&dry[..], &["--seq-len", "600"]].concat(), &["600", "positions", "--seq-len"]);

@@ -247,7 +247,7 @@ fn unread() -> std::io::PipeWriter {
 
 #[test]
 fn messages_that_cannot_be_written_stop_no_run() {
-    let place = Place::new(&["--steps", "12", "--save-every", "3", "--eval-every", "4", "--log-every", "1"]);
+    let place = Place::new(&["--steps", "12", "--save-every", "3", "--eval-every", "4"]);
     let settings = |mut command: Command, extra: &[&str]| {
         command.arg("--validation").arg(place.path("page.txt")).args(extra);
         command
@@ -310,7 +310,10 @@ fn a_log_that_cannot_be_written_waits() {
     }
     assert_eq!(lines.matches("wait in memory").count(), 1, "it is told once: {lines}");
     assert!(lines.contains("metrics.jsonl: No such file"), "{lines}");
+    // It must not be at its end before.
+    signal(&child, "STOP");
     fs::create_dir(place.path("later")).unwrap();
+    signal(&child, "CONT");
     said.read_to_string(&mut lines).unwrap();
     assert!(child.wait().unwrap().success(), "{lines}");
     assert!(!lines.contains("entries of the log"), "{lines}");
@@ -346,7 +349,7 @@ fn a_log_that_cannot_be_written_waits() {
 /// The limit on the size of files ends no process: whatever is too large is as on a full disk.
 #[test]
 fn a_limit_on_files_is_as_a_full_disk() {
-    let place = Place::new(&["--steps", "60", "--save-every", "20", "--log-every", "1"]);
+    let place = Place::new(&["--steps", "150", "--save-every", "50"]);
     let shards = place.path("shards");
     let command = |output: &Path| {
         let mut command = place.command(output);
@@ -365,10 +368,10 @@ fn a_limit_on_files_is_as_a_full_disk() {
     // In units of 512 or of 1,024 bytes, as the shell likes: enough for the settings, too little for the log.
     let out = limited("ulimit -f 8; exec \"$@\"", &inner);
     assert_eq!(out.status.signal(), None);
-    assert_refused(&out, &["File too large", "step 60 could not be saved", "--resume"]);
+    assert_refused(&out, &["File too large", "step 150 could not be saved", "--resume"]);
     let said = text(&out.stderr);
     assert_eq!(said.matches("wait in memory").count(), 2, "metrics.jsonl and the event file: {said}");
-    assert!(said.matches("was not written").count() >= 2 && said.contains("step 60/60"), "{said}");
+    assert!(said.matches("was not written").count() >= 2 && said.contains("step 150/150"), "{said}");
     assert_ok(&command(&output).output().unwrap());
     assert_equal(&traces(&output), &want);
 

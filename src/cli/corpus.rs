@@ -84,13 +84,11 @@ pub(super) fn rows(
         }
         // Nobody asked for it, so too little text for both is no error.
         (_, _, None) => Ok((whole()?, validation)),
-        (Err(error), _, Some(share)) => {
+        (Err(_), _, Some(share)) => {
             // The text may be too short in any case.
             whole()?;
-            Err(Error::config(format!(
-                "--held-out {share} leaves too little to train on: {} ({error})",
-                too_much(documents, theirs, ours)
-            )))
+            let why = too_much(documents, theirs, ours);
+            Err(Error::config(format!("--held-out {share} leaves too little to train on: {why}")))
         }
         (_, Err(error), Some(share)) => Err(Error::config(format!(
             "--held-out {share} leaves too little to measure: {error}, a larger share, or --validation"
