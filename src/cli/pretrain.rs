@@ -245,12 +245,7 @@ fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
 }
 
 /// The one named, the one beside the models, the run's own from before, or a new one trained on the text.
-fn tokenizer(
-    config: &RunConfig,
-    settings: &Settings,
-    source: &TextSource,
-    quiet: bool,
-) -> Result<Tokenizer> {
+fn tokenizer(config: &RunConfig, settings: &Settings, source: &TextSource, quiet: bool) -> Result<Tokenizer> {
     if let Some(path) = &config.tokenizer {
         return Tokenizer::load(&locate(path, Part::Tokenizer, quiet)?);
     }
