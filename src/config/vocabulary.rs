@@ -87,7 +87,10 @@ impl VocabularySettings {
                 return refuse("--min-frequency", &format!("{why}; --alphabet says how many there are"));
             }
             PreTokenizer::PerCharacter if self.chinese == Some(Chinese::Split) => {
-                return refuse("--chinese split", "with --pre-tokenizer per-character every character is split");
+                return refuse(
+                    "--chinese split",
+                    "with --pre-tokenizer per-character every character is split",
+                );
             }
             _ => {}
         }

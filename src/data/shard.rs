@@ -140,8 +140,7 @@ impl Header {
             checksum: long(80),
             start: link(88),
             end: link(120),
-            unknown: (word(12) & COUNTS_UNKNOWN != 0)
-                .then(|| Unknown { tokens: long(152), id: word(160) }),
+            unknown: (word(12) & COUNTS_UNKNOWN != 0).then(|| Unknown { tokens: long(152), id: word(160) }),
         })
     }
 

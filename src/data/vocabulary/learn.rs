@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper};
 
 use super::TrainSpec;
-use super::pipeline::{CONTINUES, ENDS, Kind, PreTokenizer, end_of_word};
+use super::pipeline::{CONTINUES, Kind, PreTokenizer, end_of_word};
 use super::words::Words;
 use crate::data::tokenizer::ROLES;
 use crate::{Error, Result};
@@ -151,10 +151,12 @@ fn within(words: &Words, most: u64) -> Cow<'_, Words> {
 
 /// The pieces: special tokens, then by kind (character, piece), by place in a word and by text.
 fn word_pieces(words: &Words, alphabet: &[char], spec: &TrainSpec) -> Result<Vec<String>> {
+    // Of bytes any may follow any.
     let bytes = spec.pre_tokenizer == PreTokenizer::Bytes;
-    let later = anywhere(words, alphabet, bytes, |word| word.chars().skip(1).collect());
+    let later: AHashSet<char> = words.keys().flat_map(|word| word.chars().skip(1)).collect();
+    let later = alphabet.iter().filter(|c| bytes || later.contains(c));
+    let marked = later.map(|c| format!("{CONTINUES}{c}")).collect();
     let mut model = BPE::default();
-    let marked = later.iter().map(|c| format!("{CONTINUES}{c}")).collect();
     merge_pairs(words, alphabet, spec, marked, &mut model)?;
     let specials: Vec<String> = specials().collect();
     let mut learned: Vec<String> =
@@ -167,22 +169,11 @@ fn word_pieces(words: &Words, alphabet: &[char], spec: &TrainSpec) -> Result<Vec
     Ok(specials.into_iter().chain(learned).collect())
 }
 
-/// The characters of the alphabet that stand at some place of a word, sorted; all of them if `all`.
-fn anywhere(words: &Words, alphabet: &[char], all: bool, place: impl Fn(&str) -> Vec<char>) -> Vec<char> {
-    if all {
-        return alphabet.to_vec();
-    }
-    let seen: AHashSet<char> = words.keys().flat_map(|word| place(word)).collect();
-    alphabet.iter().copied().filter(|c| seen.contains(c)).collect()
-}
-
 fn pairs(words: &Words, alphabet: &[char], spec: &TrainSpec) -> Result<BPE> {
     let mut model = BPE::builder().unk_token("[UNK]".to_owned()).build().map_err(failed)?;
-    let marked = match end_of_word(spec) {
-        Some(_) => anywhere(words, alphabet, false, |word| word.chars().last().into_iter().collect()),
-        None => Vec::new(),
-    };
-    let marked = marked.into_iter().map(|c| format!("{c}{ENDS}")).collect();
+    let marked =
+        end_of_word(spec).into_iter().flat_map(|suffix| alphabet.iter().map(move |c| format!("{c}{suffix}")));
+    let marked = marked.collect();
     merge_pairs(words, alphabet, spec, marked, &mut model)?;
     Ok(model)
 }
@@ -244,7 +235,8 @@ fn in_order(mut pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let is_character = |piece: &str| piece.chars().nth(1).is_none();
     let lowest = pieces.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);
     let mut characters: Vec<usize> = (0..pieces.len()).filter(|&i| is_character(&pieces[i].0)).collect();
-    characters.sort_by(|&i, &j| pieces[i].1.total_cmp(&pieces[j].1).then_with(|| pieces[i].0.cmp(&pieces[j].0)));
+    characters
+        .sort_by(|&i, &j| pieces[i].1.total_cmp(&pieces[j].1).then_with(|| pieces[i].0.cmp(&pieces[j].0)));
     // As the trainer adds them up.
     let mut penalty = 0.0;
     let dealt = characters.iter().filter(|&&i| {

@@ -140,15 +140,15 @@ mod tests {
     #[test]
     fn marks_are_kept_where_they_make_words() {
         for text in [
-            "अपने पोस्ट ऑफिस में पदों पर भर्ती है",      // Devanagari
-            "パンダとハンダ、かぎとかき",             // kana
-            "น้ำหนักของสินค้าที่สั่งซื้อ",                  // Thai
-            "မြန်မာနိုင်ငံ",                            // Burmese
-            "ພາສາລາວ ເປັນພາສາ",                       // Lao
-            "שָׁלוֹם עֲלֵיכֶם",                             // Hebrew points
-            "إن أول آية في القرآن",                   // Arabic: hamza and madda are marks after NFD
-            "대한민국의 수도는 서울이다",             // Hangul
-            "мой первый русский чай",                 // Cyrillic
+            "अपने पोस्ट ऑफिस में पदों पर भर्ती है",               // Devanagari
+            "パンダとハンダ、かぎとかき",                  // kana
+            "น้ำหนักของสินค้าที่สั่งซื้อ",                           // Thai
+            "မြန်မာနိုင်ငံ",                                    // Burmese
+            "ພາສາລາວ ເປັນພາສາ",                             // Lao
+            "שָׁלוֹם עֲלֵיכֶם",                                  // Hebrew points
+            "إن أول آية في القرآن",                        // Arabic: hamza and madda are marks after NFD
+            "대한민국의 수도는 서울이다",                  // Hangul
+            "мой первый русский чай",                      // Cyrillic
             "Tôi không biết tiếng Việt được viết thế nào", // Vietnamese
             "To\u{302}i kho\u{302}ng bie\u{302}\u{301}t tie\u{302}\u{301}ng Vie\u{323}\u{302}t", // decomposed
         ] {

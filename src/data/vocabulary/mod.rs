@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use self::learn::{UNIGRAM_CHARACTERS, alphabet, learn};
 use self::marks::Marks;
-use self::pipeline::{MAX_WORD_CHARS, decoder, normalizer, pre_tokenizer};
 pub use self::pipeline::{Kind, PreTokenizer};
+use self::pipeline::{MAX_WORD_CHARS, decoder, normalizer, pre_tokenizer};
 use self::words::{Counts, Splitter, Words, count_words, sample};
 use super::source::TextSource;
 use super::tokenizer::{ROLES, Tokenizer, add_specials};
@@ -180,16 +180,19 @@ fn joined(counts: Counts, spec: &TrainSpec, cut: bool) -> Words {
 }
 
 fn about_marks(marks: &Marks) -> Option<String> {
-    let share = 100.0 * marks.share();
-    match (marks.change_words(), share > 0.0) {
-        (true, _) => Some(format!(
-            "{share:.2} % of the letters would lose combining marks or be torn apart if accents were stripped, which \
+    let share = match 100.0 * marks.share() {
+        0.0 => return None,
+        share if share < 0.01 => "fewer than 0.01 %".to_owned(),
+        share => format!("{share:.2} %"),
+    };
+    match marks.change_words() {
+        true => Some(format!(
+            "{share} of the letters would lose combining marks or be torn apart if accents were stripped, which \
              changes words in this script: accents are kept (--accents strip strips them, --accents keep says so)"
         )),
-        (false, true) => Some(format!(
-            "{share:.2} % of the letters lose their accents with lower case, as in BERT: --accents keep keeps them"
+        false => Some(format!(
+            "{share} of the letters lose their accents with lower case, as in BERT: --accents keep keeps them"
         )),
-        (false, false) => None,
     }
 }
 
@@ -199,7 +202,8 @@ fn about_long_words(spec: &TrainSpec, counts: &Counts, cut: bool) -> Option<Stri
         return None;
     }
     let (long, share) = (counts.long, 100.0 * counts.long_share());
-    let which = format!("{share:.2} % of the text is in {long} words of more than {MAX_WORD_CHARS} characters");
+    let which =
+        format!("{share:.2} % of the text is in {long} words of more than {MAX_WORD_CHARS} characters");
     Some(match cut {
         true => format!(
             "{which}: the tokenizer cuts them into parts of {MAX_WORD_CHARS}; for text without spaces --kind bpe or \

@@ -32,7 +32,7 @@ pub(super) const MAX_WORD_CHARS: usize = 100;
 /// Mark of a WordPiece piece that continues a word.
 pub(super) const CONTINUES: &str = "##";
 /// Mark of a BPE piece that ends a word.
-pub(super) const ENDS: &str = "</w>";
+const ENDS: &str = "</w>";
 /// Stands for a space.
 const SPACE: char = '▁';
 
