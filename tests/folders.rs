@@ -102,7 +102,9 @@ fn of_a_dataset_the_split_train_is_read() {
     assert_eq!(corpus.names(&held_out("n")), ["n/test.jsonl", "n/train-test.jsonl"]);
     // Without a split `train` nothing is left out.
     corpus.files(&["t/test.txt", "t/other.txt", "t/sub/eval/x.txt"]);
-    assert_eq!(corpus.found("t").0, ["t/other.txt", "t/sub/eval/x.txt", "t/test.txt"]);
+    let (files, notes) = corpus.found("t");
+    assert_eq!(files, ["t/other.txt", "t/sub/eval/x.txt", "t/test.txt"]);
+    has(&notes, &["no split `train`", "also those of `test`", "sub/eval/x.txt"]);
     corpus.files(&["p/contest.txt", "p/trained.txt", "p/Test.txt"]);
     assert_eq!(
         corpus.found("p"),
@@ -138,7 +140,9 @@ fn a_dataset_card_says_which_files_are_the_splits() {
     card("- config_name: fr\n  data_files: fr/*.csv\n");
     has(&corpus.refused("c"), &["fr", "download"]);
     card("- config_name: x\n  data_dir: x\n");
-    assert_eq!(corpus.found("c").0, ["c/x/all.csv"]);
+    let (files, notes) = corpus.found("c");
+    assert_eq!(files, ["c/x/all.csv"]);
+    has(&notes, &["data_dir", "en/train.csv"]);
     card("- config_name: x\n  data_files: 7\n");
     has(&corpus.refused("c"), &["README.md", "`x`"]);
     corpus.write("c/README.md", "---\nlicense: mit\n---\n# Not a card with files\n");

@@ -1,5 +1,6 @@
 //! What paths stand for: files, folders and globs.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::card::{self, Card};
@@ -60,7 +61,7 @@ pub(super) fn expand(base: &Path, path: &Path, splits: &[&str], to: &mut Expansi
     }
     let mut found = walk::glob(base, path)?;
     let before = to.notes.len();
-    to.passed_over(base, &mut found);
+    to.passed_over(&plain, &mut found);
     if found.files.is_empty() {
         let left_out = left_out(&to.notes[before..]);
         return Err(Error::file(plain, format!("this glob matches no text: expected {ENDINGS}{left_out}")));
@@ -78,7 +79,12 @@ fn folder(dir: &Path, wanted: &[&str], to: &mut Expansion) -> Result<()> {
     let (files, notes) = (to.files.len(), to.notes.len());
     match card::read(dir)? {
         Some(Card::Splits { name, splits }) => configuration(dir, wanted, &name, splits, to)?,
-        Some(Card::Folder(inner)) => plain_folder(&inner, wanted, to)?,
+        Some(Card::Folder(inner)) => {
+            let outside = walk::folder(dir, wanted)?.files.into_iter();
+            let outside = outside.filter(|file| !file.starts_with(&inner) && !describes(file)).collect();
+            to.note(dir, "files outside the `data_dir` that README.md names are not read", outside);
+            plain_folder(&inner, wanted, to)?;
+        }
         None => plain_folder(dir, wanted, to)?,
     }
     match to.files.len() > files {
@@ -100,7 +106,7 @@ fn configuration(
     to: &mut Expansion,
 ) -> Result<()> {
     let mut found = walk::folder(dir, wanted)?;
-    let all: Vec<PathBuf> = splits.iter().flat_map(|(_, files)| files.clone()).collect();
+    let all: HashSet<PathBuf> = splits.iter().flat_map(|(_, files)| files.clone()).collect();
     let taken = take_split(dir, wanted, splits, to);
     let others = std::mem::take(&mut found.files).into_iter().filter(|file| !all.contains(file));
     let (about, others): (Vec<PathBuf>, Vec<PathBuf>) = others.partition(|file| describes(file));
@@ -126,18 +132,19 @@ fn plain_folder(dir: &Path, wanted: &[&str], to: &mut Expansion) -> Result<()> {
     let chosen = wanted.iter().any(|split| splits.iter().any(|(name, _)| name == split));
     let taken = match chosen {
         true => {
-            let of_none = (0..files.len()).filter(|i| !splits.iter().any(|(_, of)| of.contains(i)));
+            let of_any: HashSet<usize> = splits.iter().flat_map(|(_, of)| of.clone()).collect();
+            let of_none = (0..files.len()).filter(|i| !of_any.contains(i));
             let of_none: Vec<PathBuf> = of_none.map(|i| files[i].clone()).collect();
             let taken = take_split(dir, wanted, named, to);
             to.note(dir, "files of no split are not read either (name them to read them)", of_none);
             taken
         }
         false => {
-            if let [(name, of), ..] = &named[..] {
-                let what =
-                    format!("there is no split `{}`, so all files are read, as of `{name}`", wanted[0]);
-                to.note(dir, &what, of.clone());
-            }
+            let names: Vec<String> = named.iter().map(|(name, _)| format!("`{name}`")).collect();
+            let (names, of) = (names.join(", "), named.into_iter().flat_map(|(_, of)| of).collect());
+            let what =
+                format!("there is no split `{}`: all files are read, also those of {names}", wanted[0]);
+            to.note(dir, &what, of);
             files
         }
     };
@@ -163,9 +170,10 @@ fn take_split(
     };
     let (taken, others): (Vec<_>, Vec<_>) = splits.into_iter().partition(|(name, _)| name == split);
     let taken: Vec<PathBuf> = taken.into_iter().flat_map(|(_, files)| files).collect();
+    let also_taken: HashSet<&PathBuf> = taken.iter().collect();
     for (name, mut files) in others {
         // A name such as train_test.txt belongs to both.
-        files.retain(|file| !taken.contains(file));
+        files.retain(|file| !also_taken.contains(file));
         let (count, plural) = (files.len(), if files.len() == 1 { "" } else { "s" });
         let what =
             format!("the split `{split}` is read; {count} file{plural} of the split `{name}` left out");

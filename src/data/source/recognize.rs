@@ -223,6 +223,9 @@ fn by_mark(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// Takes a pair of bytes apart.
+type HighAndLow = fn(&[u8]) -> (u8, u8);
+
 /// The encoding of bytes in which NULs stand where UTF-16 or UTF-32 have them.
 fn by_nulls(bytes: &[u8]) -> Option<&'static str> {
     let (first, last) = (memchr::memchr(0, bytes)?, memchr::memrchr(0, bytes)?);
@@ -246,7 +249,7 @@ fn by_nulls(bytes: &[u8]) -> Option<&'static str> {
     // The first pair begins at an even place of the whole, as far as is known.
     let even = from.next_multiple_of(2);
     let pairs = || bytes[even.min(bytes.len())..bytes.len().min(last + 2)].chunks_exact(2);
-    let orders: [(&str, fn(&[u8]) -> (u8, u8)); 2] =
+    let orders: [(&str, HighAndLow); 2] =
         [("UTF-16LE", |pair| (pair[1], pair[0])), ("UTF-16BE", |pair| (pair[0], pair[1]))];
     orders.into_iter().find(|(_, split)| is_utf16(bytes, pairs().map(split))).map(|(name, _)| name)
 }

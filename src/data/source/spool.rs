@@ -49,11 +49,9 @@ pub fn spool(paths: &mut [PathBuf], dir: &Path, again: bool) -> Result<Vec<Spool
 fn name_of(pipe: &Path) -> String {
     let hash: String =
         Sha256::digest(pipe.as_os_str().as_encoded_bytes())[..4].iter().map(|b| format!("{b:02x}")).collect();
-    let name = pipe.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    match format_of(pipe) {
-        Some(_) => format!("pipe-{hash}-{name}"),
-        None => format!("pipe-{hash}-{}.txt", name.trim_start_matches('-')),
-    }
+    let name = pipe.file_name().filter(|_| pipe != Path::new("-")).unwrap_or("stdin".as_ref());
+    let ending = if format_of(pipe).is_some() { "" } else { ".txt" };
+    format!("pipe-{hash}-{}{ending}", name.to_string_lossy())
 }
 
 /// Whether a path is to be read like a pipe. Devices, of which some never end, are refused.
