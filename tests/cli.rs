@@ -365,6 +365,8 @@ fn bad_runs_are_refused() {
             &g,
             "--discriminator",
             &d,
+            "--seq-len",
+            "32",
         ],
         &["8192 tokens", "1000 rows"],
     );

@@ -257,6 +257,38 @@ fn a_pointer_of_git_lfs_is_called_that() {
     }
 }
 
+#[test]
+fn tensors_of_another_model_are_named() {
+    let scratch = Scratch::new();
+    let prefixed = altered(&scratch, "prefixed", "generator", |_, tensors| {
+        let all = std::mem::take(tensors).into_iter();
+        *tensors = all.map(|(name, tensor)| (format!("module.{name}"), tensor)).collect();
+    });
+    let error = Checkpoint::load(&prefixed).unwrap_err().to_string();
+    for word in ["model.safetensors", "`module.", WORD] {
+        assert!(error.contains(word), "{error}");
+    }
+    let twice = altered(&scratch, "twice", "generator", |_, tensors| {
+        let bare = WORD.trim_start_matches("electra.").to_owned();
+        tensors.insert(bare, tensors[WORD].clone());
+    });
+    let error = Checkpoint::load(&twice).unwrap_err().to_string();
+    assert!(error.contains("second time") && error.contains(WORD), "{error}");
+    let half = altered(&scratch, "half", "generator", |_, tensors| {
+        tensors.remove("generator_lm_head.bias");
+    });
+    let error = Checkpoint::load(&half).unwrap_err().to_string();
+    assert!(error.contains("generator_lm_head.bias") && error.contains("missing"), "{error}");
+    let pair = altered(&scratch, "pair", "generator", |_, _| {});
+    for network in ["generator", "discriminator"] {
+        fs::create_dir(pair.join(network)).unwrap();
+        fs::write(pair.join(network).join("config.json"), "{}").unwrap();
+    }
+    assert!(Checkpoint::load(&pair).unwrap_err().to_string().contains("directory of a run"));
+    let file = pair.join("config.json");
+    assert!(Checkpoint::load(&file).unwrap_err().to_string().contains("this is a file"));
+}
+
 /// A training of one step that changes no weight, so that what it leaves is what it began with.
 struct Started {
     dir: PathBuf,

@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraForTokenClassification
 
+transformers.utils.logging.disable_progress_bar()
 parser = argparse.ArgumentParser()
 parser.add_argument("--elektron", default="target/release/elektron")
 parser.add_argument("--text", required=True)

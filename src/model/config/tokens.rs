@@ -22,8 +22,8 @@ impl ElectraConfig {
         for (name, id) in [("bos_token_id", bos), ("eos_token_id", eos)] {
             let Some(id) = id else { continue };
             let before = self.other.get(name).cloned().unwrap_or_default();
-            let list = before.as_array();
-            if list.map_or(before == Value::from(id), |ids| ids.contains(&Value::from(id))) {
+            let (list, is_it) = (before.as_array(), |value: &Value| value.as_u64() == Some(u64::from(id)));
+            if list.map_or(is_it(&before), |ids| ids.iter().any(is_it)) {
                 continue;
             }
             tell(name, &before, id);
@@ -44,7 +44,7 @@ impl ElectraConfig {
             ("unk_token_id", special.unk),
         ] {
             let Some(before) = self.other.get(name).filter(|before| !before.is_null()) else { continue };
-            if *before != Value::from(id) {
+            if before.as_u64() != Some(u64::from(id)) {
                 tell(name, before, id);
                 self.other.insert(name.to_owned(), Value::from(id));
             }

@@ -277,6 +277,15 @@ impl StartingPoint {
             ));
         }
         let of_encoder = |name: &&String| name.starts_with("electra.");
+        if let (None, Some(other)) = (known.iter().find(|name| of_encoder(name)), self.tensors.others.first())
+        {
+            return Err(Error::file(
+                self.file_of(other),
+                format!(
+                    "no tensor is of an ELECTRA encoder; the first is `{other}`, expected are names such as `{WORD}`"
+                ),
+            ));
+        }
         let known: BTreeSet<_> = known.into_iter().collect();
         if let Some(name) = expected.keys().filter(of_encoder).find(|name| !known.contains(*name)) {
             let Source::Model(class) = &self.source else { return Ok(()) };
