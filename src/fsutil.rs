@@ -75,6 +75,14 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes a file, if there is one.
+pub fn remove_file_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes what was written to a file, through whatever handle, last through a power cut.
 pub fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))

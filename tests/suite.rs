@@ -33,4 +33,5 @@ mod recorded;
 mod report;
 mod steps;
 mod support;
+mod tokenizers;
 mod whole;

@@ -107,7 +107,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let _lock = take_directory(&config, resume)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?;
-    let tokenizer = tokenizer(&config, &source, arguments.quiet)?;
+    let tokenizer = tokenizer(&config, &source, arguments.quiet)?.with_sample(&source);
+    tokenizer.check_export()?;
     let (generator, discriminator) = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     check_vocabulary(&tokenizer, &generator.config, "generator")?;
     check_vocabulary(&tokenizer, &discriminator.config, "discriminator")?;
@@ -251,13 +252,13 @@ fn tokenizer(config: &RunConfig, source: &TextSource, quiet: bool) -> Result<Tok
     }
     for name in [&config.generator, &config.discriminator].into_iter().flatten() {
         let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
-        if dir.join("tokenizer.json").is_file() || dir.join("vocab.txt").is_file() {
+        if Tokenizer::is_in(&dir) {
             return Tokenizer::load(&dir);
         }
     }
     let own = config.output.join("tokenizer");
     // The last of its files to be written: without it the tokenizer is not whole.
-    if own.join("vocab.txt").is_file() {
+    if own.join("tokenizer.json").is_file() {
         return Tokenizer::load(&own);
     }
     if !quiet {
