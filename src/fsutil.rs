@@ -151,6 +151,14 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes a file, if there is one.
+pub fn remove_file_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if dir != Path::new("") => dir,

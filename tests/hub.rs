@@ -331,6 +331,35 @@ fn tokenizers_come_in_either_form() {
     contains(&none.get(Part::Tokenizer).unwrap_err().to_string(), &["vocab.txt", "--tokenizer"]);
 }
 
+#[test]
+fn settings_beside_a_tokenizer_come_with_it() {
+    let tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b", "ab"];
+    let vocab: Vec<String> =
+        tokens.iter().enumerate().map(|(id, token)| format!("\"{token}\":{id}")).collect();
+    let world = World::new(
+        &[
+            ("vocab.json", format!("{{{}}}", vocab.join(",")).into_bytes()),
+            ("merges.txt", b"#version: 0.2\na b\n".to_vec()),
+            ("config.json", b"{\"model_type\":\"roberta\"}".to_vec()),
+            ("added_tokens.json", b"{\"@user\":8}".to_vec()),
+            ("special_tokens_map.json", b"{\"additional_special_tokens\":[\"@user\"]}".to_vec()),
+        ],
+        honest,
+    );
+    let dir = world.get(Part::Tokenizer).unwrap();
+    let tokenizer = elektron::data::tokenizer::Tokenizer::load(&dir).unwrap();
+    assert_eq!(tokenizer.encode("ab@userb").unwrap(), [7, 8, 6]);
+    let asked = world.requests().len();
+    world.get(Part::Tokenizer).unwrap();
+    assert_eq!(world.requests().len(), asked);
+    fs::remove_file(world.snapshot("merges.txt")).unwrap();
+    world.get(Part::Tokenizer).unwrap();
+    assert!(world.snapshot("merges.txt").is_file());
+    let converted = World::new(&[("spiece.model", b"x".to_vec())], honest);
+    let error = converted.get(Part::Tokenizer).unwrap_err().to_string();
+    contains(&error, &["spiece.model", "AutoTokenizer.from_pretrained(\"owner/name\")", "save_pretrained"]);
+}
+
 /// As a user meets it: by flags and variables, online once and then offline.
 #[test]
 fn commands_take_names() {

@@ -40,5 +40,6 @@ mod steps;
 #[cfg(target_os = "linux")]
 mod streams;
 mod support;
+mod tokenizers;
 mod vocabularies;
 mod whole;

@@ -136,6 +136,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         Some(tokenizer) => tokenizer,
         None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
     };
+    let tokenizer = tokenizer.with_sample(&source);
+    tokenizer.check_export()?;
     let inputs = Inputs::new(&config, &tokenizer)?;
     // What a continued run began with was told when it began.
     let told = quiet || (resume && holds_run(&config.output));
@@ -184,11 +186,7 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<R
 
 /// What the networks start from, if the settings fit it. Without --vocab-size a vocabulary has as
 /// many tokens as they have rows of embeddings.
-fn starts(
-    config: &mut RunConfig,
-    settings: &Settings,
-    quiet: bool,
-) -> Result<(Starts, Option<Tokenizer>)> {
+fn starts(config: &mut RunConfig, settings: &Settings, quiet: bool) -> Result<(Starts, Option<Tokenizer>)> {
     let starts = Starts::read(config, quiet)?;
     if let (None, Some(rows)) = (settings.vocab_size, starts.vocab_size()) {
         config.vocab_size = rows;
@@ -323,7 +321,7 @@ fn known_tokenizer(config: &RunConfig, settings: &Settings, quiet: bool) -> Resu
             continue;
         }
         let dir = locate(Path::new(name), Part::Tokenizer, quiet)?;
-        if !dir.join("tokenizer.json").is_file() && !dir.join("vocab.txt").is_file() {
+        if !Tokenizer::is_in(&dir) {
             continue;
         }
         settings.refuse_vocabulary(name)?;
@@ -352,8 +350,8 @@ fn own_tokenizer(
 ) -> Result<Tokenizer> {
     let own = config.output.join("tokenizer");
     let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
-    // Each appears whole or not at all.
-    if is_same && own.join("tokenizer.json").is_file() && own.join("tokenizer_config.json").is_file() {
+    // The last of its files to be written: without it the tokenizer is not whole.
+    if is_same && own.join("tokenizer.json").is_file() {
         return Tokenizer::load(&own);
     }
     starts.check_new_vocabulary(config, quiet)?;

@@ -81,10 +81,8 @@ impl Header {
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         let counts_unknown = if self.unknown.is_some() { COUNTS_UNKNOWN } else { 0 };
-        let flags = u32::from(self.wide)
-            | u32::from(self.last) << 1
-            | u32::from(self.pairs) << 2
-            | counts_unknown;
+        let flags =
+            u32::from(self.wide) | u32::from(self.last) << 1 | u32::from(self.pairs) << 2 | counts_unknown;
         out.extend_from_slice(&flags.to_le_bytes());
         for count in self.counts() {
             out.extend_from_slice(&count.to_le_bytes());

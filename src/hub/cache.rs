@@ -16,8 +16,9 @@ use crate::fsutil::{create_dir, write_atomic};
 use crate::model::hf::{WEIGHTS, WEIGHTS_INDEX, shard_names};
 use crate::{Error, Result};
 
-/// Settings of a tokenizer, which not every model has.
-pub(super) const TOKENIZER_SETTINGS: &str = "tokenizer_config.json";
+/// Settings beside a tokenizer, which not every model has; config.json tells the class where no other file does.
+pub(super) const TOKENIZER_SETTINGS: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"];
 
 /// All that the cache has of one model.
 #[derive(Clone, Debug)]
@@ -100,15 +101,24 @@ impl Snapshot {
                 Ok(shards.into_iter().find(|file| !self.has(file)))
             }
             Part::Model => missing(WEIGHTS),
-            Part::Tokenizer if !self.has("tokenizer.json") && !self.has("vocab.txt") => {
+            Part::Tokenizer
+                if self.has("vocab.json") != self.has("merges.txt") && !self.has_whole_vocabulary() =>
+            {
+                missing(if self.has("vocab.json") { "merges.txt" } else { "vocab.json" })
+            }
+            Part::Tokenizer if !self.has("vocab.json") && !self.has_whole_vocabulary() => {
                 missing("tokenizer.json")
             }
             Part::Tokenizer => {
-                let unknown =
-                    !self.has(TOKENIZER_SETTINGS) && !self.absent.join(TOKENIZER_SETTINGS).is_file();
-                if can_ask && unknown { missing(TOKENIZER_SETTINGS) } else { Ok(None) }
+                let unknown = |file: &&&str| !self.has(file) && !self.absent.join(file).is_file();
+                Ok(TOKENIZER_SETTINGS.iter().find(unknown).filter(|_| can_ask).map(|&file| file.to_owned()))
             }
         }
+    }
+
+    /// Whether one of the files that are a vocabulary on their own is there.
+    fn has_whole_vocabulary(&self) -> bool {
+        self.has("tokenizer.json") || self.has("vocab.txt")
     }
 
     /// Remembers that the model has no such file.

@@ -21,6 +21,7 @@ use ureq::{Agent, Body, Proxy};
 
 use super::cache::{Repository, TOKENIZER_SETTINGS, is_plain};
 use super::{Hub, ModelName, Part};
+use crate::data::tokenizer::{SENTENCEPIECE, conversion};
 use crate::fsutil::create_dir;
 use crate::model::config::Architecture;
 use crate::model::hf::{WEIGHTS, WEIGHTS_INDEX, read_config, shard_names};
@@ -125,14 +126,34 @@ impl<'a> Download<'a> {
     }
 
     fn tokenizer(&mut self) -> Result<()> {
-        if self.file("tokenizer.json")?.is_none() && self.file("vocab.txt")?.is_none() {
-            return Err(Error::hub(format!(
-                "`{}` has neither tokenizer.json nor vocab.txt: name another tokenizer with --tokenizer",
-                self.name
-            )));
+        let whole = self.file("tokenizer.json")?.is_some() || self.file("vocab.txt")?.is_some();
+        let halves = !whole && self.file("vocab.json")?.is_some() && self.file("merges.txt")?.is_some();
+        if !whole && !halves {
+            return Err(self.lacks_tokenizer()?);
         }
-        self.file(TOKENIZER_SETTINGS)?;
+        for file in TOKENIZER_SETTINGS {
+            self.file(file)?;
+        }
         Ok(())
+    }
+
+    fn lacks_tokenizer(&mut self) -> Result<Error> {
+        for model in SENTENCEPIECE {
+            if self.facts(model)?.is_some() {
+                let lines = conversion(self.name.repository());
+                return Ok(Error::hub(format!(
+                    "`{}` has its tokenizer as the SentencePiece model {model}, which is not read directly. Convert it \
+                     once, in Python with `transformers` and `sentencepiece`, and give the directory `converted` with \
+                     --tokenizer:\n{lines}",
+                    self.name
+                )));
+            }
+        }
+        Ok(Error::hub(format!(
+            "`{}` has no tokenizer.json, no vocab.txt and no vocab.json with merges.txt: name another tokenizer with \
+             --tokenizer",
+            self.name
+        )))
     }
 
     /// A file of the snapshot, fetched if need be; `None` if the model has none of that name.

@@ -1,0 +1,235 @@
+//! Tokens that stand beside the model's vocabulary, registered in the order and with the flags of `transformers`.
+
+use std::collections::BTreeMap;
+
+use ahash::AHashMap;
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use super::Inner;
+use super::classes::{ATTRIBUTES, Class};
+use super::settings::Settings;
+use crate::{Error, Result};
+
+/// The tokens that the files name.
+pub(super) struct Tokens {
+    /// By the ids that the files give them.
+    by_id: BTreeMap<i64, AddedToken>,
+    /// Where an id comes from that transformers does not keep to.
+    ids_from: Option<&'static str>,
+    /// Attribute, token, and whether the settings name it rather than the class.
+    named: Vec<(String, AddedToken, bool)>,
+    /// Further special tokens.
+    extra: Vec<AddedToken>,
+}
+
+impl Tokens {
+    /// From the settings, and from the definition in `tokenizer.json`.
+    pub(super) fn new(settings: &Settings, class: &Class, definition: &Value) -> Result<Self> {
+        let refuse = |problem: String| Error::file(settings.path(), problem);
+        let mut init = settings.config.clone();
+        let mut extra =
+            list(init.get("extra_special_tokens")).or(list(init.get("additional_special_tokens")));
+        let mut models = model_specific(&init);
+        let (mut by_id, mut ids_from) = (BTreeMap::new(), None);
+        if let Some(decoder) = init.get("added_tokens_decoder").filter(|value| !value.is_null()) {
+            let decoder =
+                decoder.as_object().ok_or_else(|| refuse("`added_tokens_decoder` is no object".into()))?;
+            for (id, token) in decoder {
+                let (Ok(id), Some(token)) = (id.parse(), added(token, false)) else {
+                    return Err(refuse(format!("`added_tokens_decoder` has no token at `{id}`")));
+                };
+                by_id.insert(id, token);
+            }
+            ids_from = Some("added_tokens_decoder in tokenizer_config.json");
+        } else {
+            for (key, value) in &settings.special_tokens {
+                init.insert(key.clone(), value.clone());
+            }
+            let more = list(settings.special_tokens.get("extra_special_tokens"));
+            if let Some(more) = more {
+                extra.get_or_insert_default().extend(more);
+            }
+            extra = extra.or(list(settings.special_tokens.get("additional_special_tokens")));
+            models.extend(model_specific(&settings.special_tokens));
+            Self::older_files(settings, &init, extra.as_deref(), definition, &mut by_id)?;
+            if !settings.added_tokens.is_empty() {
+                ids_from = Some("added_tokens.json");
+            }
+        }
+        let flags: BTreeMap<&str, &AddedToken> =
+            by_id.values().map(|token| (token.content.as_str(), token)).collect();
+        let mut named = Vec::new();
+        for (attribute, default) in ATTRIBUTES.iter().zip(class.defaults) {
+            let given = init.get(*attribute).filter(|value| !value.is_null());
+            let token = match (given, default) {
+                (None, None) => continue,
+                (None, Some(default)) => AddedToken::from(default, true),
+                (Some(value), _) => {
+                    let token = added(value, true)
+                        .ok_or_else(|| refuse(format!("`{attribute}` is {value}, which is no token")))?;
+                    flags.get(token.content.as_str()).map_or(token, |found| (*found).clone())
+                }
+            };
+            named.push(((*attribute).to_owned(), token, given.is_some()));
+        }
+        named.extend(models.into_iter().map(|(key, token)| (key, token, true)));
+        let extra = extra.unwrap_or_default();
+        Ok(Self { by_id, ids_from, named, extra })
+    }
+
+    /// The files of before `added_tokens_decoder`: added_tokens.json, then tokenizer.json.
+    fn older_files(
+        settings: &Settings,
+        init: &Map<String, Value>,
+        extra: Option<&[AddedToken]>,
+        definition: &Value,
+        by_id: &mut BTreeMap<i64, AddedToken>,
+    ) -> Result<()> {
+        let mut specials: Vec<String> = ATTRIBUTES
+            .iter()
+            .filter_map(|attribute| added(init.get(*attribute)?, true))
+            .map(|token| token.content)
+            .collect();
+        specials.extend(extra.unwrap_or_default().iter().map(|token| token.content.clone()));
+        for (content, id) in &settings.added_tokens {
+            let id = id.as_i64().ok_or_else(|| {
+                Error::file(
+                    settings.path().with_file_name("added_tokens.json"),
+                    format!("the id of `{content}` is no number"),
+                )
+            })?;
+            by_id.insert(id, AddedToken::from(content.clone(), specials.contains(content)));
+        }
+        for token in definition["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            if let (Some(id), Some(token)) = (token["id"].as_i64(), added(token, false)) {
+                by_id.insert(id, token);
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers every token with the library, which gives ids to those that have none.
+    pub(super) fn register(&self, inner: &mut Inner, settings: &Settings) -> Result<()> {
+        let mut known: Vec<String> =
+            inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+        known.extend(self.by_id.values().map(|token| token.content.clone()));
+        let mut all: Vec<AddedToken> = self.by_id.values().cloned().collect();
+        let named = self.named.iter().map(|(_, token, _)| token);
+        for token in named.chain(&self.extra) {
+            if !known.contains(&token.content) {
+                known.push(token.content.clone());
+                all.push(token.clone());
+            }
+        }
+        for token in &mut all {
+            token.special |= self.named.iter().any(|(_, named, _)| named.content == token.content);
+        }
+        let before = inner.get_vocab_size(true);
+        for (attribute, token, _) in &self.named {
+            if !self.has_id(&token.content, inner) {
+                crate::note!(
+                    "{}: `{attribute}` is `{}`, which the vocabulary has not; it is added with an id above {}, as in \
+                     transformers",
+                    settings.path().display(),
+                    token.content,
+                    before - 1
+                );
+            }
+        }
+        inner
+            .add_tokens(all)
+            .map_err(|e| Error::file(settings.path(), format!("cannot register the added tokens: {e}")))?;
+        self.refuse_shared_ids(inner, settings)?;
+        if let Some(source) = self.ids_from {
+            for (id, token) in &self.by_id {
+                let given = inner.token_to_id(&token.content);
+                if given.map(i64::from) != Some(*id) {
+                    crate::note!(
+                        "{}: {source} gives `{}` the id {id}; it has the id {}, as in transformers' fast tokenizers",
+                        settings.path().display(),
+                        token.content,
+                        given.unwrap_or_default()
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The library numbers added tokens from the vocabulary's size on, which is some token's id if a line stood twice.
+    fn refuse_shared_ids(&self, inner: &Inner, settings: &Settings) -> Result<()> {
+        let vocab = inner.get_vocab(false);
+        let owners: AHashMap<u32, &String> = vocab.iter().map(|(token, &id)| (id, token)).collect();
+        for (id, token) in inner.get_added_tokens_decoder() {
+            let owner = owners.get(&id).filter(|_| !vocab.contains_key(&token.content));
+            if let Some(owner) = owner {
+                return Err(Error::file(
+                    settings.path(),
+                    format!(
+                        "the added token `{}` would have the id {id} of `{owner}`, since some token of the vocabulary \
+                         stands in it twice or ids are missing: rename the repeated tokens",
+                        token.content
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The name that the settings give, or else the class.
+    pub(super) fn name(&self, attribute: &str) -> Option<&str> {
+        self.named.iter().find(|(name, ..)| name == attribute).map(|(_, token, _)| token.content.as_str())
+    }
+
+    /// Whether a token is in the vocabulary or among the added tokens of the files.
+    pub(super) fn has_id(&self, content: &str, inner: &Inner) -> bool {
+        inner.token_to_id(content).is_some() || self.by_id.values().any(|token| token.content == content)
+    }
+
+    /// Whether the settings name this attribute.
+    pub(super) fn is_explicit(&self, attribute: &str) -> bool {
+        self.named.iter().any(|(name, _, explicit)| name == attribute && *explicit)
+    }
+
+    /// Attributes and names of the tokens that have one.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.named.iter().map(|(attribute, token, _)| (attribute.as_str(), token.content.as_str()))
+    }
+}
+
+/// A token: its text, or an object with its flags.
+fn added(value: &Value, special: bool) -> Option<AddedToken> {
+    if let Some(text) = value.as_str() {
+        return Some(AddedToken::from(text, special));
+    }
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+    let special = special || flag("special").unwrap_or(false);
+    let content = value.get("content")?.as_str()?;
+    Some(
+        AddedToken::from(content, special)
+            .single_word(flag("single_word").unwrap_or(false))
+            .lstrip(flag("lstrip").unwrap_or(false))
+            .rstrip(flag("rstrip").unwrap_or(false))
+            .normalized(flag("normalized").unwrap_or(!special)),
+    )
+}
+
+/// A list of special tokens, if there is one that is not empty.
+fn list(value: Option<&Value>) -> Option<Vec<AddedToken>> {
+    let tokens: Vec<AddedToken> = value?
+        .as_array()?
+        .iter()
+        .filter_map(|token| added(token, token.is_string() || token.get("special").is_none()))
+        .collect();
+    (!tokens.is_empty()).then_some(tokens)
+}
+
+/// Special tokens of a model's own, such as `image_token`, and those of an `extra_special_tokens` that names them.
+fn model_specific(init: &Map<String, Value>) -> Vec<(String, AddedToken)> {
+    let own = init.iter().filter(|(key, value)| {
+        key.ends_with("_token") && value.is_string() && !ATTRIBUTES.contains(&key.as_str())
+    });
+    let named = init.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+    own.chain(named).filter_map(|(key, value)| Some((key.clone(), added(value, true)?))).collect()
+}
