@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
-use super::{check_positions, check_token_types, check_vocabulary, print, set_threads};
+use super::{check_pairs, check_positions, check_token_types, check_vocabulary, print, set_threads};
 use crate::backend::Backend;
 use crate::config::{Device, Precision, reading, uses_token_types};
 use crate::data::loader::LoaderSpec;
@@ -120,6 +120,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let source = TextSource::held_out(&input, &a.columns)?.with_reading(reading);
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
+    check_pairs(&tokenizer, reading, &a.columns)?;
     let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
     let (generator, discriminator) = (load(&a.generator)?, load(&a.discriminator)?);
     for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {

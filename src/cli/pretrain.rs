@@ -8,7 +8,9 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, check_positions, check_token_types, check_vocabulary, corpus, set_threads};
+use super::{
+    Outcome, check_pairs, check_positions, check_token_types, check_vocabulary, corpus, set_threads,
+};
 use crate::backend::Backend;
 use crate::config::{Head, MicroBatch, RunConfig, Settings};
 use crate::data::loader::LoaderSpec;
@@ -121,6 +123,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let known = known_tokenizer(&config, arguments.quiet)?;
     let is_known = known.is_some();
     let tokenizer = known.map_or_else(|| own_tokenizer(&config, &source, arguments.quiet), Ok)?;
+    check_pairs(&tokenizer, source.reading(), source.columns())?;
     let inputs = Inputs::new(&config, &tokenizer)?;
     let pair = models(&config, tokenizer.vocab_size(), arguments.quiet)?;
     if settings.seq_len.is_none() {
