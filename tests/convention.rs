@@ -537,3 +537,28 @@ fn settings_of_before_have_their_old_names() {
     assert_ne!(weights(&other), weights(&want));
     assert_eq!(rate(&other), rate(&want));
 }
+
+#[test]
+fn a_tokenizer_that_joins_pairs_in_another_way_is_refused() {
+    let scratch = Scratch::new();
+    let run = scratch.pretrain("first", &["--steps", "1"]);
+    let path = Path::new(&run).join("generator/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    // As RoBERTa: two separators between the texts, and one type.
+    tokenizer["post_processor"] = json!({
+        "type": "RobertaProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2],
+        "trim_offsets": true, "add_prefix_space": false,
+    });
+    let other = scratch.path("roberta");
+    fs::create_dir(&other).unwrap();
+    fs::write(Path::new(&other).join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let table = scratch.path("pairs.csv");
+    fs::write(&table, "a,b\n1,2\n").unwrap();
+    let (g, d) = (checkpoint("generator"), checkpoint("discriminator_pre"));
+    let models = ["--generator", g.as_str(), "--discriminator", d.as_str(), "--tokenizer", &other];
+    let words = ["[CLS] a [SEP] [SEP] b [SEP]", "--flavour electra"];
+    let start = ["pretrain", "--flavour", "txtai", "--train", &table, "--columns", "a,b", "--output"];
+    fail(&[&start[..], &[&scratch.path("run")], &models].concat(), &words);
+    let eval = ["eval", "--flavour", "txtai", "--input", &table, "--columns", "a,b"];
+    fail(&[&eval[..], &models].concat(), &words);
+}

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
 use super::{
-    check_positions, check_token_types, check_vocabulary, load_pair, print, report_left_out, set_threads,
+    check_pairs, check_positions, check_token_types, check_vocabulary, load_pair, print, report_left_out,
+    set_threads,
 };
 use crate::backend::Backend;
 use crate::config::{Device, Precision, reading, uses_token_types};
@@ -112,6 +113,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     report_left_out(&source, false);
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
+    check_pairs(&tokenizer, reading, &a.columns)?;
     let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
     for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
         check_vocabulary(&tokenizer, &checkpoint.config, what)?;

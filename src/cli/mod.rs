@@ -19,7 +19,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
-use crate::data::source::TextSource;
+use crate::data::source::{Reading, TextSource};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::config::{Architecture, ElectraConfig};
@@ -151,6 +151,29 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     if seq_len > positions {
         return Err(Error::config(format!(
             "rows of {seq_len} tokens exceed the {what}'s {positions} positions: use --seq-len {positions} or less"
+        )));
+    }
+    Ok(())
+}
+
+/// The tokenizer joins two texts as rows of pairs do, where they are made.
+fn check_pairs(tokenizer: &Tokenizer, reading: Reading, columns: &[String]) -> Result<()> {
+    let inner = tokenizer.inner();
+    if reading != Reading::Whole || columns.len() != 2 || inner.get_post_processor().is_none() {
+        return Ok(());
+    }
+    let special = tokenizer.special();
+    let joined =
+        inner.encode(("a", "b"), true).map_err(|e| Error::argument(format!("cannot tokenize: {e}")))?;
+    let first = [vec![special.cls], tokenizer.encode("a")?, vec![special.sep]].concat();
+    let second = [tokenizer.encode("b")?, vec![special.sep]].concat();
+    let types = [vec![0; first.len()], vec![1; second.len()]].concat();
+    if joined.get_ids() != [first, second].concat() || joined.get_type_ids() != types {
+        return Err(Error::config(format!(
+            "two --columns are a pair in txtai's flavour, `[CLS] a [SEP] b [SEP]` with token types 0 and 1, but this \
+             tokenizer joins two texts as `{}` with the types {:?}: give one column, or use --flavour electra",
+            joined.get_tokens().join(" "),
+            joined.get_type_ids()
         )));
     }
     Ok(())

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::device::{Choice, Multiply, OnBackend, Place, with_backend};
 use super::summary::finish;
-use super::{Outcome, corpus, report_left_out, set_threads};
+use super::{Outcome, check_pairs, corpus, report_left_out, set_threads};
 use crate::backend::Backend;
 use crate::config::{MicroBatch, RunConfig, Settings};
 use crate::data::loader::{Batching, LoaderSpec};
@@ -136,6 +136,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         Some(tokenizer) => tokenizer,
         None => own_tokenizer(&config, &starts, before.as_ref(), &source, quiet)?,
     };
+    check_pairs(&tokenizer, source.reading(), source.columns())?;
     let tokenizer = tokenizer.with_sample(&source);
     tokenizer.check_export()?;
     let inputs = Inputs::new(&config, &tokenizer)?;
