@@ -1,5 +1,5 @@
-//! Tokenizers with all kinds of settings beside them, against the ids of `transformers` (`make_tokenizer_cases.py`),
-//! and what is saved of them.
+//! Tokenizers with all kinds of settings beside them, against the ids of `transformers`
+//! (`make_tokenizer_cases.py`), and what is saved of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -177,7 +177,8 @@ fn framed_as_in_training(tokenizer: &Tokenizer, name: &str) {
     assert_eq!(pair.get_type_ids(), types, "{name}");
 }
 
-/// Versions 4 and 5 of transformers read these settings of a saved tokenizer differently, or not at all.
+/// Versions 4 and 5 of transformers read these settings of a saved tokenizer differently, or not at
+/// all.
 #[test]
 fn saved_settings_suit_both_versions() {
     let fixture = Fixture::read();

@@ -16,7 +16,8 @@ use crate::fsutil::{create_dir, write_atomic};
 use crate::model::hf::{WEIGHTS, WEIGHTS_INDEX, shard_names};
 use crate::{Error, Result};
 
-/// Settings beside a tokenizer, which not every model has; config.json tells the class where no other file does.
+/// Settings beside a tokenizer, which not every model has; config.json tells the class where no
+/// other file does.
 pub(super) const TOKENIZER_SETTINGS: [&str; 4] =
     ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"];
 

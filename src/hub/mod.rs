@@ -75,7 +75,7 @@ impl std::fmt::Display for ModelName {
 pub enum Part {
     /// `config.json` and the weights.
     Model,
-    /// `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`, and the settings beside them that there are.
+    /// `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`, and the settings beside them.
     Tokenizer,
 }
 

@@ -1,4 +1,5 @@
-//! Tokens that stand beside the model's vocabulary, registered in the order and with the flags of `transformers`.
+//! Tokens that stand beside the model's vocabulary, registered in the order and with the flags of
+//! `transformers`.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +18,24 @@ pub(super) struct Tokens {
     by_id: BTreeMap<i64, AddedToken>,
     /// Where an id comes from that transformers does not keep to.
     ids_from: Option<&'static str>,
-    /// Attribute, token, and whether the settings name it rather than the class.
-    named: Vec<(String, AddedToken, bool)>,
+    named: Vec<Named>,
     /// Further special tokens.
-    extra: Vec<AddedToken>,
+    extra: Vec<Special>,
+}
+
+/// A special token. Python compares one given as text with one that has flags as different, which
+/// decides whose flags hold where two attributes name the same token.
+#[derive(Clone, PartialEq)]
+struct Special {
+    token: AddedToken,
+    is_text: bool,
+}
+
+struct Named {
+    attribute: String,
+    special: Special,
+    /// Whether the settings name it rather than the class.
+    explicit: bool,
 }
 
 impl Tokens {
@@ -52,7 +67,7 @@ impl Tokens {
             }
             extra = extra.or(list(settings.special_tokens.get("additional_special_tokens")));
             models.extend(model_specific(&settings.special_tokens));
-            Self::older_files(settings, &init, extra.as_deref(), definition, &mut by_id)?;
+            Self::older_files(settings, definition, &mut by_id)?;
             if !settings.added_tokens.is_empty() {
                 ids_from = Some("added_tokens.json");
             }
@@ -62,18 +77,22 @@ impl Tokens {
         let mut named = Vec::new();
         for (attribute, default) in ATTRIBUTES.iter().zip(class.defaults) {
             let given = init.get(*attribute).filter(|value| !value.is_null());
-            let token = match (given, default) {
+            let special = match (given, default) {
                 (None, None) => continue,
-                (None, Some(default)) => AddedToken::from(default, true),
+                (None, Some(default)) => Special { token: AddedToken::from(default, true), is_text: true },
                 (Some(value), _) => {
-                    let token = added(value, true)
+                    let special = special(value, true)
                         .ok_or_else(|| refuse(format!("`{attribute}` is {value}, which is no token")))?;
-                    flags.get(token.content.as_str()).map_or(token, |found| (*found).clone())
+                    match flags.get(special.token.content.as_str()) {
+                        Some(&found) => Special { token: found.clone(), is_text: false },
+                        None => special,
+                    }
                 }
             };
-            named.push(((*attribute).to_owned(), token, given.is_some()));
+            named.push(Named { attribute: (*attribute).to_owned(), special, explicit: given.is_some() });
         }
-        named.extend(models.into_iter().map(|(key, token)| (key, token, true)));
+        let own = |(attribute, special)| Named { attribute, special, explicit: true };
+        named.extend(models.into_iter().map(own));
         let extra = extra.unwrap_or_default();
         Ok(Self { by_id, ids_from, named, extra })
     }
@@ -81,17 +100,26 @@ impl Tokens {
     /// The files of before `added_tokens_decoder`: added_tokens.json, then tokenizer.json.
     fn older_files(
         settings: &Settings,
-        init: &Map<String, Value>,
-        extra: Option<&[AddedToken]>,
         definition: &Value,
         by_id: &mut BTreeMap<i64, AddedToken>,
     ) -> Result<()> {
+        // What tokenizer_config.json gives as an object is not recognised by its name.
+        let (config, map) = (&settings.config, &settings.special_tokens);
+        let items = |object: &Map<String, Value>, key: &str| {
+            object.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
+        };
         let mut specials: Vec<String> = ATTRIBUTES
             .iter()
-            .filter_map(|attribute| added(init.get(*attribute)?, true))
-            .map(|token| token.content)
+            .filter_map(|key| match map.get(*key) {
+                Some(value) => Some(added(value, true)?.content),
+                None => config.get(*key)?.as_str().map(str::to_owned),
+            })
             .collect();
-        specials.extend(extra.unwrap_or_default().iter().map(|token| token.content.clone()));
+        for key in ["extra_special_tokens", "additional_special_tokens"] {
+            specials.extend(items(config, key).iter().filter_map(|value| value.as_str().map(str::to_owned)));
+        }
+        let mapped = items(map, "extra_special_tokens");
+        specials.extend(mapped.iter().filter_map(|value| added(value, true)).map(|token| token.content));
         for (content, id) in &settings.added_tokens {
             let id = id.as_i64().ok_or_else(|| {
                 Error::file(
@@ -114,19 +142,19 @@ impl Tokens {
         let mut known: Vec<String> =
             inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         known.extend(self.by_id.values().map(|token| token.content.clone()));
-        let mut all: Vec<AddedToken> = self.by_id.values().cloned().collect();
-        let named = self.named.iter().map(|(_, token, _)| token);
-        for token in named.chain(&self.extra) {
-            if !known.contains(&token.content) {
-                known.push(token.content.clone());
-                all.push(token.clone());
+        let given = self.by_id.values().map(|token| Special { token: token.clone(), is_text: false });
+        let mut all: Vec<Special> = given.collect();
+        for special in self.named.iter().map(|named| &named.special).chain(&self.extra) {
+            if !known.contains(&special.token.content) && !all.contains(special) {
+                all.push(special.clone());
             }
         }
+        let mut all: Vec<AddedToken> = all.into_iter().map(|special| special.token).collect();
         for token in &mut all {
-            token.special |= self.named.iter().any(|(_, named, _)| named.content == token.content);
+            token.special |= self.named.iter().any(|named| named.special.token.content == token.content);
         }
         let before = inner.get_vocab_size(true);
-        for (attribute, token, _) in &self.named {
+        for Named { attribute, special: Special { token, .. }, .. } in &self.named {
             if !self.has_id(&token.content, inner) {
                 crate::note!(
                     "{}: `{attribute}` is `{}`, which the vocabulary has not; it is added with an id above {}, as in \
@@ -157,7 +185,8 @@ impl Tokens {
         Ok(())
     }
 
-    /// The library numbers added tokens from the vocabulary's size on, which is some token's id if a line stood twice.
+    /// The library numbers added tokens from the vocabulary's size on, which is some token's id if
+    /// a line stood twice.
     fn refuse_shared_ids(&self, inner: &Inner, settings: &Settings) -> Result<()> {
         let vocab = inner.get_vocab(false);
         let owners: AHashMap<u32, &String> = vocab.iter().map(|(token, &id)| (id, token)).collect();
@@ -179,7 +208,7 @@ impl Tokens {
 
     /// The name that the settings give, or else the class.
     pub(super) fn name(&self, attribute: &str) -> Option<&str> {
-        self.named.iter().find(|(name, ..)| name == attribute).map(|(_, token, _)| token.content.as_str())
+        self.names().find(|(name, _)| *name == attribute).map(|(_, content)| content)
     }
 
     /// Whether a token is in the vocabulary or among the added tokens of the files.
@@ -189,12 +218,12 @@ impl Tokens {
 
     /// Whether the settings name this attribute.
     pub(super) fn is_explicit(&self, attribute: &str) -> bool {
-        self.named.iter().any(|(name, _, explicit)| name == attribute && *explicit)
+        self.named.iter().any(|named| named.attribute == attribute && named.explicit)
     }
 
     /// Attributes and names of the tokens that have one.
     pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.named.iter().map(|(attribute, token, _)| (attribute.as_str(), token.content.as_str()))
+        self.named.iter().map(|named| (named.attribute.as_str(), named.special.token.content.as_str()))
     }
 }
 
@@ -215,21 +244,25 @@ fn added(value: &Value, special: bool) -> Option<AddedToken> {
     )
 }
 
+/// A special token: its text, or an object with its flags.
+fn special(value: &Value, special: bool) -> Option<Special> {
+    Some(Special { token: added(value, special)?, is_text: value.is_string() })
+}
+
 /// A list of special tokens, if there is one that is not empty.
-fn list(value: Option<&Value>) -> Option<Vec<AddedToken>> {
-    let tokens: Vec<AddedToken> = value?
-        .as_array()?
-        .iter()
-        .filter_map(|token| added(token, token.is_string() || token.get("special").is_none()))
-        .collect();
+fn list(value: Option<&Value>) -> Option<Vec<Special>> {
+    let is_special = |token: &Value| token.is_string() || token.get("special").is_none();
+    let tokens: Vec<Special> =
+        value?.as_array()?.iter().filter_map(|token| special(token, is_special(token))).collect();
     (!tokens.is_empty()).then_some(tokens)
 }
 
-/// Special tokens of a model's own, such as `image_token`, and those of an `extra_special_tokens` that names them.
-fn model_specific(init: &Map<String, Value>) -> Vec<(String, AddedToken)> {
+/// Special tokens of a model's own, such as `image_token`, and those of an `extra_special_tokens`
+/// that names them.
+fn model_specific(init: &Map<String, Value>) -> Vec<(String, Special)> {
     let own = init.iter().filter(|(key, value)| {
         key.ends_with("_token") && value.is_string() && !ATTRIBUTES.contains(&key.as_str())
     });
     let named = init.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
-    own.chain(named).filter_map(|(key, value)| Some((key.clone(), added(value, true)?))).collect()
+    own.chain(named).filter_map(|(key, value)| Some((key.clone(), special(value, true)?))).collect()
 }

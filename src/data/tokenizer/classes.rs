@@ -1,8 +1,9 @@
 //! The tokenizer classes of `transformers`, as far as their behaviour is known here.
 //!
-//! A class either takes `tokenizer.json` as it is, or rebuilds a pipeline of its own around the vocabulary. Settings
-//! of tokenizer_config.json win over tokenizer.json where every version of `transformers` lets them; where the
-//! pipelines differ in anything else, versions 4 and 5 disagree about the ids, and the tokenizer is refused.
+//! A class either takes `tokenizer.json` as it is, or rebuilds a pipeline of its own around the
+//! vocabulary. Settings of tokenizer_config.json win over tokenizer.json where every version of
+//! `transformers` lets them; where the pipelines differ in anything else, versions 4 and 5 disagree
+//! about the ids, and the tokenizer is refused.
 
 use std::path::Path;
 
@@ -154,8 +155,8 @@ pub(super) fn class_of_model(model_type: &str) -> Option<&'static str> {
 pub(super) const TAKES_JSON: [&str; 5] =
     ["modernbert", "modernbert-decoder", "nystromformer", "xlm-roberta-xl", "umt5"];
 
-/// The pipeline of a `tokenizer.json` made what a class makes of it, or the error that names where the two differ.
-/// Each setting of tokenizer_config.json that overrides tokenizer.json is noted.
+/// The pipeline of a `tokenizer.json` made what a class makes of it, or the error that names where
+/// the two differ. Each setting of tokenizer_config.json that overrides tokenizer.json is noted.
 pub(super) fn apply(
     class: &Class,
     name: &str,

@@ -154,8 +154,9 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// The tokens of a `vocab.txt` and their ids, which are line numbers: of two equal tokens the last one counts. White
-/// space at the end of a line is stripped, as transformers 5 does; an empty line is a token that no text has.
+/// The tokens of a `vocab.txt` and their ids, which are line numbers: of two equal tokens the last
+/// one counts. White space at the end of a line is stripped, as transformers 5 does; an empty line
+/// is a token that no text has.
 pub(super) fn read_vocab(path: &Path) -> Result<Vec<(String, u32)>> {
     let text = read(path)?;
     if text.is_empty() {

@@ -1,6 +1,8 @@
-//! The frame of special tokens around a text: `[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
+//! The frame of special tokens around a text: `[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with
+//! token types 0 and 1.
 //!
-//! Every row in training has this frame, so every tokenizer that is written has it too, whatever its own was.
+//! Every row in training has this frame, so every tokenizer that is written has it too, whatever
+//! its own was.
 
 use serde_json::{Value, json};
 use tokenizers::{Encoding, PostProcessorWrapper, Token};

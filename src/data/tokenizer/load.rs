@@ -18,7 +18,8 @@ use super::settings::Settings;
 use super::{Inner, ROLES, Tokenizer, bert, check_ids};
 use crate::{Error, Result};
 
-/// Other names of the special tokens, in the order of [`ROLES`], for a `tokenizer.json` without settings.
+/// Other names of the special tokens, in the order of [`ROLES`], for a `tokenizer.json` without
+/// settings.
 const OTHER_NAMES: [&[&str]; 5] =
     [&["<pad>"], &["<unk>"], &["<s>", "<cls>"], &["</s>", "<sep>"], &["<mask>"]];
 
@@ -27,8 +28,8 @@ const KEPT: [&str; 4] =
     ["clean_up_tokenization_spaces", "padding_side", "truncation_side", "split_special_tokens"];
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, a `vocab.txt`, a `vocab.json` with its `merges.txt`, or a directory of these, with
-    /// the settings beside it.
+    /// Reads a `tokenizer.json`, a `vocab.txt`, a `vocab.json` with its `merges.txt`, or a
+    /// directory of these, with the settings beside it.
     pub fn load(path: &Path) -> Result<Self> {
         let source = Source::find(path)?;
         let settings = Settings::read(if path.is_dir() { path } else { directory(path) })?;
@@ -150,8 +151,8 @@ fn byte_level(vocab: &Path, merges: &Path, settings: &Settings) -> Result<Inner>
     Ok(inner)
 }
 
-/// Names of the five special tokens, from the first place that tells: the settings and the class, the map, the
-/// definition's own frame and model, the usual names.
+/// Names of the five special tokens, from the first place that tells: the settings and the class,
+/// the map, the definition's own frame and model, the usual names.
 fn role_names(tokens: &Tokens, settings: &Settings, definition: &Value, inner: &Inner) -> [String; 5] {
     let (cls, sep) = frame_names(&definition["post_processor"]);
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -176,10 +177,12 @@ fn role_names(tokens: &Tokens, settings: &Settings, definition: &Value, inner: &
     })
 }
 
-/// The special tokens that nobody named must be in the vocabulary; those that the settings name are added to it.
+/// The special tokens that nobody named must be in the vocabulary; those that the settings name are
+/// added to it.
 fn require_roles(names: &[String; 5], tokens: &Tokens, inner: &Inner, source: &Source) -> Result<()> {
     for ((role, _), name) in ROLES.iter().zip(names) {
-        // The file begins with a byte order mark, which transformers reads as a part of the first token.
+        // The file begins with a byte order mark, which transformers reads as a part of the first
+        // token.
         let marked =
             matches!(source, Source::Vocab(_)) && inner.token_to_id(&format!("\u{feff}{name}")).is_some();
         if !tokens.has_id(name, inner) && !tokens.is_explicit(role) && !marked {

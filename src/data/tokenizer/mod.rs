@@ -1,10 +1,14 @@
-//! Tokenizers: loaded from what `transformers` loads, or trained on the text (`vocabulary.rs`), and saved so that
-//! `AutoTokenizer.from_pretrained` gives the ids of training. The work is the `tokenizers` crate's.
+//! Tokenizers: loaded from what `transformers` loads, or trained on the text (`vocabulary.rs`), and
+//! saved so that `AutoTokenizer.from_pretrained` gives the ids of training. The work is the
+//! `tokenizers` crate's.
 //!
 //! ```text
-//! tokenizer.json │ vocab.txt │ vocab.json + merges.txt   (files)
-//! tokenizer_config.json, special_tokens_map.json, …      (settings) ─→ class (classes) ─→ added tokens (added)
-//!                                                          ─→ Tokenizer ─→ frame (frame) ─→ files, read back (save)
+//! tokenizer.json │ vocab.txt │ vocab.json + merges.txt     files
+//!   └─ and the settings beside them                         settings
+//!        └─ class: which pipeline                           classes
+//!             └─ tokens beside the model's vocabulary       added
+//!                  └─ Tokenizer                             load
+//!                       └─ frame, files, read back          frame, save
 //! ```
 
 mod added;
@@ -85,8 +89,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// A tokenizer of the library; `settings` name special tokens that are not called [PAD], [UNK], [CLS], [SEP] and
-    /// [MASK], as tokenizer_config.json does.
+    /// A tokenizer of the library; `settings` name special tokens that are not called [PAD], [UNK],
+    /// [CLS], [SEP] and [MASK], as tokenizer_config.json does.
     pub(super) fn wrap(inner: Inner, settings: &Value, lowercase: bool) -> Result<Self> {
         let name = |(role, default): (&str, &str)| match settings.get(role) {
             Some(Value::String(name)) => name.clone(),

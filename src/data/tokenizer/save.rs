@@ -1,5 +1,6 @@
-//! Writing a tokenizer, so that `AutoTokenizer.from_pretrained(dir)` gives the ids of training, with the frame of
-//! training, in versions 4 and 5 of `transformers`; and reading back what was written.
+//! Writing a tokenizer, so that `AutoTokenizer.from_pretrained(dir)` gives the ids of training,
+//! with the frame of training, in versions 4 and 5 of `transformers`; and reading back what was
+//! written.
 
 use std::path::Path;
 
@@ -37,13 +38,15 @@ const HOSTILE: [&str; 16] = [
 ];
 
 impl Tokenizer {
-    /// Takes a sample of the text of training, on which every saved copy is compared with this tokenizer.
+    /// Takes a sample of the text of training, on which every saved copy is compared with this
+    /// tokenizer.
     pub fn with_sample(mut self, source: &TextSource) -> Self {
         let files = source.files();
         let step = files.len().div_ceil(SAMPLED_FILES).max(1);
         for file in files.iter().step_by(step).filter(|file| file.is_file()) {
             let mut bytes = 0;
-            // That reading ends early is the point; what is wrong with a file shows when it is tokenized.
+            // That reading ends early is the point; what is wrong with a file shows when it is
+            // tokenized.
             let _ = source.read_file(file, &mut |paragraph| {
                 let end = paragraph.text.floor_char_boundary(SAMPLED_BYTES);
                 self.sample.push(paragraph.text[..end].to_owned());
@@ -54,9 +57,9 @@ impl Tokenizer {
         self
     }
 
-    /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and `vocab.txt` for older programs where it means the
-    /// same. Then reads it back as `transformers` does and compares the ids of the sample and of some lines of all
-    /// scripts; a difference is an error.
+    /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and `vocab.txt` for older programs
+    /// where it means the same. Then reads it back as `transformers` does and compares the ids of
+    /// the sample and of some lines of all scripts; a difference is an error.
     pub fn save(&self, dir: &Path, model_max_length: usize) -> Result<()> {
         create_dir(dir)?;
         let write =
@@ -143,7 +146,8 @@ impl Tokenizer {
         further.into_iter().map(|(_, token)| token.content).collect()
     }
 
-    /// Whether `transformers`, which builds the pipeline of a `BertTokenizer` anew, builds this very one.
+    /// Whether `transformers`, which builds the pipeline of a `BertTokenizer` anew, builds this
+    /// very one.
     fn is_bert(&self, inner: &Inner) -> Result<bool> {
         let text = definition(inner)?;
         let found: Value = serde_json::from_str(&text)
@@ -224,7 +228,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The sample of the training text, lines of all scripts, and every added token in some surroundings.
+    /// The sample of the training text, lines of all scripts, and every added token in some
+    /// surroundings.
     fn texts(&self) -> impl Iterator<Item = String> {
         let mut added: Vec<String> =
             self.inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();

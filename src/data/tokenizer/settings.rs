@@ -1,6 +1,8 @@
-//! What stands beside a vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json.
+//! What stands beside a vocabulary: tokenizer_config.json, special_tokens_map.json,
+//! added_tokens.json and config.json.
 //!
-//! Every setting that changes ids is honoured as `AutoTokenizer.from_pretrained` honours it, or refused by name.
+//! Every setting that changes ids is honoured as `AutoTokenizer.from_pretrained` honours it, or
+//! refused by name.
 
 use std::path::{Path, PathBuf};
 
@@ -100,6 +102,12 @@ impl Settings {
     /// The class that `AutoTokenizer` takes, and its name.
     pub(super) fn class(&self, source: &Source) -> Result<(&'static Class, String)> {
         let model_type = self.model.get("model_type").and_then(Value::as_str);
+        if let Some(value) = self.config.get("tokenizer_class")
+            && !value.is_null()
+            && !value.is_string()
+        {
+            return Err(Error::file(self.path(), format!("`tokenizer_class` is {value}, which is no name")));
+        }
         let (named, path) = match (self.config.get("tokenizer_class"), self.model.get("tokenizer_class")) {
             (Some(Value::String(name)), _) => (Some(name.as_str()), self.path()),
             (_, Some(Value::String(name))) => (Some(name.as_str()), self.dir.join("config.json")),
