@@ -32,6 +32,7 @@ mod place;
 mod prepare;
 mod recorded;
 mod report;
+mod starting_points;
 mod steps;
 mod support;
 mod whole;
