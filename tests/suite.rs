@@ -36,6 +36,7 @@ mod place;
 mod prepare;
 mod recorded;
 mod report;
+mod starting_points;
 mod steps;
 #[cfg(target_os = "linux")]
 mod streams;

@@ -155,8 +155,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(finish(&config, &summary, arguments.json))
 }
 
-/// Makes the output directory this process's own, if the run may be there; also returns the settings
-/// that an earlier process left there.
+/// Makes the output directory this process's own, if the run may be there; also returns the
+/// settings that an earlier process left there.
 fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<RunConfig>)> {
     let output = &config.output;
     create_dir(output)?;

@@ -177,8 +177,8 @@ settings! {
     /// Sizes of the pair [default: small]
     #[arg(long, help_heading = "Model")]
     preset: Preset,
-    /// One model that both networks start from, a directory or a name on the hub: its encoder in both, its head where it
-    /// is one of theirs; instead of --generator, --discriminator and --preset
+    /// One model that both networks start from, a directory or a name on the hub: its encoder in
+    /// both, its head where it is one of theirs; instead of --generator, --discriminator and --preset
     #[arg(long, value_name = "DIR|NAME", help_heading = "Model")]
     base: String,
     /// Generator to start from: a Hugging Face directory, a name on its hub (owner/name@revision), or a preset's

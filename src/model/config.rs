@@ -50,8 +50,8 @@ impl Architecture {
     }
 }
 
-/// More parameters than any machine trains here: a size in a file that was mistyped or damaged would
-/// otherwise end in a failed allocation.
+/// More parameters than any machine trains here: a size in a file that was mistyped or damaged
+/// would otherwise end in a failed allocation.
 const MOST_MILLIONS: f64 = 100_000.0;
 
 /// Sizes and constants of one network. Defaults are those of `transformers`' `ElectraConfig`.

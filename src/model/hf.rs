@@ -4,8 +4,8 @@
 //! sharing the discriminator's file holds the sum of both tables, so any program can load it.
 //!
 //! A directory is read as a [`StartingPoint`], which may be any of ELECTRA's classes, or a
-//! `config.json` without weights. A [`Checkpoint`] is a network with one of the three heads that are
-//! trained and used here.
+//! `config.json` without weights. A [`Checkpoint`] is a network with one of the three heads that
+//! are trained and used here.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -97,8 +97,8 @@ pub struct TokenDetection<B: Backend> {
 
 impl TokenDetection<Cpu<f32>> {
     /// A pair on the CPU with txtai's details: `weight` multiplies the discriminator's loss (txtai's default is
-    /// 50.0), word embeddings are shared where their sizes agree. The tokenizer is saved with the models, whose token ids
-    /// are set to its own.
+    /// 50.0), word embeddings are shared where their sizes agree. The tokenizer is saved with the
+    /// models, whose token ids are set to its own.
     pub fn new(
         mut generator: Checkpoint,
         mut discriminator: Checkpoint,

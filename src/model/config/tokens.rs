@@ -6,9 +6,9 @@ use super::ElectraConfig;
 use crate::data::tokenizer::Tokenizer;
 
 impl ElectraConfig {
-    /// Takes the ids of the special tokens from the tokenizer, as the Trainer of `transformers` does:
-    /// padding always, the others where the tokenizer has such a token and the configuration names
-    /// another, or none. Returns what changed, in words.
+    /// Takes the ids of the special tokens from the tokenizer, as the Trainer of `transformers`
+    /// does: padding always, the others where the tokenizer has such a token and the configuration
+    /// names another, or none. Returns what changed, in words.
     pub fn align_token_ids(&mut self, tokenizer: &Tokenizer) -> Vec<String> {
         let (special, [bos, eos]) = (tokenizer.special(), tokenizer.bos_eos());
         let mut changes = Vec::new();

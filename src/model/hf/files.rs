@@ -126,8 +126,8 @@ impl Tensors {
             |e| Error::file(&path, format!("this is not a whole safetensors file ({e}); copy it again"));
         let file = SafeTensors::deserialize(&map).map_err(broken)?;
         for (stored, view) in file.tensors() {
-            // Buffers that older versions stored, and files from before the decoder's bias had its place
-            // in `generator_lm_head`.
+            // Buffers that older versions stored, and files from before the decoder's bias had its
+            // place in `generator_lm_head`.
             if stored.ends_with("embeddings.position_ids")
                 || stored.ends_with("embeddings.token_type_ids")
                 || stored == "generator_lm_head.decoder.bias"

@@ -248,7 +248,7 @@ impl StartingPoint {
         Ok(())
     }
 
-    /// Every tensor of the encoder is there, and no other, and those of the heads have their shapes.
+    /// Every tensor of the encoder is there, and no other; those of the heads have their shapes.
     fn check(&mut self) -> Result<()> {
         let config = &self.file.config;
         let mut expected: BTreeMap<String, NamedShape> = BTreeMap::new();
