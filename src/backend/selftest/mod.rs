@@ -454,19 +454,18 @@ mod tests {
     fn a_small_wrong_element_of_attention_shows() {
         let case = Case::Attention { lengths: vec![(128, 100)], heads: 2, head_size: 64, p: 0.1 };
         let [mut got, want, naive] = results(&case);
-        for (name, reach) in case.reach() {
-            let which = want.iter().position(|output| output.name == name).unwrap();
-            let (got, want) = (&mut got[which], &want[which]);
-            within_reach(got, want, &reach).unwrap();
-            let (error, allowed) = Norm::Largest.errors(got, want, &naive[which]);
-            let size = Norm::Largest.of(want.values.iter().copied());
-            // The element of which rounding leaves most is moved by half of the error that another may have.
-            let tightest = (0..reach.len()).min_by(|&a, &b| reach[a].total_cmp(&reach[b])).unwrap();
-            let moved = (allowed + SLACK) * size;
-            assert!(moved > reach[tightest] && error <= 2.0 * allowed + SLACK, "{name}: {moved}");
-            got.values[tightest] = want.values[tightest] + 1.5 * moved;
-            assert!(difference(got, want, &naive[which]).is_ok(), "{name}: it shows in a norm");
-            assert!(within_reach(got, want, &reach).unwrap_err().contains("rounding reaches"), "{name}");
-        }
+        let (name, reach) = case.reach().into_iter().find(|(name, _)| *name == "dqkv").unwrap();
+        let which = want.iter().position(|output| output.name == name).unwrap();
+        let (got, want) = (&mut got[which], &want[which]);
+        within_reach(got, want, &reach).unwrap();
+        let (error, allowed) = Norm::Largest.errors(got, want, &naive[which]);
+        let size = Norm::Largest.of(want.values.iter().copied());
+        // The element of which rounding leaves most, a key's that is hidden, is moved by less than another may be off.
+        let tightest = (0..reach.len()).min_by(|&a, &b| reach[a].total_cmp(&reach[b])).unwrap();
+        let moved = 1.5 * (allowed + SLACK) * size;
+        assert!(moved > reach[tightest] && error <= 2.0 * allowed + SLACK, "{moved}");
+        got.values[tightest] = want.values[tightest] + moved;
+        assert!(difference(got, want, &naive[which]).is_ok(), "it shows in a norm");
+        assert!(within_reach(got, want, &reach).unwrap_err().contains("rounding reaches"));
     }
 }
