@@ -100,8 +100,8 @@ fn bad_sources_are_named() {
     refuse("other.csv", b"id,body\n1,x\n", &["line 1", "`text`", "body", "--columns"]);
     refuse("ragged.csv", b"id,text\n1,x\n2\n", &["line 3"]);
     refuse("broken.jsonl", b"{\"text\":\"x\"}\n{\"text\":", &["line 2", "JSON"]);
-    refuse("field.jsonl", b"{\"body\":\"x\"}\n", &["line 1", "`text`", "body"]);
-    refuse("number.jsonl", b"{\"text\":3}\n", &["line 1", "not a string"]);
+    refuse("field.jsonl", b"{\"body\":\"x\"}\n", &["no record", "`text`", "body"]);
+    refuse("number.jsonl", b"{\"text\":3}\n", &["line 1", "neither a string"]);
     refuse("cut.txt.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x0b", &["copy it again"]);
     refuse("no.txt.zst", b"plain", &["Zstandard"]);
     refuse("page.html", b"x", &[".jsonl"]);

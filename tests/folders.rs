@@ -271,7 +271,7 @@ fn folders_that_cannot_be_read_are_named() {
     let corpus = Corpus::new();
     corpus.files(&["c/a.txt", "c/closed/b.txt"]);
     let closed = corpus.path("c/closed");
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
     // The superuser may read everything.
     if fs::read_dir(&closed).is_err() {
         has(&corpus.refused("c"), &["c/closed", "denied"]);
