@@ -272,13 +272,14 @@ impl RunConfig {
             (Some(ratio), _) if !(0.0..=1.0).contains(&ratio) => {
                 return fail(format!("--warmup-ratio is {ratio}, expected a share of the steps from 0 to 1"));
             }
-            (ratio, steps) if self.lr_scheduler == LrScheduler::Constant => {
-                if ratio.unwrap_or(0.0) > 0.0 || steps.unwrap_or(0) > 0 {
-                    return fail(
-                        "--lr-scheduler constant has no warm-up: use constant-with-warmup, or leave the warm-up out"
-                            .to_owned(),
-                    );
-                }
+            (ratio, steps)
+                if self.lr_scheduler == LrScheduler::Constant
+                    && (ratio.unwrap_or(0.0) > 0.0 || steps.unwrap_or(0) > 0) =>
+            {
+                return fail(
+                    "--lr-scheduler constant has no warm-up: use constant-with-warmup, or leave the warm-up out"
+                        .to_owned(),
+                );
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ impl Variables {
     fn from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Result<Self> {
         let get = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| get(name)?.into_string().ok().filter(|value| !value.trim().is_empty());
-        let path = |name: &str| Some(expand(get(name)?, &get, home.as_ref()));
+        let path = |name: &str| Some(expand(get(name)?, get, home.as_ref()));
         let on = |name: &str| {
             let value = text(name).unwrap_or_default().trim().to_ascii_lowercase();
             ["1", "true", "yes", "on"].contains(&value.as_str())
