@@ -113,7 +113,7 @@ fn batches_are_the_trainers() {
                     batch.cu_seqlens.windows(2).map(|w| batch.ids[w[0] as usize..w[1] as usize].to_vec());
                 seen.extend(rows);
             }
-            if (step + 1) % per_epoch == 0 {
+            if (step + 1).is_multiple_of(per_epoch) {
                 assert_eq!(seen.len(), run.0, "{run:?}: an epoch has every row");
                 seen.clear();
             }
