@@ -113,7 +113,7 @@ fn batches_are_the_trainers() {
                     batch.cu_seqlens.windows(2).map(|w| batch.ids[w[0] as usize..w[1] as usize].to_vec());
                 seen.extend(rows);
             }
-            if (step + 1) % per_epoch == 0 {
+            if (step + 1).is_multiple_of(per_epoch) {
                 assert_eq!(seen.len(), run.0, "{run:?}: an epoch has every row");
                 seen.clear();
             }
@@ -213,16 +213,7 @@ mod runs {
     #[test]
     fn a_run_ends_with_its_epochs_and_goes_on_to_the_same_bytes() {
         let rows = rows_of(&Place::new(&["--steps", "1"]));
-        let place = Place::new(&[
-            "--epochs",
-            "2",
-            "--grad-accumulation",
-            "3",
-            "--save-every",
-            "7",
-            "--log-every",
-            "1",
-        ]);
+        let place = Place::new(&["--epochs", "2", "--grad-accumulation", "3", "--save-every", "7"]);
         let want = place.undisturbed();
         let steps = 2 * rows.div_ceil(12);
         let trained: Vec<_> = want.1.iter().filter(|line| line.get("lr").is_some()).collect();
@@ -242,7 +233,7 @@ mod runs {
     #[test]
     fn a_split_changes_rounding_alone_in_short_steps_too() {
         let run = |settings: &[&str]| {
-            let fixed = ["--epochs", "1", "--precision", "fp32", "--log-every", "1"];
+            let fixed = ["--epochs", "1", "--precision", "fp32"];
             Place::new(&[&fixed[..], settings].concat()).undisturbed()
         };
         let want = run(&[]);
@@ -266,7 +257,7 @@ mod runs {
     fn a_device_that_records_trains_on_short_steps() {
         for merge in ["none", "concat"] {
             let run = |device: &str| {
-                let settings = ["--merge", merge, "--epochs", "3", "--precision", "fp32", "--log-every", "1"];
+                let settings = ["--merge", merge, "--epochs", "3", "--precision", "fp32"];
                 let place = Place::on(device, &settings);
                 let line = |letters: usize| "abcdefghijklmno"[..letters].to_owned() + "\n";
                 std::fs::write(place.path("page.txt"), (3..14).map(line).collect::<String>()).unwrap();

@@ -87,7 +87,7 @@ fn it_counts_as_a_micro_batch() {
         gradients.into_iter().flat_map(|(_, gradient)| widen(&gradient.data)).collect::<Vec<_>>()
     };
     let (masked, nothing) = ((batch(), &SAMPLED[..]), (unmasked(), &[][..]));
-    let (one, other) = (gradients(&[masked.clone()]), gradients(&[nothing.clone()]));
+    let (one, other) = (gradients(std::slice::from_ref(&masked)), gradients(std::slice::from_ref(&nothing)));
     let both = gradients(&[masked, nothing]);
     assert!(other.iter().any(|&x| x != 0.0));
     for ((one, other), both) in one.iter().zip(&other).zip(both) {
