@@ -200,7 +200,7 @@ fn short_batches_are_evened_out() {
 #[cfg(unix)]
 mod runs {
     use super::*;
-    use crate::place::{Place, assert_equal, metrics, signal, text, traces, wait_for_step};
+    use crate::place::{Place, assert_equal, signal, text, traces, wait_for_step};
 
     /// Rows of a run over the page of text that is cut into rows of 16 tokens.
     fn rows_of(place: &Place) -> usize {
@@ -263,7 +263,7 @@ mod runs {
                 std::fs::write(place.path("page.txt"), (3..14).map(line).collect::<String>()).unwrap();
                 let output = place.path("out");
                 place.finish(&output);
-                metrics(&output)
+                crate::place::metrics(&output)
             };
             let (got, want) = (run("simt"), run("cpu"));
             assert_eq!(got.len(), want.len());
