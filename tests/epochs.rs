@@ -263,7 +263,7 @@ mod runs {
                 std::fs::write(place.path("page.txt"), (3..14).map(line).collect::<String>()).unwrap();
                 let output = place.path("out");
                 place.finish(&output);
-                metrics(&output)
+                crate::place::metrics(&output)
             };
             let (got, want) = (run("simt"), run("cpu"));
             assert_eq!(got.len(), want.len());

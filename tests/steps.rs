@@ -99,14 +99,17 @@ pub(crate) fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
 
 const STEPS: u32 = 20;
 
+/// The losses of some steps, and the weights at the end.
+type Steps = (Vec<f64>, Vec<f64>);
+
 /// What twenty steps are off from those in double precision on the same samples: the losses at most, and the weights at the end.
-fn errors_of_steps<B: Backend>(backend: B, samples: &[Vec<u32>], exact: &(Vec<f64>, Vec<f64>)) -> [f64; 2] {
+fn errors_of_steps<B: Backend>(backend: B, samples: &[Vec<u32>], exact: &Steps) -> [f64; 2] {
     let (losses, weights, _) = run(backend, STEPS, Some(samples));
     [largest_difference(&losses, &exact.0), relative_l2("weights", &widen(&weights), &exact.1)]
 }
 
 /// The samples that twenty steps in single precision draw; losses and weights of twenty steps in double precision on them.
-fn reference() -> (Vec<Vec<u32>>, (Vec<f64>, Vec<f64>)) {
+fn reference() -> (Vec<Vec<u32>>, Steps) {
     let (_, _, samples) = run(Cpu::<f32>::new(), STEPS, None);
     let (losses, weights, _) = run(Cpu::<f64>::new(), STEPS, Some(&samples));
     assert!(losses[19] < losses[0], "it learns");
