@@ -127,7 +127,7 @@ fn trained(dir: &Path, text: &str, device: &str, precision: &str) -> Vec<Value> 
     let checkpoints = golden("checkpoints");
     let model = |name: &str| checkpoints.join(name).to_str().unwrap().to_owned();
     let output = path(&format!("{device}-{precision}"));
-    let fixed = "--flavour txtai --merge none --batch-size 1 --grad-accumulation 2 --epochs 1 --seq-len 8 --log-every 1 --quiet";
+    let fixed = "--flavour txtai --merge none --batch-size 1 --grad-accumulation 2 --epochs 1 --seq-len 8 --log-every 1 --allow-unknown --quiet";
     let mut arguments = vec!["pretrain"];
     arguments.extend(fixed.split(' '));
     let (rows, vocabulary) = (path("rows.csv"), path("vocab.txt"));

@@ -161,8 +161,8 @@ mod tests {
         for text in [
             "The naïve café owner’s résumé ❤️",
             "Die Mühle übt schöne Grüße für Bären",
-            "L'élève a été très étonné de la fenêtre où était le garçon",
-            "Příliš žluťoučký kůň stál na louce u lesa a díval se na nás",
+            "L'élève a été étonné de voir que la fenêtre du garçon était ouverte",
+            "Praha je hlavní a současně největší město České republiky",
             "Μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος οὐλομένην",
             "中文没有这样的符号",
             "MKTAYIAKQRQISFVKSHFSRQ",
