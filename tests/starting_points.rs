@@ -349,7 +349,7 @@ fn one_token_type_is_refused_at_the_beginning_and_leaves_the_settings_free() {
     };
     let (g, d) = (one("generator"), one("discriminator_pre"));
     let pair = ["--generator", g.to_str().unwrap(), "--discriminator", d.to_str().unwrap()];
-    let words = ["1 token type", "type_vocab_size", "--merge concat"];
+    let words = ["one token type", "type_vocab_size", "--merge concat"];
     for (name, resume) in [("fresh", false), ("resumed", true)] {
         let run = Started { dir: PathBuf::from(scratch.path(name)), said: String::new() };
         let segments = |extra: &[&'static str]| {

@@ -227,7 +227,7 @@ fn what_cannot_be_trained_is_refused_and_less_than_asked_is_said() {
     let empty = dir.path().join("a.txt");
     fs::write(&empty, "\u{200b}\u{200d}\n").unwrap();
     let error = refused(base, &empty);
-    assert!(error.contains("nothing to train"), "{error}");
+    assert!(error.contains("there is no text"), "{error}");
     let many = TrainSpec { vocab_size: 5000, ..TrainSpec::default() };
     let Trained { tokenizer, remarks } = learn(&path, &many).unwrap();
     let entries = tokenizer.vocab_size();

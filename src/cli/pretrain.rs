@@ -124,8 +124,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         pipes.extend(spool(&mut spooled, &shards, resume)?);
         *paths = spooled.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     }
+    let (_lock, before) = take_directory(&mut config, &settings, resume)?;
     let (starts, known) = starts(&mut config, &settings, quiet)?;
-    let (_lock, before) = take_directory(&config, resume)?;
     pipes.iter().try_for_each(Spooled::copy)?;
     // Problems with the models shall show before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
@@ -157,8 +157,12 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
 
 /// Makes the output directory this process's own, if the run may be there; also returns the
 /// settings that an earlier process left there.
-fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<RunConfig>)> {
-    let output = &config.output;
+fn take_directory(
+    config: &mut RunConfig,
+    settings: &Settings,
+    resume: bool,
+) -> Result<(RunLock, Option<RunConfig>)> {
+    let output = &config.output.clone();
     create_dir(output)?;
     let lock = RunLock::take(output)?;
     let path = output.join(RESOLVED);
@@ -171,9 +175,13 @@ fn take_directory(config: &RunConfig, resume: bool) -> Result<(RunLock, Option<R
             ));
         }
         if path.is_file() {
-            let settings = read_settings(&path, SETTINGS_REMAIN)?;
-            config.continued_as(&settings)?;
-            before = Some(settings);
+            let earlier: RunConfig = read_settings(&path, SETTINGS_REMAIN)?;
+            if settings.vocab_size.is_none() {
+                // It was that of the preset or of the models, which are compared.
+                config.vocab_size = earlier.vocab_size;
+            }
+            config.continued_as(&earlier)?;
+            before = Some(earlier);
         }
     } else if path.is_file() {
         // That run ended before its first step: its settings bind nobody, readable or not.
@@ -289,7 +297,7 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             return Err(Error::file(&dir, problem));
         }
         let resolved = dir.join(RESOLVED);
-        if settings.seq_len.is_none() && resolved.is_file() {
+        if settings.seq_len.is_none() && resolved.is_file() && holds_run(&dir) {
             // Rows stay as long as they were, whatever their length would be by default today.
             settings.seq_len = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?.seq_len.into();
         }
