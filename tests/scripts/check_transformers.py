@@ -95,10 +95,11 @@ with tempfile.TemporaryDirectory() as tmp:
         (path,) = glob.glob(os.path.join(shards, "*.tokens"))
         data = open(path, "rb").read()
         assert data[:8] == b"ELKSHARD"
-        width, = struct.unpack_from("<I", data, 12)
+        flags, = struct.unpack_from("<I", data, 12)
+        width = 4 if flags & 1 else 2
         tokens, paragraphs, _ = struct.unpack_from("<QQQ", data, 16)
-        ids = struct.unpack_from(f"<{tokens}{'H' if width == 2 else 'I'}", data, 128)
-        at = 128 + (tokens * width + 7) // 8 * 8
+        ids = struct.unpack_from(f"<{tokens}{'H' if width == 2 else 'I'}", data, 256)
+        at = 256 + (tokens * width + 7) // 8 * 8
         ends = [e & (2**63 - 1) for e in struct.unpack_from(f"<{paragraphs}Q", data, at)]
         lines = [line.strip() for line in open(text, encoding="utf-8") if line.strip()]
         want = [w for w in tokenizer(lines, add_special_tokens=False)["input_ids"] if w]
