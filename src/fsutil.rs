@@ -58,6 +58,18 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
 }
 
+/// An error if `path` is one of the files `others`, which are read or written too.
+pub fn check_apart<'a>(path: &Path, others: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let Ok(file) = path.canonicalize() else { return Ok(()) };
+    for other in others {
+        if file.is_file() && other.canonicalize().is_ok_and(|other| other == file) {
+            let problem = "this output is one of the other files that the command reads or writes: give it another name";
+            return Err(Error::file(path, problem));
+        }
+    }
+    Ok(())
+}
+
 /// Whether what is written to `path` goes to standard output, where nothing else may be printed then.
 pub fn is_stdout(path: &Path) -> bool {
     matches!(Target::of(path), Ok(Target::Descriptor(1)))

@@ -5,13 +5,12 @@
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use elektron::cli::{Cli, Outcome};
 use elektron::train::signals::{INTERRUPTED, survive_file_size_limit};
 
 fn main() -> ExitCode {
     survive_file_size_limit();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_arguments(std::env::args_os()) {
         Ok(cli) => cli,
         Err(said) => return help_or_usage(&said),
     };

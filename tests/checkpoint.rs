@@ -178,3 +178,23 @@ fn presets_are_the_papers() {
     assert_eq!(sizes(Preset::Tiny.discriminator(1)), (4, 128, 128, 2, 512));
     assert_eq!(sizes(Preset::Tiny.generator(1)), (4, 128, 64, 1, 256));
 }
+
+/// A link to a disk that is not mounted is not a run without checkpoints.
+#[cfg(unix)]
+#[test]
+fn checkpoints_behind_a_dead_link_are_not_started_over() {
+    let scratch = crate::cli::Scratch::new();
+    let output = scratch.pretrain("run", &["--steps", "2", "--save-every", "1"]);
+    let (dir, disk) = (std::path::Path::new(&output).join("checkpoints"), scratch.path("disk"));
+    std::fs::rename(&dir, &disk).unwrap();
+    std::os::unix::fs::symlink(&disk, &dir).unwrap();
+    let resume = ["pretrain", "--resume", &output, "--steps", "3", "--quiet", "--device", "cpu"];
+    let log = std::path::Path::new(&output).join("metrics.jsonl");
+    let before = std::fs::read(&log).unwrap();
+    std::fs::rename(&disk, scratch.path("away")).unwrap();
+    crate::cli::fail(&resume, &["checkpoints", "leads nowhere", "mount"]);
+    assert_eq!(std::fs::read(&log).unwrap(), before);
+    assert!(!std::path::Path::new(&disk).exists());
+    std::fs::rename(scratch.path("away"), &disk).unwrap();
+    crate::cli::succeed(&resume);
+}

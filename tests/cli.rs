@@ -336,7 +336,7 @@ fn bad_runs_are_refused() {
     let start =
         ["pretrain", "--output", &out, "--tokenizer", &vocabulary, "--generator", &g, "--discriminator", &d];
     let refuse = |extra: &[&str], words: &[&str]| fail(&[&start[..], extra].concat(), words);
-    refuse(&["--train", &book], &["128 tokens", "64 positions", "--seq-len"]);
+    refuse(&["--train", &book, "--seq-len", "128"], &["128 tokens", "64 positions", "--seq-len"]);
     refuse(&["--train", "/nonexistent.txt", "--seq-len", "32"], &["/nonexistent.txt", "no such file"]);
     let unequal =
         ["pretrain", "--output", &out, "--train", &book, "--tokenizer", &vocabulary, "--seq-len", "32"];

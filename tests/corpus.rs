@@ -72,6 +72,31 @@ fn columnar(name: &str) -> PathBuf {
 
 #[cfg(feature = "parquet")]
 #[test]
+fn a_quotation_mark_that_is_never_closed_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("u.csv");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let source = TextSource::new(&[&path], &["text".to_owned()]).unwrap();
+        let mut texts = Vec::new();
+        source
+            .for_each(|p| {
+                texts.push(p.text.to_owned());
+                Ok(())
+            })
+            .map(|()| texts)
+            .map_err(|e| e.to_string())
+    };
+    let error = read("n,text\n1,a\n2,\"b c\n3,d\n").unwrap_err();
+    assert!(error.contains("u.csv, line 3") && error.contains("never closed"), "{error}");
+    assert!(read("n,\"text\n1,a\n").unwrap_err().contains("never closed"));
+    for whole in ["n,text\n1,\"a b\"\n2,c", "n,text\n1,\"a b\"\n2,c\n\n", "n,text\r\n1,\"a b\"\r\n2,c\r\n"] {
+        assert_eq!(read(whole).unwrap(), ["a b", "c"], "{whole:?}");
+    }
+    assert_eq!(read("n,text\n1,\"a b\"\n2,\"c\"").unwrap(), ["a b", "c"]);
+}
+
+#[test]
 fn parquet_is_read_in_every_compression_and_encoding() {
     for name in ["plain", "gzip", "snappy-dictionary", "zstd-v2"] {
         let path = columnar(&format!("{name}.parquet"));

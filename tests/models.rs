@@ -56,6 +56,17 @@ pub(crate) fn altered(
     dir
 }
 
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let scratch = Scratch::new();
+    let name = "electra.encoder.layer.0.output.dense.bias";
+    let dir = altered(&scratch, "nan", "generator", |_, tensors| {
+        tensors.get_mut(name).unwrap().data[1] = f32::NAN;
+    });
+    let error = Checkpoint::load(&dir).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains(name) && error.contains("NaN"), "{error}");
+}
+
 /// Numbers that are nobody's weights.
 pub(crate) fn tensor(shape: &[usize]) -> HostTensor {
     let len = shape.iter().product::<usize>();

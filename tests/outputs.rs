@@ -309,6 +309,9 @@ fn typos_get_a_suggestion() {
     );
     refuse("{\"batch-size\": 8}\n", &["run.toml", "looks like JSON", "TOML", "learning-rate = 3e-4"]);
     refuse("batch-size 8\n", &["run.toml", "not TOML", "learning-rate = 3e-4", "line 1"]);
+    refuse("learning-rate = nan\n", &["run.toml", "`learning-rate` is not a finite number"]);
+    refuse("betas = [0.9, inf]\n", &["run.toml", "`betas` is not a finite number"]);
+    refuse("steps = 2\nepochs = 1.0\n", &["run.toml", "`steps` and `epochs`"]);
     refuse("train = ['a.txt']\n", &["missing --output DIR"]);
     refuse("output = 'run'\n", &["missing --train PATH"]);
     refuse("schedule = 'zzzzzzzz'\n", &["`schedule`", "zzzzzzzz", "expected one of `electra`, `linear`"]);

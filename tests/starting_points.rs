@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::{Scratch, checkpoint, elektron, fail, golden_batch, succeed};
 use crate::models::{Tensors, WORD, altered, config_of, tensor, weights_of, write_config};
-use crate::support::{golden, read_tensors, relative_l2, widen};
+use crate::support::{golden, read_tensors, relative_l2, repository, widen};
 
 const HEAD: &str = "generator_lm_head.weight";
 
@@ -334,6 +334,52 @@ fn a_configuration_alone_is_a_new_model_of_its_sizes() {
         &["detect", "--discriminator", name, "--tokenizer", &scratch.vocabulary(&book), "words"],
         &[name, "no weights", "elektron pretrain"],
     );
+}
+
+/// Nor does a run that ends with such weights leave models; negative numbers and names with `_` are flags' values and names.
+#[test]
+fn the_last_update_is_looked_at() {
+    let scratch = Scratch::new();
+    let (book, vocabulary) = (scratch.book(60), repository("tests/data/wordpiece-8k.txt"));
+    let output = scratch.path("run");
+    let start =
+        ["pretrain", "--train", &book, "--tokenizer", vocabulary.to_str().unwrap(), "--preset", "tiny"];
+    let more = ["--max_steps=1", "--batch-size", "2", "--seq_len", "16", "--output_dir", &output, "--quiet"];
+    let with = |extra: &[&'static str]| -> Vec<String> {
+        [&start[..], &more, &["--device", "cpu"], extra].concat().iter().map(|s| (*s).to_owned()).collect()
+    };
+    let run = |extra: &[&'static str], words: &[&str]| {
+        let arguments = with(extra);
+        fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), words);
+    };
+    run(&["--clip", "-1"], &["--clip is -1"]);
+    run(&["--adam-epsilon", "0"], &["--adam-epsilon is 0"]);
+    run(
+        &["--flavour", "txtai", "--learning-rate", "1e38", "--lr-scheduler", "constant"],
+        &["after step 1", "NaN or infinite", "--learning-rate"],
+    );
+    assert!(!Path::new(&output).join("generator/model.safetensors").exists());
+}
+
+#[test]
+fn a_directory_of_a_model_is_not_that_of_a_run() {
+    let scratch = Scratch::new();
+    let (book, model) = (scratch.book(60), scratch.path("model"));
+    let from = golden("checkpoints").join("generator");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(&from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), Path::new(&model).join(file.file_name())).unwrap();
+    }
+    let before = fs::read(Path::new(&model).join("config.json")).unwrap();
+    let vocabulary = repository("tests/data/wordpiece-8k.txt");
+    let arguments =
+        ["pretrain", "--train", &book, "--tokenizer", vocabulary.to_str().unwrap(), "--preset", "tiny"];
+    fail(
+        &[&arguments[..], &["--steps", "1", "--output", &model]].concat(),
+        &["config.json", "another --output"],
+    );
+    assert_eq!(fs::read(Path::new(&model).join("config.json")).unwrap(), before);
 }
 
 #[test]

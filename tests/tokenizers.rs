@@ -244,6 +244,10 @@ fn settings_that_cannot_be_honoured_are_named() {
         ("mecab_kwargs", json!({ "mecab_dic": "unidic" })),
         ("do_basic_tokenize", json!(false)),
         ("never_split", json!(["the"])),
+        ("do_lower_case", json!("false")),
+        ("strip_accents", json!(0)),
+        ("split_special_tokens", json!("true")),
+        ("model_max_length", json!("20")),
         ("sp_model_kwargs", json!({ "enable_sampling": true, "alpha": 0.1 })),
         ("fast_tokenizer_files", json!(["tokenizer.4.0.json", "tokenizer.json"])),
     ] {
@@ -291,6 +295,13 @@ fn damaged_files_are_named() {
     with("crlf", "vocab.txt", b"[PAD]\n[UNK]\n\xff\xfe", &["UTF-8"]);
     with("crlf", "vocab.txt", b"[PAD]\r[UNK]\r[CLS]\r", &["line 1", "carriage return"]);
     with("merges-roberta", "merges.txt", b"a b c\n", &["vocab.json"]);
+    let twice = fixture.changed("bert", |files| {
+        let text = files.get_mut("tokenizer.json").unwrap();
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        value["model"]["vocab"]["twicegiven"] = json!(7);
+        *text = value.to_string();
+    });
+    refused(twice.path(), &["tokenizer.json", "`twicegiven`", "the same id 7"]);
     let definition = |change: &dyn Fn(&mut Value)| {
         fixture.changed("char-bpe", |files| {
             let text = files.get_mut("tokenizer.json").unwrap();

@@ -10,7 +10,7 @@ use super::device::{Choice, OnBackend, Place, with_backend};
 use super::{load_pair, set_threads};
 use crate::backend::Backend;
 use crate::config::{Device, Precision};
-use crate::fsutil::{check_output, write_atomic};
+use crate::fsutil::{check_apart, check_output, write_atomic};
 use crate::model::hf::map_file;
 use crate::model::{Flavour, Options, Output, PaddedInput, Share, TokenDetection};
 use crate::{Error, Result};
@@ -74,6 +74,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     set_threads(arguments.threads)?;
     check_output(&arguments.output)?;
+    let weights = [&arguments.generator, &arguments.discriminator].map(|dir| dir.join("model.safetensors"));
+    check_apart(&arguments.output, weights.iter().chain([&arguments.batch]).map(PathBuf::as_path))?;
     let input = read_batch(&arguments.batch)?;
     let choice = Choice::new(arguments.device, Some(arguments.precision));
     with_backend(choice, Forward { arguments, input: &input })

@@ -15,9 +15,10 @@ mod summary;
 mod tokenizer;
 mod unknown;
 
+use std::ffi::OsString;
 use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::data::source::{Reading, TextSource};
 use crate::data::tokenizer::Tokenizer;
@@ -75,6 +76,32 @@ pub enum Outcome {
 }
 
 impl Cli {
+    /// Parses a command line. Long flags may be written with `_` in place of `-`, as the names of
+    /// `TrainingArguments` are.
+    pub fn from_arguments(
+        arguments: impl Iterator<Item = OsString>,
+    ) -> std::result::Result<Self, clap::Error> {
+        // So that the error for a negative number names the setting, not an unknown flag.
+        let mut command = Self::command().mut_subcommand("pretrain", |c| {
+            c.mut_args(|argument| {
+                let takes_values = argument.get_action().takes_values();
+                argument.allow_negative_numbers(takes_values)
+            })
+        });
+        let mut only_values = false;
+        let matches = command.try_get_matches_from_mut(arguments.map(|argument| {
+            let Some(text) = argument.to_str().filter(|text| text.starts_with("--") && !only_values) else {
+                return argument;
+            };
+            only_values = text == "--";
+            match text.split_once('=') {
+                Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+                None => text.replace('_', "-").into(),
+            }
+        }))?;
+        Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+    }
+
     /// Does what was asked. It is not an error that the reader of standard output goes away before the end.
     pub fn run(self) -> Result<Outcome> {
         match self.command.run() {

@@ -26,7 +26,7 @@ use crate::train::lock::RunLock;
 use crate::train::log::{Progress, holds_run};
 use crate::train::micro_batch::Splits;
 use crate::train::signals::Stop;
-use crate::train::{Ending, Run, Summary, train};
+use crate::train::{Ending, Run, Summary, train, weights_not_finite};
 use crate::{Error, Result};
 
 mod inputs;
@@ -183,6 +183,15 @@ fn take_directory(
             config.continued_as(&earlier)?;
             before = Some(earlier);
         }
+    } else if path.is_file()
+        && !output.join(TYPED).is_file()
+        && read_settings::<RunConfig>(&path, "").is_err()
+    {
+        return Err(Error::file(
+            &path,
+            "this is not the config.json of a run, and would be overwritten: give another --output (the directory of \
+             a model cannot be that of a run)",
+        ));
     } else if path.is_file() {
         // That run ended before its first step: its settings bind nobody, readable or not.
         before = read_settings(&path, "").ok();
@@ -254,6 +263,14 @@ impl OnBackend for Training<'_> {
             Run { config, model: model_ref, rows, validation, loader, splits, resume, progress, stop, fault };
         let summary = train(run)?;
         if summary.ending == Ending::Finished {
+            // The update of the last step is looked at by no further step.
+            if let Some(name) = weights_not_finite(&model)? {
+                return Err(Error::run(format!(
+                    "after step {} the weights `{name}` hold NaN or infinite numbers, so no models are written: start \
+                     again with a lower --learning-rate or a larger --adam-epsilon",
+                    summary.position.step
+                )));
+            }
             export(&model, config, &summary, &facts)?;
         }
         Ok(summary)

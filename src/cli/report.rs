@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::confirm;
-use crate::fsutil::{check_output, is_stdout, write_atomic};
+use crate::fsutil::{check_apart, check_output, is_stdout, write_atomic};
 use crate::report::{self, Axis, Look, Run};
+use crate::train::log::METRICS;
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -55,6 +56,11 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     };
     let outputs: Vec<&PathBuf> = [&page, &a.svg, &a.png].into_iter().flatten().collect();
     outputs.iter().try_for_each(|path| check_output(path))?;
+    let logs: Vec<PathBuf> = runs.iter().flat_map(|run| [run.path.clone(), run.path.join(METRICS)]).collect();
+    for (number, path) in outputs.iter().enumerate() {
+        let others = outputs[..number].iter().map(|path| path.as_path());
+        check_apart(path, logs.iter().map(PathBuf::as_path).chain(others))?;
+    }
     let mut written = Vec::new();
     if let Some(path) = &page {
         written.push(write(path, report::html(&runs, &look).as_bytes())?);

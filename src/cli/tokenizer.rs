@@ -10,6 +10,7 @@ use crate::config::VocabularySettings;
 use crate::data::inspect::{Inspection, inspect};
 use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
+use crate::fsutil::create_dir;
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -102,6 +103,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 
 fn train(a: &TrainArguments) -> Result<()> {
     set_threads(a.text.threads)?;
+    // Before the training, so that a directory that cannot be made costs no time.
+    create_dir(&a.output)?;
     let (source, _scratch) = a.text.source()?;
     let Trained { tokenizer, remarks } = train_vocabulary(&source, &a.vocabulary.spec(a.vocab_size)?)?;
     remarks.iter().for_each(|remark| crate::note!("{remark}"));

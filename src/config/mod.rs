@@ -308,6 +308,15 @@ settings! {
     threads: usize,
 }
 
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(has_null),
+        Value::Object(entries) => entries.values().any(has_null),
+        _ => false,
+    }
+}
+
 impl Settings {
     /// Reads a TOML file; keys are the flags' names and their aliases, with - or _.
     pub fn from_file(path: &Path) -> Result<Self> {
@@ -325,6 +334,10 @@ impl Settings {
                 return Err(Error::file(path, format!("`{key}` is no setting{hint}")));
             }
             let value = serde_json::to_value(value).map_err(|e| Error::file(path, e.to_string()))?;
+            // JSON has neither NaN nor infinite numbers, and TOML no null.
+            if has_null(&value) {
+                return Err(Error::file(path, format!("`{key}` is not a finite number")));
+            }
             let flag = flag.unwrap_or(name).replace('_', "-");
             // By itself first, so that the error can name the key.
             let alone = Value::Object(Map::from_iter([(flag.clone(), value.clone())]));
@@ -335,6 +348,9 @@ impl Settings {
                 let problem = format!("`{key}` is another name of `{flag}`, which stands here too: keep one");
                 return Err(Error::file(path, problem));
             }
+        }
+        if object.contains_key("steps") && object.contains_key("epochs") {
+            return Err(Error::file(path, "`steps` and `epochs` are two answers to one question: give one"));
         }
         serde_json::from_value(Value::Object(object)).map_err(|e| Error::file(path, e.to_string()))
     }

@@ -251,12 +251,20 @@ impl RunConfig {
             ("gen-weight", self.gen_weight),
             ("learning-rate", self.learning_rate),
             ("weight-decay", self.weight_decay),
-            ("adam-epsilon", self.adam_epsilon),
             ("clip", self.clip),
         ] {
             if !(value >= 0.0 && value.is_finite()) {
                 return fail(format!("--{name} is {value}, expected 0 or more"));
             }
+        }
+        if !(self.adam_epsilon.is_finite() && self.adam_epsilon as f32 > 0.0) {
+            return fail(format!(
+                "--adam-epsilon is {}, expected more than 0: where a gradient is 0, an update would be 0 / 0",
+                self.adam_epsilon
+            ));
+        }
+        if self.columns.is_empty() {
+            return fail("--columns names no column".to_owned());
         }
         if let Some(beta) = self.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
             return fail(format!("--betas has {beta}, expected numbers from 0 to below 1"));
@@ -312,14 +320,14 @@ impl RunConfig {
         uses_token_types(self.flavour, self.merge, &self.columns)
     }
 
-    /// The longest row where --seq-len says nothing: in txtai's flavour, as its `maxlength`, what the given tokenizer allows
-    /// and the models have positions for.
+    /// The longest row where --seq-len says nothing: the preset's, or in txtai's flavour, as its
+    /// `maxlength`, what the given tokenizer allows; never more than the models have positions for.
     pub fn default_seq_len(&self, tokenizer: Option<&Tokenizer>, positions: usize) -> usize {
         match tokenizer {
             Some(tokenizer) if self.flavour == Flavour::Txtai => {
                 tokenizer.model_max_length().map_or(positions, |length| length.min(positions))
             }
-            _ => self.seq_len,
+            _ => self.seq_len.min(positions),
         }
     }
 
@@ -380,6 +388,8 @@ impl RunConfig {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
         const FIXED: [&str; 33] = [
+            // First, since it decides the defaults of others.
+            "flavour",
             "train",
             "columns",
             "vocab-size",
@@ -401,7 +411,6 @@ impl RunConfig {
             "discriminator",
             "head",
             "share",
-            "flavour",
             "weight",
             "gen-weight",
             "mask-prob",

@@ -138,7 +138,13 @@ impl Hub {
 /// The directory or file that is meant: what exists as it stands, else the snapshot of the model of that name.
 pub fn locate(given: &Path, part: Part, quiet: bool) -> Result<PathBuf> {
     match given.to_str().filter(|_| !given.exists()).and_then(ModelName::parse) {
-        Some(name) => Hub { quiet, ..Hub::from_env()? }.snapshot(&name, part),
+        Some(name) => Hub { quiet, ..Hub::from_env()? }.snapshot(&name, part).map_err(|error| match error {
+            Error::Hub(problem) => Error::hub(format!(
+                "{problem} (nor is there a directory `{}`: if that is meant, start from the directory it lies in)",
+                given.display()
+            )),
+            other => other,
+        }),
         None => Ok(given.to_path_buf()),
     }
 }

@@ -137,8 +137,11 @@ impl Snapshot {
     /// Reads a file; an error if anything in it is not as it was written.
     pub fn read(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io("read", path))?;
-        let broken = |what: String| Error::file(path, format!("this checkpoint is not whole ({what})"));
-        Self::read_from(&mut file).map_err(|e| broken(e.to_string()))
+        Self::read_from(&mut file).map_err(|e| match e.raw_os_error() {
+            // The file may be whole, on a disk that cannot be read at the moment.
+            Some(_) => Error::io("read", path)(e),
+            None => Error::file(path, format!("this checkpoint is not whole ({e})")),
+        })
     }
 
     fn read_from(file: &mut File) -> io::Result<Self> {
@@ -245,6 +248,15 @@ impl Checkpoints {
         Ok(old.len())
     }
 
+    /// An error if they lie behind a link that leads nowhere, as to a disk that is not mounted.
+    pub fn check_reachable(&self) -> Result<()> {
+        if !self.dir.is_symlink() || self.dir.exists() {
+            return Ok(());
+        }
+        let problem = "this link leads nowhere, but the checkpoints of the run lie there: mount or restore what it points to";
+        Err(Error::file(&self.dir, problem))
+    }
+
     /// All, oldest first.
     pub fn list(&self) -> Result<Vec<PathBuf>> {
         if !self.dir.is_dir() {
@@ -268,6 +280,7 @@ impl Checkpoints {
                     found = Some(snapshot);
                     break;
                 }
+                Err(error @ Error::Io { .. }) => return Err(error),
                 Err(error) => {
                     warn(&error);
                     damaged.push(path);

@@ -11,10 +11,8 @@ pub(super) fn diagnose<B: Backend>(
     model: &mut TokenDetection<B>,
     micro_batches: Vec<(Batch, Phase)>,
 ) -> Result<String> {
-    let weights = model.flat_weights()?;
-    let bad = model.table().specs().iter().find(|spec| !all_finite(&weights[spec.range()]));
-    if let Some(spec) = bad {
-        return Ok(format!("the weights `{}` are not finite", spec.name));
+    if let Some(name) = weights_not_finite(model)? {
+        return Ok(format!("the weights `{name}` are not finite"));
     }
     model.zero_grad()?;
     let mut loss = None;
@@ -42,6 +40,13 @@ pub(super) fn diagnose<B: Backend>(
         Some((network, value)) => format!("the {network}'s loss is {value}; {gradients}"),
         None => format!("the losses are finite; {gradients}"),
     })
+}
+
+/// The first parameter whose weights hold NaN or infinite numbers.
+pub fn weights_not_finite<B: Backend>(model: &TokenDetection<B>) -> Result<Option<String>> {
+    let weights = model.flat_weights()?;
+    let bad = model.table().specs().iter().find(|spec| !all_finite(&weights[spec.range()]));
+    Ok(bad.map(|spec| spec.name.clone()))
 }
 
 fn all_finite(values: &[f32]) -> bool {

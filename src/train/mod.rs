@@ -31,6 +31,7 @@ use crate::data::loader::LoaderSpec;
 use crate::data::pack::Rows;
 use crate::model::{Losses, Phase, TokenDetection};
 use checkpoint::Position;
+pub use diagnosis::weights_not_finite;
 use log::Progress;
 use metrics::Metrics;
 use micro_batch::Splits;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
 use super::diagnosis::diagnose;
-use super::log::{Line, Log, Progress};
+use super::log::{Line, Log, Progress, holds_run};
 use super::metrics::Metrics;
 use super::micro_batch::settle;
 use super::optim::{AdamW, AdamWOptions};
@@ -65,6 +65,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let steps = config.total_steps(run.rows.len());
         let mut optimizer = AdamW::new(run.model, adamw_options(config))?;
         let checkpoints = Checkpoints::new(&config.output, config.keep);
+        if run.resume && holds_run(&config.output) {
+            checkpoints.check_reachable()?;
+        }
         checkpoints.prepare()?;
         let mut state = TrainerState::default();
         let mut saved = None;

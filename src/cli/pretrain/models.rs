@@ -145,7 +145,10 @@ impl Starts {
         tokenizer: Option<&Tokenizer>,
         quiet: bool,
     ) -> Result<(Checkpoint, Checkpoint)> {
-        let vocabulary = tokenizer.map_or(config.vocab_size, Tokenizer::vocab_size);
+        // A directory may have more rows of embeddings than the tokenizer has tokens; a network of a
+        // preset next to it gets as many.
+        let tokens = tokenizer.map_or(config.vocab_size, Tokenizer::vocab_size);
+        let vocabulary = self.vocab_size().unwrap_or(tokens);
         let make = |start: &Start, architecture| match start {
             Start::Preset(sizes) => {
                 let config = ElectraConfig { vocab_size: vocabulary, ..(**sizes).clone() };

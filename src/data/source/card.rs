@@ -48,7 +48,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Card>> {
 
 /// The lines between the first two lines `---`, if they have `configs`.
 fn front_matter(text: &str) -> Option<String> {
-    let mut lines = text.trim_start_matches('\u{feff}').lines();
+    let mut lines = text.trim_start_matches('\u{feff}').lines().skip_while(|line| line.trim().is_empty());
     (lines.next()?.trim_end() == "---").then_some(())?;
     let mut yaml = String::new();
     let mut configs = false;
@@ -56,7 +56,7 @@ fn front_matter(text: &str) -> Option<String> {
         if line.trim_end() == "---" {
             return configs.then_some(yaml);
         }
-        configs |= line.starts_with("configs:");
+        configs |= line.contains("configs");
         yaml += line;
         yaml.push('\n');
     }
@@ -82,7 +82,11 @@ fn configurations(yaml: &str) -> Result<Vec<Configuration>, String> {
     }
     let documents = YamlLoader::load_from_str(yaml).map_err(broken)?;
     let configs = documents.first().map_or(&Yaml::BadValue, |document| &document["configs"]);
-    let Yaml::Array(configs) = configs else { return Err("`configs` is not a list".to_owned()) };
+    let configs = match configs {
+        Yaml::Array(configs) => configs,
+        Yaml::BadValue | Yaml::Null => return Ok(Vec::new()),
+        _ => return Err("`configs` is not a list".to_owned()),
+    };
     configs.iter().map(configuration).collect()
 }
 

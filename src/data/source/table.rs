@@ -26,6 +26,9 @@ pub(super) fn read_tsv(
     read(path, input, columns, document, "tsv", csv::ReaderBuilder::new().delimiter(b'\t').quoting(false))
 }
 
+/// Line ends that no field ends with.
+const TAIL: &str = "\n\r\r\n\r\r\r\n\n\r";
+
 fn read(
     path: &Path,
     input: impl Read,
@@ -34,7 +37,9 @@ fn read(
     name: &str,
     builder: &csv::ReaderBuilder,
 ) -> Result<()> {
-    // A quotation mark that is never closed makes all the rest of a file one record.
+    // A quotation mark that is never closed makes all the rest of a file one record, whose last field
+    // then ends with these line ends; otherwise they are blank lines, which are passed over.
+    let input = input.chain(TAIL.as_bytes());
     let (input, budget) = Budget::new(input);
     let mut reader = builder.from_reader(input);
     let line_of = |e: &csv::Error| e.position().map_or(1, csv::Position::line);
@@ -42,7 +47,16 @@ fn read(
         let problem = format!("this is not valid {name} in UTF-8 ({e}): mend or remove the record");
         Error::line(path, line_of(&e), problem)
     };
+    let unclosed = |record: &csv::StringRecord, line: u64| {
+        let problem =
+            "a quotation mark is never closed from here on: close it, or double those within a field";
+        match name == "csv" && record.iter().next_back().is_some_and(|field| field.ends_with(TAIL)) {
+            true => Err(Error::line(path, line, problem)),
+            false => Ok(()),
+        }
+    };
     let header = reader.headers().map_err(broken)?.clone();
+    unclosed(&header, 1)?;
     if header.iter().all(|title| title.trim().is_empty()) {
         // Blank lines alone.
         return Ok(());
@@ -62,6 +76,7 @@ fn read(
         if !reader.read_record(&mut record).map_err(broken)? {
             return Ok(());
         }
+        unclosed(&record, record.position().map_or(0, csv::Position::line))?;
         for (number, &column) in columns.iter().enumerate() {
             document.column(number);
             document.text(record.get(column).unwrap_or_default())?;

@@ -213,6 +213,7 @@ pub(super) fn apply(
             ] {
                 override_with(&mut definition["normalizer"], inner, key, setting(key, default), path);
             }
+            definition["decoder"] = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
             Ok(())
         }
         Pipeline::ByteLevel => {

@@ -53,6 +53,9 @@ impl Tokenizer {
         let names = role_names(&tokens, &settings, &definition, &inner);
         require_roles(&names, &tokens, &inner, &source)?;
         check_ids(&inner).map_err(|e| Error::file(source.path(), e.to_string()))?;
+        if matches!(source, Source::Json(_)) {
+            refuse_shared_ids(&inner, source.path())?;
+        }
         tokens.register(&mut inner, &settings)?;
         register_roles(&names, &mut inner, source.path())?;
         require_unknown_token(&inner, source.path())?;
@@ -208,6 +211,23 @@ fn register_roles(names: &[String; 5], inner: &mut Inner, path: &Path) -> Result
     inner
         .add_tokens(new.map(|name| AddedToken::from(name.clone(), true)))
         .map_err(|e| Error::file(path, format!("cannot register the special tokens: {e}")))?;
+    Ok(())
+}
+
+/// A vocabulary is saved by its ids, so that of two tokens with one id only one would be left.
+fn refuse_shared_ids(inner: &Inner, path: &Path) -> Result<()> {
+    let mut owners: AHashMap<u32, String> = AHashMap::new();
+    for (token, id) in inner.get_vocab(false) {
+        if let Some(other) = owners.insert(id, token.clone()) {
+            let (first, second) = if token < other { (token, other) } else { (other, token) };
+            return Err(Error::file(
+                path,
+                format!(
+                    "the tokens `{first}` and `{second}` have the same id {id}: give each an id of its own"
+                ),
+            ));
+        }
+    }
     Ok(())
 }
 

@@ -138,7 +138,10 @@ impl Tokenizer {
     /// Special tokens without an attribute of their own, in the order of their ids.
     fn further_special_tokens(&self, inner: &Inner) -> Vec<String> {
         let named = |content: &String| {
-            self.names.contains(content) || self.kept.values().any(|value| value.as_str() == Some(content))
+            // Other settings that are kept are no tokens, whatever their values.
+            let is_named =
+                |(key, value): (&String, &Value)| key.ends_with("_token") && value.as_str() == Some(content);
+            self.names.contains(content) || self.kept.iter().any(is_named)
         };
         let mut further: Vec<(u32, AddedToken)> = inner.get_added_tokens_decoder().into_iter().collect();
         further.retain(|(_, token)| token.special && !named(&token.content));

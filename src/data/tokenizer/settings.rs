@@ -54,6 +54,24 @@ impl Settings {
             let value = &self.config[key];
             Err(Error::file(self.path(), format!("`{key}` is {value}: {why}")))
         };
+        for key in [
+            "do_lower_case",
+            "strip_accents",
+            "tokenize_chinese_chars",
+            "add_prefix_space",
+            "split_special_tokens",
+            "keep_accents",
+            "split_by_punct",
+        ] {
+            if set(key).is_some_and(|value| !value.is_boolean()) {
+                return refuse(key, "expected true or false");
+            }
+        }
+        for key in ["model_max_length", "max_len"] {
+            if set(key).is_some_and(|value| !value.is_number()) {
+                return refuse(key, "expected a number");
+            }
+        }
         for (key, plain) in [("word_tokenizer_type", "basic"), ("subword_tokenizer_type", "wordpiece")] {
             if set(key).is_some_and(|value| *value != plain) {
                 return refuse(

@@ -153,6 +153,15 @@ impl Tensors {
                     format!("tensor `{name}` is {:?}, expected F32, F64, F16 or BF16", view.dtype()),
                 )
             })?;
+            if tensor.data.iter().any(|x| !x.is_finite()) {
+                return Err(Error::file(
+                    &path,
+                    format!(
+                        "tensor `{name}` holds NaN or infinite numbers, from which nothing can be trained: use an \
+                         earlier checkpoint of this model"
+                    ),
+                ));
+            }
             self.by_name.insert(name, tensor);
         }
         Ok(())
