@@ -1,4 +1,4 @@
-//! Messages for whoever watches: notes and warnings on standard error.
+//! Messages for the user: notes and warnings on standard error.
 //!
 //! A message that cannot be written (a closed pipe, a full disk, a closed descriptor) never ends a
 //! run: `eprintln!` would panic there, so the crate denies it and uses [`note!`](crate::note).
@@ -12,7 +12,7 @@ pub fn note(message: fmt::Arguments<'_>) {
     let _ = std::io::stderr().write_all(format!("{message}\n").as_bytes());
 }
 
-/// As `eprintln!`, except that a message nobody can read is dropped instead of a panic.
+/// As `eprintln!`, except that a message that cannot be written is dropped instead of a panic.
 #[macro_export]
 macro_rules! note {
     ($($message:tt)*) => { $crate::console::note(format_args!($($message)*)) };

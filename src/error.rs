@@ -53,8 +53,9 @@ pub enum Error {
     /// A training run that cannot go on: what happened, what is safe, how to continue.
     #[error("{0}")]
     Run(String),
-    /// The reader of standard output has gone away: nobody waits for more, which is not a failure.
-    #[error("the reader of standard output has gone away")]
+    /// The reader of standard output has closed it, as `head` does. This ends a command without
+    /// being a failure of it.
+    #[error("the reader of standard output has closed it")]
     OutputClosed,
     /// A model of the Hugging Face hub that is not to be had.
     #[error("{0}")]

@@ -1,7 +1,7 @@
 //! Files that are either whole or not there: written under a temporary name beside their own, synced, renamed.
 //!
 //! An error on the way removes the temporary file. A process that is killed on the way leaves it; the next one that
-//! owns the directory calls [`remove_unfinished`]. What is no regular file is never replaced: see `target`.
+//! owns the directory calls [`remove_unfinished`]. Only regular files are replaced: see `target`.
 
 mod target;
 
@@ -36,7 +36,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
         let filled = fill(&mut out).and_then(|()| out.flush());
         if filled.is_err() {
-            // What is left in the buffer is not tried again.
+            // Without this, dropping the writer would try again to write what is left in its buffer.
             drop(out.into_parts());
         }
         filled
@@ -47,7 +47,8 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     }
 }
 
-/// An error if `path` cannot be the name of an output, for commands that compute for long before they write.
+/// An error if `path` cannot be the name of an output, for commands that compute for a long time before
+/// they write.
 pub fn check_output(path: &Path) -> Result<()> {
     match Target::of(path)? {
         Target::File(file) if !parent(&file).is_dir() => Err(Error::file(
@@ -58,19 +59,21 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
 }
 
-/// An error if `path` is one of the files `others`, which are read or written too.
+/// An error if `path` is one of the files `others`, which the command reads or writes too.
 pub fn check_apart<'a>(path: &Path, others: impl Iterator<Item = &'a Path>) -> Result<()> {
     let Ok(file) = path.canonicalize() else { return Ok(()) };
     for other in others {
         if file.is_file() && other.canonicalize().is_ok_and(|other| other == file) {
-            let problem = "this output is one of the other files that the command reads or writes: give it another name";
+            let problem = "this output is one of the other files that the command reads or writes: give it \
+                       another name";
             return Err(Error::file(path, problem));
         }
     }
     Ok(())
 }
 
-/// Whether what is written to `path` goes to standard output, where nothing else may be printed then.
+/// Whether what is written to `path` goes to standard output, where nothing else may be printed in that
+/// case.
 pub fn is_stdout(path: &Path) -> bool {
     matches!(Target::of(path), Ok(Target::Descriptor(1)))
 }
@@ -84,7 +87,7 @@ impl AtomicFile {
         Self::with_permissions(dir, prefix, None)
     }
 
-    /// With the permissions of the file that it replaces, else those of any new file.
+    /// As [`Self::create`], with the permissions of the file that it replaces, or else of any new file.
     fn with_permissions(dir: &Path, prefix: &str, permissions: Option<Permissions>) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(prefix);
@@ -94,11 +97,11 @@ impl AtomicFile {
         builder.tempfile_in(dir).map(Self).map_err(Error::io("create a file in", dir))
     }
 
-    /// Makes it whole and lasting under `path`.
+    /// Writes it to disk and gives it the name `path`.
     pub(crate) fn commit_as(mut self, path: &Path) -> Result<()> {
         match Target::of(path)? {
             Target::File(file) if file == path => self.replace(path),
-            // Behind a link, perhaps on another file system.
+            // What a link points to may be on another file system, where a rename would fail.
             _ => {
                 self.seek(SeekFrom::Start(0)).map_err(Error::io("write", path))?;
                 write_atomic(path, |out| io::copy(self.0.as_file_mut(), out).map(drop))
@@ -133,7 +136,8 @@ impl Seek for AtomicFile {
     }
 }
 
-/// Creates a directory and its parents; of a link that points nowhere, what it points to.
+/// Creates a directory and its parents; where a link points to nothing yet, the directory that it points
+/// to.
 pub fn create_dir(path: &Path) -> Result<()> {
     let Err(error) = fs::create_dir_all(path) else { return Ok(()) };
     let in_the_way = path.ancestors().find(|dir| fs::symlink_metadata(dir).is_ok());
@@ -163,7 +167,7 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a file, if there is one.
+/// Removes a file, if it exists.
 pub fn remove_file_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
@@ -178,7 +182,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// What a program asks for that creates a file; the user's mask takes from it.
+/// The mode that programs ask for when they create a file, from which the umask takes bits.
 #[cfg(unix)]
 fn permissions_of_new_files() -> Option<Permissions> {
     use std::os::unix::fs::PermissionsExt;
@@ -198,7 +202,7 @@ fn keep_owner_and_mode(file: &File, before: &fs::Metadata) {
     if file.metadata().is_ok_and(|now| is_theirs(&now)) {
         let _ = fchown(file, Some(before.uid()), Some(before.gid()));
     }
-    // The temporary file was created with this mode, less what the user's mask takes.
+    // The temporary file was created with this mode, less the bits of the umask.
     let _ = file.set_permissions(before.permissions());
 }
 

@@ -28,6 +28,7 @@ pub mod console;
 pub mod data;
 pub mod error;
 pub mod fsutil;
+mod git_lfs;
 pub mod hub;
 pub mod model;
 pub mod report;

@@ -1,9 +1,8 @@
-//! The calling convention of txtai and `transformers`: learning rates, warm-up, rows and pairs as they make them (values
-//! stored by `scripts/make_convention_cases.py`), settings under their names, and what a continued run must have as before.
+//! The calling convention of txtai and `transformers`: rows and pairs as they make them (values
+//! stored by `scripts/make_convention_cases.py`), and settings under their names.
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
 use elektron::config::{RunConfig, Settings};
 use elektron::data::pack::{Merge, Row, Rows};
@@ -12,14 +11,13 @@ use elektron::data::shard::Dataset;
 use elektron::data::source::{Reading, TextSource};
 use elektron::data::tokenizer::Tokenizer;
 use elektron::model::Flavour;
-use elektron::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
 use serde_json::{Value, json};
 
-use crate::cli::{Scratch, checkpoint, elektron, fail, lines, succeed, weights};
+use crate::cli::{Scratch, checkpoint, elektron, fail, lines, succeed};
 use crate::support::repository;
 
 /// Cases of one kind.
-fn cases(kind: &str) -> Vec<Value> {
+pub(crate) fn cases(kind: &str) -> Vec<Value> {
     let text = fs::read_to_string(repository("tests/fixtures/convention.json")).unwrap();
     let all: Value = serde_json::from_str(&text).unwrap();
     let cases = all[kind].as_array().unwrap().clone();
@@ -31,38 +29,8 @@ fn vocabulary() -> Tokenizer {
     Tokenizer::load(&repository("tests/data/wordpiece-8k.txt")).unwrap()
 }
 
-#[test]
-fn learning_rates_are_those_of_transformers() {
-    for case in cases("schedules") {
-        let scheduler: LrScheduler = serde_json::from_value(case["name"].clone()).unwrap();
-        let kwargs: SchedulerKwargs = serde_json::from_value(case["kwargs"].clone()).unwrap();
-        let number = |key: &str| case[key].as_u64().unwrap();
-        let peak = case["peak"].as_f64().unwrap();
-        let schedule = Schedule::new(scheduler, &kwargs, peak).unwrap();
-        let want = case["rates"].as_array().unwrap();
-        assert_eq!(want.len() as u64, number("steps"));
-        for (step, want) in want.iter().enumerate() {
-            let got = schedule.rate(step as u64, number("warmup"), number("steps"));
-            let want = want.as_f64().unwrap();
-            assert!((got - want).abs() <= 1e-15 * peak, "{case}: step {step}, {got} instead of {want}");
-        }
-    }
-}
-
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings { train: Some(vec!["text".to_owned()]), output: Some("out".into()), ..Settings::default() }
-}
-
-#[test]
-fn a_warmup_ratio_is_rounded_as_transformers_rounds_it() {
-    for case in cases("warmups") {
-        let warmup_ratio = case["ratio"].as_f64();
-        for flavour in [Flavour::Electra, Flavour::Txtai] {
-            let settings = Settings { warmup_ratio, flavour: Some(flavour), ..settings() };
-            let config = RunConfig::resolve(settings).unwrap();
-            assert_eq!(config.warmup(case["steps"].as_u64().unwrap()), case["warmup"], "{case}");
-        }
-    }
 }
 
 /// A corpus in a directory of its own, and its rows.
@@ -127,7 +95,7 @@ fn rows_of_columns_and_pairs_are_txtais() {
         }
         let csv = String::from_utf8(csv.into_inner().unwrap()).unwrap();
         let merge: Merge = serde_json::from_value(case["merge"].clone()).unwrap();
-        // txtai leaves whole texts as long as they are; here they are cut as its tokenizer would.
+        // txtai does not cut whole texts; here they are cut as its tokenizer cuts them.
         let want = rows_of(case.get("cut").unwrap_or(&case["rows"]));
         for path in [corpus.write("a.jsonl", &json), corpus.write("b.csv", &csv)] {
             let got = corpus.rows(&path, Reading::Whole, merge);
@@ -146,7 +114,7 @@ fn rows_of_columns_and_pairs_are_txtais() {
 }
 
 #[test]
-fn pairs_and_single_texts_lie_in_one_corpus() {
+fn pairs_and_single_texts_are_in_one_corpus() {
     let corpus = Corpus::new(&["a", "b"]);
     let csv = corpus.write("pairs.csv", "a,b\none,two\n,\n  ,\"\n\"\nthree,four\n");
     corpus.write("lines.txt", "five six\n\nseven\n");
@@ -176,7 +144,8 @@ fn pairs_and_single_texts_lie_in_one_corpus() {
     assert_eq!((dataset.documents(), dataset.paragraphs(), dataset.tokens()), (4, 6, 7));
 }
 
-/// Shards of one reading are not taken for those of another, whether the file is read again or known by its times.
+/// Shards of one reading are not taken for those of another, whether the file is read again or
+/// known by its times.
 #[test]
 fn shards_of_pairs_are_not_taken_for_others() {
     let corpus = Corpus::new(&["a", "b"]);
@@ -299,6 +268,67 @@ fn settings_have_the_names_of_transformers() {
 }
 
 #[test]
+fn names_without_a_counterpart_are_answered_with_what_to_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    for (name, value, words) in [
+        ("bf16", "true", "--precision bf16"),
+        ("fp16", "true", "fp16 is not available"),
+        ("report_to", "'tensorboard'", "--log-to jsonl,tensorboard"),
+        ("adam-beta1", "0.9", "--betas"),
+        ("optim", "'adamw_torch'", "AdamW"),
+        ("eval_strategy", "'steps'", "--eval-every"),
+        ("gradient_checkpointing", "true", "not available"),
+        ("dataloader_num_workers", "2", "nothing to set"),
+    ] {
+        fs::write(&file, format!("{name} = {value}\n")).unwrap();
+        fail(&["pretrain", "--config", file.to_str().unwrap()], &["run.toml", &format!("`{name}`"), words]);
+        let out = elektron(&["pretrain", &format!("--{name}"), "1"]);
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{said}");
+        assert!(said.contains(words) && said.contains(&name.replace('_', "-")), "{said}");
+        assert!(!said.contains("similar argument"), "{said}");
+    }
+    let other = elektron(&["detect", "--bf16"]);
+    assert!(!String::from_utf8(other.stderr).unwrap().contains("no flag of Elektron"));
+}
+
+#[test]
+fn an_empty_path_names_its_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    for (name, is_path) in [
+        ("train", false),
+        ("base", false),
+        ("generator", false),
+        ("discriminator", false),
+        ("tokenizer", true),
+        ("shards", true),
+        ("output", true),
+    ] {
+        let given = [("--train", "text"), ("--output", "out")];
+        let others = given.iter().filter(|(flag, _)| flag.trim_start_matches('-') != name);
+        let others: Vec<&str> = others.flat_map(|&(flag, value)| [flag, value]).collect();
+        let error = format!("--{name} is empty");
+        let empty = if name == "train" { "['']" } else { "''" };
+        fs::write(&file, format!("{name} = {empty}\n")).unwrap();
+        let config = ["pretrain", "--config", file.to_str().unwrap(), "--dry-run"];
+        fail(&[&config[..], &others].concat(), &[&error]);
+        let flag = format!("--{name}");
+        let flags = [&["pretrain", &flag, "", "--dry-run"][..], &others].concat();
+        if is_path {
+            // clap refuses it itself.
+            let out = elektron(&flags);
+            let said = String::from_utf8(out.stderr).unwrap();
+            assert_eq!(out.status.code(), Some(2), "{said}");
+            assert!(said.contains(&flag), "{said}");
+        } else {
+            fail(&flags, &[&error]);
+        }
+    }
+}
+
+#[test]
 fn columns_that_are_no_pair_are_refused() {
     let refuse = |arguments: &[&str], words: &[&str]| {
         let fixed = ["pretrain", "--flavour", "txtai", "--train", "text", "--output", "out"];
@@ -317,7 +347,7 @@ fn columns_that_are_no_pair_are_refused() {
     assert!(!uses_types(Flavour::Electra, Merge::Concat, &["a", "b"]));
 }
 
-/// `tokenizer_config.json` beside a copy of a vocabulary.
+/// A copy of a vocabulary with a `tokenizer_config.json`.
 fn limit_length(scratch: &Scratch, vocabulary: &str, length: &str) -> String {
     let dir = scratch.path(&format!("limit-{length}"));
     fs::create_dir_all(&dir).unwrap();
@@ -386,158 +416,6 @@ fn pairs_train() {
         succeed(&[&run[..], &models, &text, &["--quiet", "--allow-unknown"]].concat());
         assert!(lines(&output).iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite)));
     }
-}
-
-/// What a run that is continued says.
-fn resume(output: &str, more: &[&str]) -> (Option<i32>, String) {
-    let Output { status, stderr, .. } =
-        elektron(&[&["pretrain", "--resume", output, "--quiet", "--device", "cpu"][..], more].concat());
-    (status.code(), String::from_utf8(stderr).unwrap())
-}
-
-#[test]
-fn another_tokenizer_does_not_go_on() {
-    let scratch = Scratch::new();
-    let output = scratch.pretrain("run", &["--steps", "2"]);
-    let own = scratch.path("vocabulary");
-    let text = fs::read_to_string(Path::new(&own).join("vocab.txt")).unwrap();
-    let mut tokens: Vec<&str> = text.lines().collect();
-    let count = tokens.len();
-    tokens.swap(count - 1, count - 2);
-    let other = scratch.path("other");
-    fs::create_dir(&other).unwrap();
-    let swapped = Path::new(&other).join("vocab.txt");
-    fs::write(&swapped, tokens.join("\n")).unwrap();
-    let before = weights(&output);
-    let refused = |more: &[&str], place: &str| {
-        let (code, error) = resume(&output, &[&["--steps", "4"], more].concat());
-        assert_eq!(code, Some(1), "{error}");
-        for word in [place, "not the tokenizer that this run began with", "--tokenizer"] {
-            assert!(error.contains(word), "`{word}` is not in: {error}");
-        }
-        assert_eq!(weights(&output), before);
-    };
-    refused(&["--tokenizer", &other], &other);
-    // The same in another place is the same.
-    let copy = scratch.path("copy");
-    fs::create_dir(&copy).unwrap();
-    for file in fs::read_dir(&own).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), Path::new(&copy).join(file.file_name())).unwrap();
-    }
-    assert_eq!(resume(&output, &["--steps", "3", "--tokenizer", &copy]), (Some(0), String::new()));
-    let before = weights(&output);
-    // The file changed meanwhile.
-    fs::remove_file(Path::new(&copy).join("tokenizer.json")).unwrap();
-    fs::copy(&swapped, Path::new(&copy).join("vocab.txt")).unwrap();
-    let (code, error) = resume(&output, &["--steps", "4"]);
-    assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains(&copy), "{error}");
-    assert_eq!(weights(&output), before);
-    // A run from before the tokenizer was kept goes on, and says that it was not checked.
-    fs::remove_file(Path::new(&output).join("inputs.json")).unwrap();
-    let (code, said) = resume(&output, &["--steps", "4", "--tokenizer", &own]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("inputs.json") && said.contains("cannot be checked"), "{said}");
-    assert_eq!(resume(&output, &["--steps", "5"]), (Some(0), String::new()));
-}
-
-#[test]
-fn a_model_with_another_tokenizer_does_not_go_on() {
-    let scratch = Scratch::new();
-    let first = scratch.pretrain("first", &["--steps", "1"]);
-    let (g, d, book) = (format!("{first}/generator"), format!("{first}/discriminator"), scratch.book(60));
-    let output = scratch.path("run");
-    let start = ["pretrain", "--train", &book, "--generator", &g, "--discriminator", &d, "--output", &output];
-    succeed(&[&start[..], &["--seq-len", "32", "--steps", "2", "--quiet"]].concat());
-    let text = fs::read_to_string(Path::new(&g).join("vocab.txt")).unwrap();
-    let mut tokens: Vec<&str> = text.lines().collect();
-    tokens.swap(10, 11);
-    for model in [&g, &d] {
-        fs::remove_file(Path::new(model).join("tokenizer.json")).unwrap();
-        fs::write(Path::new(model).join("vocab.txt"), tokens.join("\n")).unwrap();
-    }
-    let (code, error) = resume(&output, &["--steps", "4"]);
-    assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains("what lies with the models") && error.contains("not the tokenizer"), "{error}");
-}
-
-#[test]
-fn text_that_changed_under_its_name_is_told() {
-    let scratch = Scratch::new();
-    let epochs = ["--flavour", "txtai", "--epochs", "0.3", "--save-every", "3"];
-    let output = scratch.pretrain("run", &epochs);
-    let book = scratch.path("book.txt");
-    let whole = fs::read_to_string(&book).unwrap();
-    let last = |output: &str| lines(output).last().unwrap()["step"].as_u64().unwrap();
-    let first = last(&output);
-    assert_eq!(resume(&output, &[]), (Some(0), String::new()), "the same text");
-    // More text: the run goes on, for as many steps as the text has now.
-    fs::write(&book, format!("{whole}\n{}", whole.to_uppercase())).unwrap();
-    let (code, said) = resume(&output, &[]);
-    assert_eq!(code, Some(0), "{said}");
-    for word in ["training text is not the one", "another order", "steps in all instead of"] {
-        assert!(said.contains(word), "`{word}` is not in: {said}");
-    }
-    let grown = last(&output);
-    assert!(grown > first, "{grown} {first}");
-    assert_eq!(resume(&output, &[]), (Some(0), String::new()), "it was told once");
-    // One word of it: as many documents as before, and other text.
-    let text = fs::read_to_string(&book).unwrap();
-    fs::write(&book, text.replacen("the", "a", 1)).unwrap();
-    let (code, said) = resume(&output, &["--steps", &(grown + 2).to_string()]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("training text is not the one") && !said.contains("in all instead of"), "{said}");
-    assert_eq!(last(&output), grown + 2);
-    // Less text than was trained on: later epochs are of what there is.
-    fs::write(&book, whole.lines().take(30).collect::<Vec<_>>().join("\n")).unwrap();
-    let (code, said) = resume(&output, &["--steps", &(grown + 5).to_string()]);
-    assert_eq!(code, Some(0), "{said}");
-    assert_eq!(last(&output), grown + 5);
-    // Fewer steps in all than were made: it is finished, and nothing is lost.
-    let before = weights(&output);
-    let (code, said) = resume(&output, &["--epochs", "0.3"]);
-    assert_eq!(code, Some(0), "{said}");
-    assert_eq!((last(&output), weights(&output)), (grown + 5, before));
-}
-
-#[test]
-fn held_out_text_that_changed_is_told() {
-    let scratch = Scratch::new();
-    let held_out = scratch.path("held-out.txt");
-    let text = fs::read_to_string(scratch.book(60)).unwrap();
-    fs::write(&held_out, &text).unwrap();
-    let output = scratch.pretrain("run", &["--steps", "2", "--validation", &held_out]);
-    fs::write(&held_out, text + "\nOne line more.\n").unwrap();
-    let (code, said) = resume(&output, &["--steps", "3"]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("held-out text is not the one") && !said.contains("training text is"), "{said}");
-}
-
-#[test]
-fn settings_of_before_have_their_old_names() {
-    let scratch = Scratch::new();
-    let settings = ["--schedule", "linear", "--warmup-steps", "0", "--save-every", "2"];
-    let want = scratch.pretrain("straight", &[&["--steps", "6"], &settings[..]].concat());
-    let output = scratch.pretrain("run", &[&["--steps", "4"], &settings[..]].concat());
-    for file in ["run.json", "config.json"] {
-        let path = Path::new(&output).join(file);
-        let mut all: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        let object = all.as_object_mut().unwrap();
-        let schedule = object.remove("lr-scheduler").unwrap();
-        object.insert("schedule".to_owned(), schedule);
-        object.remove("betas");
-        fs::write(&path, all.to_string()).unwrap();
-    }
-    fs::remove_file(Path::new(&output).join("checkpoints/step-000000004.safetensors")).unwrap();
-    let (code, said) = resume(&output, &["--steps", "6"]);
-    assert_eq!(code, Some(0), "{said}");
-    // Until step 2 the rates were those of a run of four steps.
-    let rate = |run: &str| lines(run).last().unwrap()["lr"].as_f64().unwrap();
-    assert_eq!(rate(&output), rate(&want));
-    let other = scratch.pretrain("betas", &[&["--steps", "6", "--betas", "0.5,0.9"], &settings[..]].concat());
-    assert_ne!(weights(&other), weights(&want));
-    assert_eq!(rate(&other), rate(&want));
 }
 
 #[test]

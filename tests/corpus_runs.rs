@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::cli::{Scratch, checkpoint, elektron, fail, lines, succeed, weights};
 use crate::support::repository;
 
 /// Runs a command with `input` on its standard input.
-fn piped(arguments: &[&str], input: &str) -> String {
+fn feed(arguments: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_elektron"))
         .args(arguments)
         .stdin(Stdio::piped())
@@ -18,8 +18,14 @@ fn piped(arguments: &[&str], input: &str) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let out = child.wait_with_output().unwrap();
+    // A command that refuses its input may end before it has read all of it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// What a command that succeeds prints.
+fn piped(arguments: &[&str], input: &str) -> String {
+    let out = feed(arguments, input.as_bytes());
     assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
@@ -100,10 +106,53 @@ fn standard_input_is_text_to_eval_and_detect() {
     assert_eq!(piped(&[&detect[..], &["--input", "-"]].concat(), &text), from_file);
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     assert_eq!(from_file.lines().count(), lines.clone().count());
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let out = feed(&detect, &wide);
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.code() == Some(1) && error.contains("standard input: "), "{error}");
+    assert!(error.contains("UTF-16LE") && out.stdout.is_empty(), "{error}");
     // The same lines as records of another format.
     let records: Vec<Value> = lines.map(|line| serde_json::json!({ "body": line })).collect();
     let json = scratch.path("book.json");
     fs::write(&json, serde_json::to_string(&records).unwrap()).unwrap();
     let from_json = succeed(&[&detect[..], &["--input", json.as_str(), "--columns", "body"]].concat());
     assert_eq!(from_json, from_file);
+}
+
+/// Two runs that read different text from the same pipe and share their shards; one is continued.
+#[test]
+fn what_a_pipe_gave_is_kept_with_its_run() {
+    let scratch = Scratch::new();
+    let book = scratch.book(150);
+    let (text, vocabulary) = (fs::read_to_string(&book).unwrap(), scratch.vocabulary(&book));
+    let (g, d, shards) = (checkpoint("generator"), checkpoint("discriminator_pre"), scratch.path("shards"));
+    let run = |train: &str, output: &str, input: &str| {
+        let output = scratch.path(output);
+        let networks = ["--generator", &g, "--discriminator", &d, "--tokenizer", &vocabulary];
+        let text = ["pretrain", "--train", train, "--shards", &shards, "--output", &output];
+        let length =
+            ["--steps", "6", "--save-every", "3", "--keep", "9", "--seq-len", "32", "--batch-size", "4"];
+        piped(&[&text[..], &networks, &length, &["--quiet"]].concat(), input);
+        output
+    };
+    let straight = run(&book, "straight", "");
+    let broken = run("-", "broken", &text);
+    assert_eq!(weights(&straight), weights(&broken));
+    let other = run("-", "other", &text[text.len() / 2..].replace("the", "a"));
+    assert_ne!(weights(&straight), weights(&other));
+    for output in [&broken, &other] {
+        assert_eq!(fs::read_dir(format!("{output}/pipes")).unwrap().count(), 1);
+    }
+    fs::remove_file(format!("{broken}/checkpoints/step-{:09}.safetensors", 6)).unwrap();
+    fs::remove_dir_all(format!("{broken}/generator")).unwrap();
+    // The directory is moved, and the pipe no longer gives anything.
+    let moved = scratch.path("moved");
+    fs::rename(&broken, &moved).unwrap();
+    let resume = ["pretrain", "--resume", &moved];
+    let dry = feed(&[&resume[..], &["--dry-run"]].concat(), b"");
+    assert!(dry.status.success(), "{}", String::from_utf8_lossy(&dry.stderr));
+    let out = feed(&resume, b"");
+    let messages = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && messages.contains("-: the copy of this pipe"), "{messages}");
+    assert_eq!(weights(&straight), weights(&moved));
 }

@@ -1,4 +1,5 @@
-//! The GPU backend on a real GPU. Without one these tests say so on standard error and pass, unless `ELEKTRON_REQUIRE_GPU` is set.
+//! The GPU backend on a real GPU. Without one these tests report on standard error that they are skipped
+//! and pass, unless `ELEKTRON_REQUIRE_GPU` is set.
 
 use approx::relative_eq;
 use elektron::backend::gpu::Working;
@@ -121,7 +122,7 @@ fn products_agree() {
     }
     let device = Cuda::new(CudaOptions::default()).unwrap();
     if !device.has_library() {
-        skipped("there is no cuBLASLt on this machine");
+        skipped("cuBLASLt was not found on this machine");
         return;
     }
     for ((m, n, k), layout) in [(1, 1, 8), (128, 256, 64), (65, 33, 130), (152, 30522, 128)]

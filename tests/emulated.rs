@@ -1,6 +1,6 @@
 //! The whole training step on the emulated GPU: against `transformers`, against the CPU, resumed, accumulated, in any order of threads.
 
-use approx::{assert_abs_diff_eq, relative_eq};
+use approx::assert_abs_diff_eq;
 use elektron::backend::gpu::driver::simt::{Asked, Order, Simt};
 use elektron::backend::gpu::{Products, Working};
 use elektron::backend::{Backend, Cpu, Gpu};
@@ -10,7 +10,9 @@ use elektron::train::optim::{AdamW, AdamWOptions};
 use half::bf16;
 
 use crate::golden::{CASES, check_as_near};
-use crate::place::{Place, assert_equal, metrics, signal, traces, wait_for_step};
+use crate::place::{
+    Place, assert_equal, assert_equal_but_for_rounding, metrics, signal, traces, wait_for_step,
+};
 use crate::recorded::{check_evened_out, check_masks, check_replays};
 use crate::steps::{check_gradients, check_twenty_steps, model, run, train};
 use crate::whole::batch;
@@ -112,7 +114,7 @@ fn evened_out_batches_train_as_the_cpus_own() {
     check_evened_out(|| gpu::<f32>(Order::Descending));
 }
 
-/// The mask kernel draws what the loader draws.
+/// The mask kernel draws the masks that the loader draws.
 #[test]
 fn masks_are_drawn_alike() {
     for order in [Order::Ascending, Order::Shuffled(3)] {
@@ -137,13 +139,10 @@ fn a_whole_run_stops_and_goes_on() {
     let cpu = Place::on("cpu", &settings);
     let output = cpu.path("cpu");
     cpu.finish(&output);
-    for (got, want) in want.1.iter().zip(&metrics(&output)) {
+    let (got, want) = (want.1, metrics(&output));
+    assert_equal_but_for_rounding(&got, &want);
+    for (got, want) in got.iter().zip(&want) {
         let value = |line: &serde_json::Value, name: &str| line[name].as_f64().unwrap();
-        assert_eq!(value(got, "tokens"), value(want, "tokens"), "padding does not count");
-        for name in ["gen_loss", "disc_loss", "grad_norm"] {
-            let close = relative_eq!(value(got, name), value(want, name), max_relative = 1e-3);
-            assert!(close, "{name}: {got} {want}");
-        }
         assert_abs_diff_eq!(value(got, "gen_acc"), value(want, "gen_acc"), epsilon = 0.02);
     }
 }

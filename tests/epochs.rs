@@ -1,8 +1,9 @@
-//! Epochs as the Trainer of `transformers` counts them: short last batches, and steps of what is left.
+//! Epochs as the Trainer of `transformers` counts them: the last batch of an epoch may be short, and the
+//! last step takes the batches that are left.
 
 use std::collections::BTreeSet;
 
-use approx::{assert_relative_eq, relative_eq};
+use approx::assert_relative_eq;
 use elektron::config::{RunConfig, Settings};
 use elektron::data::loader::{Batching, Loader, LoaderSpec};
 use elektron::data::mask::{MaskSpec, MaskStyle};
@@ -14,11 +15,11 @@ use elektron::model::Flavour;
 
 use crate::support::repository;
 
-/// Rows, rows of a batch, micro-batches of a step, epochs.
+/// Rows, rows per batch, micro-batches per step, epochs.
 type Run = (usize, usize, usize, f64);
 
-/// What the Trainer of transformers 5.24 made of a dataset: for each step the rows of each of its micro-batches. The loss of each is
-/// divided by the number of those.
+/// What the Trainer of transformers 5.24 makes of a dataset: for each step the number of rows of each of
+/// its micro-batches. It divides the loss of each micro-batch by the number of micro-batches.
 fn trainer() -> Vec<(Run, Vec<Vec<usize>>)> {
     vec![
         ((10, 8, 1, 3.0), vec![vec![8], vec![2], vec![8], vec![2], vec![8], vec![2]]),
@@ -87,7 +88,8 @@ fn steps_are_as_many_as_the_trainers() {
     assert!(RunConfig::resolve(none).unwrap_err().to_string().contains("--epochs is 0"));
 }
 
-/// What google-research/electra counts in steps are full batches; the Trainer's `max_steps` are those of its epochs.
+/// The steps of google-research/electra are full batches; those of the Trainer's `max_steps` are the steps
+/// of its epochs, with short ones.
 #[test]
 fn steps_of_the_electra_flavour_have_full_batches() {
     for (flavour, short) in [(Flavour::Electra, false), (Flavour::Txtai, true)] {
@@ -141,7 +143,7 @@ fn the_loader_goes_on_wherever_it_is_asked_to() {
     }
 }
 
-/// Parts of a batch count by their rows: together as much as the batch.
+/// Parts of a batch are weighted by their rows, so that together they count as much as the batch.
 #[test]
 fn a_split_step_has_the_same_rows_and_weights() {
     for (run, steps) in trainer() {
@@ -160,11 +162,13 @@ fn a_split_step_has_the_same_rows_and_weights() {
                 assert_eq!(ids(&split), ids(&whole), "{run:?} in parts of {size}");
                 let count = split.micro_batches_of(run.0, step);
                 let shares = (0..count).map(|micro| 1.0 / split.loss_divisor(run.0, step, micro));
-                assert_relative_eq!(shares.sum::<f64>(), 1.0, max_relative = 1e-12);
+                // At most eight quotients, each rounded a few times.
+                assert_relative_eq!(shares.sum::<f64>(), 1.0, max_relative = 16.0 * f64::EPSILON);
             }
         }
     }
-    // By hand: batches of 4 and 2 rows, each half of the step; in parts of 3 rows the second has one row of the first batch.
+    // By hand: batches of 4 and 2 rows, each of which counts as half of the step. In parts of 3 rows the
+    // second part holds one row of the first batch and both of the second.
     let (_, mask) = rows(6);
     let split = LoaderSpec { batch_size: 3, micro_batches: 4, ..spec(mask, (6, 4, 3, 1.0)) };
     let divisors: Vec<f64> = (0..2).map(|micro| split.loss_divisor(6, 0, micro)).collect();
@@ -172,7 +176,7 @@ fn a_split_step_has_the_same_rows_and_weights() {
     assert_relative_eq!(divisors[1], 1.0 / ((1.0 / 4.0 + 1.0) / 2.0));
 }
 
-/// Where steps are recorded every batch has the same sizes, the short ones too.
+/// For recorded steps all batches are padded to the same sizes, short ones too.
 #[test]
 fn short_batches_are_evened_out() {
     let run = (11, 2, 4, 2.0);
@@ -199,10 +203,11 @@ fn short_batches_are_evened_out() {
 
 #[cfg(unix)]
 mod runs {
-    use super::*;
-    use crate::place::{Place, assert_equal, signal, text, traces, wait_for_step};
+    use crate::place::{
+        Place, assert_equal, assert_equal_but_for_rounding, signal, text, traces, wait_for_step,
+    };
 
-    /// Rows of a run over the page of text that is cut into rows of 16 tokens.
+    /// How many rows of 16 tokens a run cuts its page of text into.
     fn rows_of(place: &Place) -> usize {
         let said = place.finish(&place.path("counted"));
         let words: Vec<&str> = said.split_whitespace().collect();
@@ -229,7 +234,7 @@ mod runs {
         assert_equal(&traces(&output), &want);
     }
 
-    /// Full rows in parts: the mean of a short batch is that of its parts, by their rows.
+    /// The loss of a short batch is the mean over its parts, weighted by their rows.
     #[test]
     fn a_split_changes_rounding_alone_in_short_steps_too() {
         let run = |settings: &[&str]| {
@@ -239,19 +244,12 @@ mod runs {
         let want = run(&[]);
         for parts in ["1", "2"] {
             let got = run(&["--micro-batch", parts]);
-            assert_eq!(got.1.len(), want.1.len());
-            for (got, want) in got.1.iter().zip(&want.1).filter(|(line, _)| line.get("lr").is_some()) {
-                assert_eq!((&got["step"], &got["tokens"]), (&want["step"], &want["tokens"]));
-                for name in ["gen_loss", "disc_loss", "grad_norm"] {
-                    let value = |line: &serde_json::Value| line[name].as_f64().unwrap();
-                    let close = relative_eq!(value(got), value(want), max_relative = 1e-3);
-                    assert!(close, "{parts}, {name}: {got} {want}");
-                }
-            }
+            assert!(got.0 != want.0, "{parts} rows at a time are no other split");
+            assert_equal_but_for_rounding(&got.1, &want.1);
         }
     }
 
-    /// A device that records its steps trains on short ones as the CPU does.
+    /// A device that records its steps trains on short steps as the CPU does.
     #[cfg(feature = "simt")]
     #[test]
     fn a_device_that_records_trains_on_short_steps() {
@@ -265,16 +263,7 @@ mod runs {
                 place.finish(&output);
                 crate::place::metrics(&output)
             };
-            let (got, want) = (run("simt"), run("cpu"));
-            assert_eq!(got.len(), want.len());
-            for (got, want) in got.iter().zip(&want) {
-                assert_eq!(got["tokens"], want["tokens"]);
-                for name in ["gen_loss", "disc_loss", "grad_norm"] {
-                    let value = |line: &serde_json::Value| line[name].as_f64().unwrap();
-                    let close = relative_eq!(value(got), value(want), max_relative = 1e-3);
-                    assert!(close, "{merge}, {name}: {got} {want}");
-                }
-            }
+            assert_equal_but_for_rounding(&run("simt"), &run("cpu"));
         }
     }
 

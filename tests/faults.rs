@@ -155,7 +155,7 @@ impl Tmpfs {
         if mounted.is_ok_and(|out| out.status.success()) {
             return Some(Self(dir));
         }
-        crate::support::skipped("no tmpfs can be mounted here, which stands for a disk that is full");
+        crate::support::skipped("no tmpfs can be mounted here, which would play the part of a full disk");
         None
     }
 

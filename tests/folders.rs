@@ -1,4 +1,4 @@
-//! What folders, globs and oddly made files give: datasets of the hub, hidden files, links, pipes, encodings.
+//! What folders and globs give: datasets of the hub, hidden files, links, pipes, unusual names.
 //!
 //! Expected values are those of `datasets` 5.0, `os.walk`, `gzip` and `pyarrow` for the same files.
 
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use elektron::data::source::TextSource;
+
+mod contents;
 
 struct Corpus(tempfile::TempDir);
 
@@ -134,6 +136,9 @@ fn a_dataset_card_says_which_files_are_the_splits() {
     has(&corpus.refused("c"), &["[\"en\", \"de\"]", "c/en/train*"]);
     card(&format!("{en}- config_name: de\n  default: true\n  data_files: [de/b.csv, de/a.csv]\n"));
     assert_eq!(corpus.found("c").0, ["c/de/a.csv", "c/de/b.csv"]);
+    // The files of the default configuration were not downloaded, those of another one were.
+    card(&format!("{en}- config_name: fr\n  default: true\n  data_files: fr/*.csv\n"));
+    has(&corpus.refused("c"), &["`fr`", "default", "download", "c/en/train*"]);
     // Of many configurations one was downloaded.
     card(&format!("{en}- config_name: fr\n  data_files: fr/*.csv\n"));
     assert_eq!(corpus.found("c").0, ["c/en/train.csv"]);
@@ -184,7 +189,7 @@ fn links_lead_to_every_file_once() {
     symlink("../other/deep", corpus.path("c/again")).unwrap();
     symlink("z", corpus.path("c/b-link")).unwrap();
     symlink("m.txt", corpus.path("c/a-link.txt")).unwrap();
-    // What lies there without a link is called by its own name.
+    // What has a path without a link is called by that path.
     let all = ["c/again/b.txt", "c/m.txt", "c/o/train.txt", "c/z/a.txt"];
     assert_eq!(corpus.names(&TextSource::held_out(&[corpus.path("c")], &[]).unwrap()), all);
     assert_eq!(corpus.found("c/**/*.txt").0, all);
@@ -198,7 +203,7 @@ fn links_lead_to_every_file_once() {
 fn pipes_in_folders_are_passed_over_and_named_ones_read() {
     let corpus = Corpus::new();
     corpus.files(&["c/a.txt"]);
-    for name in ["c/p.txt", "q.jsonl", "plain"] {
+    for name in ["c/p.txt", "q.jsonl", "plain", "broken"] {
         assert!(Command::new("mkfifo").arg(corpus.path(name)).status().unwrap().success());
     }
     let (files, notes) = corpus.found("c");
@@ -226,22 +231,43 @@ fn pipes_in_folders_are_passed_over_and_named_ones_read() {
     for (name, text) in [("q.jsonl", "{\"text\":\"one\"}\n{\"text\":\"two\"}\n"), ("plain", "one\n\ntwo\n")] {
         let path = corpus.path(name);
         let writer = std::thread::spawn(move || fs::write(path, text).unwrap());
-        let (fine, told) = prepare(&corpus.path(name), b"");
+        let (fine, messages) = prepare(&corpus.path(name), b"");
         writer.join().unwrap();
-        assert!(fine, "{told}");
-        has(&told, &["of 2 documents"]);
+        assert!(fine, "{messages}");
+        has(&messages, &["of 2 documents"]);
     }
+    // Messages name the pipe, not the file that it was copied to.
+    let gzipped = contents::gzip(b"one\n");
+    let wide: Vec<u8> = "the man said\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let cases: [(&[u8], &[&str]); 5] = [
+        (&gzipped, &["gzip", "`zcat`"]),
+        (b"PAR1\x15\x04\x15\x10", &["Parquet", "instead of a pipe"]),
+        (&wide, &["UTF-16BE", "`iconv -f UTF-16BE -t UTF-8`"]),
+        (b"one\n\xff\xe9 two\n", &["line 2", "UTF-8"]),
+        (b"\n", &["no text"]),
+    ];
+    for (bytes, words) in cases {
+        let (fine, messages) = prepare(Path::new("-"), bytes);
+        assert!(!fine && messages.contains("error: -") && !messages.contains("pipe-"), "{messages}");
+        has(&messages, words);
+    }
+    let path = corpus.path("broken");
+    let writer = std::thread::spawn(move || fs::write(path, gzipped).unwrap());
+    let (fine, messages) = prepare(&corpus.path("broken"), b"");
+    writer.join().unwrap();
+    assert!(!fine);
+    has(&messages, &[&format!("error: {}: ", corpus.path("broken").display()), "`zcat`"]);
     for input in ["-", "/dev/stdin"] {
-        let (fine, told) = prepare(Path::new(input), b"one\n\ntwo\n\nthree\n");
-        assert!(fine, "{told}");
-        has(&told, &["of 3 documents"]);
+        let (fine, messages) = prepare(Path::new(input), b"one\n\ntwo\n\nthree\n");
+        assert!(fine, "{messages}");
+        has(&messages, &["of 3 documents"]);
     }
-    let (fine, told) = prepare(Path::new("/dev/null"), b"");
+    let (fine, messages) = prepare(Path::new("/dev/null"), b"");
     assert!(!fine);
-    has(&told, &["no text"]);
-    let (fine, told) = prepare(Path::new("/dev/zero"), b"");
+    has(&messages, &["no text"]);
+    let (fine, messages) = prepare(Path::new("/dev/zero"), b"");
     assert!(!fine);
-    has(&told, &["/dev/zero", "device"]);
+    has(&messages, &["/dev/zero", "device"]);
 }
 
 #[cfg(target_os = "linux")]
@@ -277,189 +303,4 @@ fn folders_that_cannot_be_read_are_named() {
         has(&corpus.refused("c"), &["c/closed", "denied"]);
     }
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-fn utf16(text: &str, mark: bool) -> Vec<u8> {
-    let mark = if mark { "\u{feff}" } else { "" };
-    format!("{mark}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect()
-}
-
-#[test]
-fn wide_encodings_are_refused_in_every_format() {
-    let corpus = Corpus::new();
-    let rows = "id,text\n1,последняя тёплая весть\n2,вторая строка\n";
-    let records = "{\"text\": \"последняя тёплая весть\"}\n{\"text\": \"вторая строка\"}\n";
-    for (name, text) in [
-        ("a.txt", rows),
-        ("a.csv", rows),
-        ("a.tsv", rows),
-        ("a.jsonl", records),
-        ("a.json", records),
-        ("a.md", rows),
-    ] {
-        for mark in [false, true] {
-            let error = read(&corpus.write(name, utf16(text, mark))).unwrap_err();
-            has(&error, &[name, "UTF-16", "iconv"]);
-        }
-        let error = read(&corpus.write(&format!("{name}.gz"), gzip(&utf16(text, false)))).unwrap_err();
-        has(&error, &[name, "UTF-16LE"]);
-        let wide: Vec<u8> = text.chars().flat_map(|c| u32::from(c).to_be_bytes()).collect();
-        has(&read(&corpus.write(name, wide)).unwrap_err(), &[name, "UTF-32BE"]);
-    }
-    // As `>>` of an old PowerShell appends it, after more than is looked at first.
-    let appended = [rows.repeat(2000).as_bytes(), &utf16(rows, false)].concat();
-    has(&read(&corpus.write("b.txt", appended)).unwrap_err(), &["b.txt", "UTF-16LE", "part"]);
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    out.write_all(bytes).unwrap();
-    out.finish().unwrap()
-}
-
-#[test]
-fn lines_end_as_python_reads_them() {
-    let corpus = Corpus::new();
-    let lines = |text: &str| read(&corpus.write("a.txt", text)).unwrap();
-    assert_eq!(lines("one\rtwo\rthree"), ["one", "+two", "+three"]);
-    assert_eq!(lines("one\rtwo\nthree\r\nfour\r\rfive\r"), ["one", "+two", "+three", "+four", "five"]);
-    assert_eq!(lines("one\r\r\ntwo\r\r\n\r\r\nthree"), ["one", "+two", "three"], "converted twice");
-    assert_eq!(lines("one\u{2028}still\u{85}one"), ["one\u{2028}still\u{85}one"]);
-    // Ends that lie where the reader's buffer ends.
-    for length in (1 << 16) - 2..(1 << 16) + 2 {
-        let long = "x".repeat(length);
-        for (end, want) in [("\r\n", "+y"), ("\r", "+y"), ("\r\r", "y"), ("\r\r\n", "+y")] {
-            assert_eq!(lines(&format!("{long}{end}y")), [&long, want], "{length} {end:?}");
-        }
-    }
-    assert_eq!(read(&corpus.write("a.jsonl", "{\"text\":\"a\"}\r{\"text\":\"b\"}\r")).unwrap(), ["a", "b"]);
-}
-
-#[test]
-fn gzip_may_be_padded_and_concatenated() {
-    let corpus = Corpus::new();
-    let (one, two) = (gzip(b"one\n"), gzip(b"two\n"));
-    let zeros = vec![0; 70_000];
-    for bytes in [[&one[..], &two].concat(), [&one[..], &zeros, &two, &zeros].concat()] {
-        assert_eq!(read(&corpus.write("a.txt.gz", bytes)).unwrap(), ["one", "+two"]);
-    }
-    has(&read(&corpus.write("a.txt.gz", [&one[..], b"tail"].concat())).unwrap_err(), &["a.txt.gz"]);
-    has(&read(&corpus.write("a.txt.gz", &one[..one.len() - 3])).unwrap_err(), &["a.txt.gz", "cut short"]);
-}
-
-#[test]
-fn files_are_called_what_they_are() {
-    let corpus = Corpus::new();
-    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
-    let mut tar = vec![b'x'; 600];
-    tar[257..262].copy_from_slice(b"ustar");
-    let zip = b"PK\x03\x04\x14\x00\x00\x00\x08\x00rest of it";
-    let cases: &[(&str, &[u8], &[&str])] = &[
-        ("a.txt", pointer.as_bytes(), &["Git LFS", "git lfs pull"]),
-        ("a.parquet", pointer.as_bytes(), &["Git LFS"]),
-        ("a.jsonl.gz", pointer.as_bytes(), &["Git LFS"]),
-        ("a.json.zst", b"/annex/objects/SHA256E-s1--0.json\n", &["git annex get"]),
-        ("a.txt.gz", zip, &["zip archive"]),
-        ("a.jsonl", zip, &["zip archive"]),
-        ("a.parquet", zip, &["zip archive"]),
-        ("a.txt", b"7z\xbc\xaf\x27\x1c\0\x04", &["7z archive"]),
-        ("a.csv", &tar, &["tar archive"]),
-        ("b.txt.gz", &gzip(&tar), &["tar archive"]),
-        ("c.txt.gz", &gzip(&gzip(b"x")), &["gzip", "as well"]),
-        ("a.txt", &gzip(b"text\n"), &["gzip", ".gz", "rename"]),
-        ("a.txt.xz", &gzip(b"text\n"), &["gzip", ".gz", "rename"]),
-        ("a.txt.gz", b"just text\n", &["plain text", "gzip"]),
-        ("a.txt.bz2", b"\xff\xd8\xff\xe0nonsense", &["not bzip2"]),
-        ("a.parquet", b"<!DOCTYPE html><html>404", &["web page"]),
-        ("a.arrow", b"<html>404", &["web page"]),
-        ("a.txt", b"%PDF-1.5\n%\xd0\xd4", &["PDF"]),
-        ("a.csv", b"PAR1\x15\x04\x15\x10", &["Parquet", "rename"]),
-        ("a.arrow", b"PAR1\x15\x04\x15\x10", &["Parquet", "rename"]),
-        ("a.parquet", b"ARROW1\0\0\xff\xff\xff\xff", &["Arrow", "rename"]),
-    ];
-    for (name, bytes, words) in cases {
-        let error = read(&corpus.write(name, bytes)).unwrap_err();
-        has(&error, &[&[*name], *words].concat());
-    }
-    assert_eq!(read(&corpus.write("a.html.txt", "<html>text</html>")).unwrap(), ["<html>text</html>"]);
-}
-
-#[test]
-fn files_without_text_are_left_out_with_a_warning() {
-    let corpus = Corpus::new();
-    corpus.write("c/a.txt", "the man said");
-    for (name, bytes) in [
-        ("b.txt", &b""[..]),
-        ("c.csv", b"id,text\n"),
-        ("d.csv", b" \n\n"),
-        ("e.jsonl", b"\n\n"),
-        ("f.json", b"[]"),
-        ("g.json", b" "),
-        ("h.txt", b"\xef\xbb\xbf \r\n\t\n"),
-        ("i.txt", b"\0\0\0\0\0\0\0\0\n\0\0"),
-        ("j.txt", "\u{200b}\u{feff}\n\u{2060}\n".as_bytes()),
-        ("k.txt.gz", b""),
-        ("l.txt.gz", &gzip(b"")),
-        ("m.parquet", b""),
-        ("n.jsonl", b"{\"text\":null}\n{\"text\":\"\"}\n"),
-        ("o.tsv", b""),
-        ("p.txt.xz", b""),
-    ] {
-        has(&read(&corpus.write(&format!("c/{name}"), bytes)).unwrap_err(), &[name, "no text"]);
-    }
-    let source = corpus.source("c");
-    let mut seen = 0;
-    source
-        .for_each(|p| {
-            seen += usize::from(p.text == "the man said");
-            Ok(())
-        })
-        .unwrap();
-    assert_eq!((seen, source.without_text().len()), (1, 15));
-    has(&source.warning().unwrap(), &["15 of 16 files", "b.txt", "c.csv", "and 12 more"]);
-    fs::remove_file(corpus.path("c/a.txt")).unwrap();
-    let source = corpus.source("c");
-    has(&source.for_each(|_| Ok(())).unwrap_err().to_string(), &["b.txt", "15 files"]);
-}
-
-#[test]
-fn other_fields_of_json_do_not_matter() {
-    let corpus = Corpus::new();
-    let record = |text: &str, more: &str| format!("{{\"text\": \"{text}\", {more}}}");
-    for more in [
-        "\"score\": NaN",
-        "\"score\": [-Infinity, Infinity, {\"a\": NaN}]",
-        "\"name\": \"\\udc00\"",
-        "\"name\": \"\\ud800 and \\\\\\\"NaN\"",
-        "\"n\": 123456789012345678901234567890e999, \"m\": -1",
-    ] {
-        let lines = format!(
-            "{}\n{{\"id\": 2}}\n{{\"text\": NaN}}\n{}\n",
-            record("the man", more),
-            record("a row", more)
-        );
-        for name in ["a.jsonl", "a.json"] {
-            assert_eq!(read(&corpus.write(name, &lines)).unwrap(), ["the man", "a row"], "{name} {more}");
-        }
-        let array = format!("[{},\n{}]", record("the man", more), record("a row", more));
-        assert_eq!(read(&corpus.write("b.json", array)).unwrap(), ["the man", "a row"], "{more}");
-    }
-    // Lists of strings are paragraphs, as those of Parquet; an array of strings is a column `text`.
-    let lists = "{\"text\": [\"one\", null, \"two\"]}\n{\"text\": []}\n{\"text\": \"three\"}\n";
-    for name in ["a.jsonl", "a.json"] {
-        assert_eq!(read(&corpus.write(name, lists)).unwrap(), ["one", "+two", "three"]);
-    }
-    assert_eq!(read(&corpus.write("b.json", "[\"one\", \"two\"]")).unwrap(), ["one", "two"]);
-    for (text, words) in [
-        ("{\"body\":\"x\"}\n{\"title\":1}\n", &["no record", "`text`", "body", "title", "--columns"][..]),
-        ("{\"text\":5}\n", &["`text`", "string"]),
-        ("{\"text\":[\"a\", 5]}\n", &["`text`", "string"]),
-        ("{\"text\":\"\\udc00\"}\n", &["surrogate"]),
-        ("{\"text\":\"a\",\"b\":Nan}\n", &["JSON object"]),
-        ("{\"text\":\"a\",\"b\":--Infinity}\n", &["JSON object"]),
-        ("{\"text\":\"a\"\n", &["JSON object"]),
-    ] {
-        has(&read(&corpus.write("a.jsonl", text)).unwrap_err(), words);
-        let _ = read(&corpus.write("a.json", text)).unwrap_err();
-    }
 }

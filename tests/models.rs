@@ -67,7 +67,7 @@ fn weights_that_are_not_finite_are_named() {
     assert!(error.contains("model.safetensors") && error.contains(name) && error.contains("NaN"), "{error}");
 }
 
-/// Numbers that are nobody's weights.
+/// Numbers that no trained model has.
 pub(crate) fn tensor(shape: &[usize]) -> HostTensor {
     let len = shape.iter().product::<usize>();
     HostTensor { shape: shape.to_vec(), data: (0..len).map(|i| 0.01 * (i % 7) as f32 - 0.02).collect() }

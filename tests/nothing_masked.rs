@@ -1,10 +1,11 @@
-//! Batches in which nothing is masked: the generator's loss is 0, the discriminator's is that of txtai, and training goes on.
+//! Batches in which nothing is masked: the generator's loss is 0, the discriminator's is that of txtai,
+//! and training continues.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use approx::{assert_relative_eq, relative_eq};
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use elektron::backend::{Backend, Cpu};
 use elektron::data::Batch;
 use elektron::model::config::Architecture;
@@ -12,13 +13,14 @@ use elektron::model::{PaddedInput, Phase, Share};
 use half::bf16;
 use serde_json::Value;
 
-use crate::golden::{self, CASES, HALF, SINGLE, Tolerance};
+use crate::golden::{self, CASES, HALF, SINGLE, Tolerance, UNIT_SINGLE};
 use crate::steps;
 use crate::support::{golden, widen};
 use crate::whole::{SAMPLED, batch};
 
-/// Discriminator's loss and norm of all gradients of txtai's `TokenDetection` in double precision, for `token_shared` and
-/// `pre_shared`, where all labels are -100. (The mean over no labels makes its total loss NaN, but every gradient is finite.)
+/// The discriminator's loss and the norm of all gradients of txtai's `TokenDetection` in double precision,
+/// for `token_shared` and `pre_shared`, where all labels are -100. (The mean over no labels makes its
+/// total loss NaN, but every gradient is finite.)
 const TXTAI: [(&str, f64, f64); 2] = [
     ("token_shared", 1.5096220139531724, 815.0383797772031),
     ("pre_shared", 0.6154525279998779, 409.49250285718824),
@@ -51,8 +53,8 @@ fn check<B: Backend>(backend: impl Fn() -> B, tolerance: Tolerance) {
     }
 }
 
-/// The reference is rounded to single precision, as are the checkpoints.
-const DOUBLE: Tolerance = Tolerance { loss: 1e-7, tensor: 1e-7, updated: 0.0, zero: 0.0 };
+/// Losses are compared in double precision, gradients are read in single precision, rounded once.
+const DOUBLE: Tolerance = Tolerance { loss: 1e-10, tensor: UNIT_SINGLE, updated: 0.0, zero: 0.0 };
 
 #[test]
 fn losses_and_gradients_are_those_of_txtai() {
@@ -73,7 +75,7 @@ fn unmasked() -> Batch {
     Batch { masked_ids: batch.ids.clone(), masked_index: vec![], masked_weight: vec![], ..batch }
 }
 
-/// A micro-batch without a masked token takes part in a step's mean as any other.
+/// A micro-batch without a masked token counts in a step's mean as any other does.
 #[test]
 fn it_counts_as_a_micro_batch() {
     let gradients = |batches: &[(Batch, &[u32])]| {
@@ -91,11 +93,9 @@ fn it_counts_as_a_micro_batch() {
     let both = gradients(&[masked, nothing]);
     assert!(other.iter().any(|&x| x != 0.0));
     for ((one, other), both) in one.iter().zip(&other).zip(both) {
-        // Gradients are read in single precision.
-        assert!(
-            relative_eq!((one + other) / 2.0, both, epsilon = 1e-6, max_relative = 1e-6),
-            "{one} {other} {both}"
-        );
+        // Each of the three is read in single precision; 1e-12 is what double precision leaves of a zero.
+        let rounded = UNIT_SINGLE * ((one.abs() + other.abs()) / 2.0 + both.abs()) + 1e-12;
+        assert_abs_diff_eq!((one + other) / 2.0, both, epsilon = rounded);
     }
 }
 
@@ -119,7 +119,7 @@ fn elektron(arguments: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// The lines of the log of a run over `text`, of which many or all rows have nothing masked.
+/// The log of a run over rows of `text`, in many or all of which nothing is masked.
 fn trained(dir: &Path, text: &str, device: &str, precision: &str) -> Vec<Value> {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     fs::write(path("rows.csv"), format!("text\n{}", format!("{text}\n").repeat(8))).unwrap();
@@ -127,7 +127,8 @@ fn trained(dir: &Path, text: &str, device: &str, precision: &str) -> Vec<Value> 
     let checkpoints = golden("checkpoints");
     let model = |name: &str| checkpoints.join(name).to_str().unwrap().to_owned();
     let output = path(&format!("{device}-{precision}"));
-    let fixed = "--flavour txtai --merge none --batch-size 1 --grad-accumulation 2 --epochs 1 --seq-len 8 --log-every 1 --allow-unknown --quiet";
+    let fixed = "--flavour txtai --merge none --batch-size 1 --grad-accumulation 2 --epochs 1 --seq-len 8 \
+                 --log-every 1 --allow-unknown --quiet";
     let mut arguments = vec!["pretrain"];
     arguments.extend(fixed.split(' '));
     let (rows, vocabulary) = (path("rows.csv"), path("vocab.txt"));
@@ -150,7 +151,7 @@ fn trained(dir: &Path, text: &str, device: &str, precision: &str) -> Vec<Value> 
 #[test]
 fn runs_train_on_on_every_device() {
     let dir = tempfile::tempdir().unwrap();
-    // Of one word each, most are not masked; of a character that is not in the vocabulary none can be.
+    // Most rows of one word are not masked; rows of a character that the vocabulary lacks cannot be.
     for (text, none) in [("dog", false), ("☃", true)] {
         let want = trained(dir.path(), text, "cpu", "fp64");
         let losses = |lines: &[Value], name: &str| -> Vec<f64> {
@@ -160,9 +161,10 @@ fn runs_train_on_on_every_device() {
         assert!(losses(&want, "gen_loss").contains(&0.0), "{want:?}");
         assert!(!none || losses(&want, "gen_loss").iter().all(|&loss| loss == 0.0), "{want:?}");
         assert!(losses(&want, "disc_loss").iter().all(|&loss| loss > 0.0), "{want:?}");
-        let mut places = vec![("cpu", "fp32", 1e-4), ("cpu", "bf16", 0.1)];
+        // Of a mean over as few as six tokens little cancels: a loss may be off by as much as a tensor.
+        let mut places = vec![("cpu", "fp32", SINGLE.tensor), ("cpu", "bf16", HALF.tensor)];
         if cfg!(feature = "simt") {
-            places.extend([("simt", "fp32", 1e-4), ("simt", "bf16", 0.1)]);
+            places.extend([("simt", "fp32", SINGLE.tensor), ("simt", "bf16", HALF.tensor)]);
         }
         for (device, precision, off) in places {
             let got = trained(dir.path(), text, device, precision);

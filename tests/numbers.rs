@@ -248,7 +248,8 @@ fn a_spike_is_marked_in_the_log() {
     bench.check_stops(&[(40, 0), (69, 0), (70, 0)], &fault);
 }
 
-/// The thread that writes is held at a pipe that nobody reads: training goes on meanwhile, and hears of the failure.
+/// The thread that writes is blocked by a pipe without a reader: training continues meanwhile, and then
+/// gets the error.
 #[test]
 fn a_checkpoint_is_written_beside_the_training() {
     let dir = tempfile::tempdir().unwrap();

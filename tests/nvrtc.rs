@@ -15,7 +15,8 @@ mod table;
 const TABLE: &str = "benches/records/kernels.md";
 const UPDATE: &str = "ELEKTRON_UPDATE_TABLE=1 cargo test --test suite -- nvrtc::";
 
-/// Whether libnvrtc is there. Without it the test says so on standard error and passes, unless `ELEKTRON_REQUIRE_NVRTC` is set.
+/// Whether libnvrtc was found. Without it the test reports on standard error that it is skipped and passes,
+/// unless `ELEKTRON_REQUIRE_NVRTC` is set.
 fn nvrtc() -> bool {
     match Library::Nvrtc.load() {
         Ok(_) => true,
@@ -76,7 +77,7 @@ fn the_table_of_kernels_is_up_to_date() {
     let new = table::render(rows, version);
     if std::env::var_os("ELEKTRON_UPDATE_TABLE").is_some() {
         std::fs::write(&path, new).unwrap();
-        say(&format!("{} was written anew", path.display()));
+        say(&format!("{} was rewritten", path.display()));
         return;
     }
     let old = std::fs::read_to_string(&path)

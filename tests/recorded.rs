@@ -15,6 +15,7 @@ use elektron::model::hf::Checkpoint;
 use elektron::model::{Losses, Options, Phase, TokenDetection};
 use elektron::train::optim::{AdamW, AdamWOptions};
 
+use crate::golden::SINGLE;
 use crate::support::{relative_l2, repository, widen};
 use crate::whole::config;
 
@@ -137,7 +138,9 @@ pub(crate) fn check_evened_out<B: Backend>(backend: impl Fn() -> B) {
     let want = direct(Cpu::<f64>::new(), &rows, spec(mask, 1, false));
     let got = staged(backend(), &rows, spec(mask, 1, true), |_| {});
     for (got, want) in got.losses.iter().zip(&want.losses) {
-        assert!(relative_eq!(got.loss, want.loss, max_relative = 1e-4), "{got:?} {want:?}");
+        // Every step may add the error of one loss: independent errors of n steps add up to √n of one.
+        let allowed = (STEPS as f64).sqrt() * SINGLE.loss;
+        assert!(relative_eq!(got.loss, want.loss, max_relative = allowed), "{got:?} {want:?}");
     }
     assert_eq!(got.counts[..2], want.counts[..2], "masked positions, and how many the generator finds");
     let error = relative_l2("weights", &widen(&got.weights), &widen(&want.weights));
@@ -151,7 +154,8 @@ fn staged_batches_are_the_batches_themselves() {
     check_evened_out(Cpu::<f32>::new);
 }
 
-/// A device's own op masks as the loader does on the host, into slots of which some are left over.
+/// A device's own op draws the masks that the loader draws on the host, and fills the slots that are left
+/// over.
 pub(crate) fn check_masks<B: Backend>(backend: &B) {
     let (rows, mask) = rows();
     for style in [MaskStyle::Electra, MaskStyle::Txtai] {
@@ -172,7 +176,8 @@ pub(crate) fn check_masks<B: Backend>(backend: &B) {
     }
 }
 
-/// What the generator reads, the masked positions and their targets, as the backend makes them of a batch of step 3.
+/// What the backend makes of a batch of step 3: the ids that the generator reads, the masked positions
+/// and their targets.
 fn masked_by<B: Backend>(backend: &B, batch: &Batch) -> [Vec<u32>; 3] {
     let masking = batch.masking.unwrap();
     let (n, m, rows) = (batch.tokens(), masking.slots, batch.sequences());
@@ -203,7 +208,7 @@ fn masked_by<B: Backend>(backend: &B, batch: &Batch) -> [Vec<u32>; 3] {
     [read(&masked_ids, n), read(&index, m), read(&targets, m)]
 }
 
-/// The CPU's op follows the same rule as the loader; what it adds are the slots.
+/// The CPU's op shares the loader's rule; what it adds are the slots.
 #[test]
 fn masks_fill_their_slots() {
     check_masks(&Cpu::<f32>::new());

@@ -36,11 +36,14 @@ mod place;
 mod prepare;
 mod recorded;
 mod report;
+mod resumes;
+mod schedules;
 mod starting_points;
 mod steps;
 #[cfg(target_os = "linux")]
 mod streams;
 mod support;
+mod token_ids;
 mod tokenizers;
 mod vocabularies;
 mod whole;

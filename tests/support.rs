@@ -54,7 +54,8 @@ pub(crate) fn relative_l2(name: &str, got: &[f64], want: &[f64]) -> f64 {
     (difference / norm.max(1e-60)).sqrt()
 }
 
-/// The largest absolute value, 0 of none. NaN is the largest of all, which `f64::max` would pass over.
+/// The largest absolute value, or 0 if there are none. NaN counts as the largest of all, where `f64::max`
+/// would ignore it.
 pub(crate) fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().map(f64::abs).max_by(f64::total_cmp).unwrap_or(0.0)
 }
@@ -72,14 +73,14 @@ fn not_a_number_is_the_largest() {
     }
 }
 
-/// Says that the test that runs, or a part of it, is passed over, where everybody sees it: the test harness shows of a test
-/// that passes nothing but what it writes to standard error itself.
+/// Reports that the running test, or a part of it, is skipped. It goes to standard error itself, because
+/// the test harness shows nothing else of a test that passes.
 pub(crate) fn skipped(reason: &str) {
     let thread = std::thread::current();
     say(&format!("SKIPPED {}: {reason}", thread.name().unwrap_or("a test")));
 }
 
-/// A line on standard error that the test harness does not capture, as it does `eprintln!`'s.
+/// Writes a line to standard error, past the test harness, which captures what `eprintln!` writes.
 pub(crate) fn say(line: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());

@@ -1,4 +1,4 @@
-//! Tokenizers with all kinds of settings beside them, against the ids of `transformers`
+//! Tokenizers with all kinds of settings files, against the ids of `transformers`
 //! (`make_tokenizer_cases.py`), and what is saved of them.
 
 use std::collections::BTreeMap;
@@ -145,13 +145,13 @@ fn what_is_saved_is_what_came() {
             let old = Tokenizer::load(out.path()).unwrap();
             assert_eq!(ids(&old, &fixture.lines), case.ids, "{name} from vocab.txt");
         }
-        let tells_all =
+        let is_complete =
             ["bert", "electra-fast", "lower-false", "accents-false", "other-names", "crlf", "truncation"];
-        assert_eq!(vocab.is_file(), tells_all.contains(&name.as_str()) || of_vocab_alone(name), "{name}");
+        assert_eq!(vocab.is_file(), is_complete.contains(&name.as_str()) || of_vocab_alone(name), "{name}");
     }
 }
 
-/// Further cases whose vocabulary and settings say all there is to say.
+/// Further cases that `vocab.txt` and the settings define completely.
 fn of_vocab_alone(name: &str) -> bool {
     let same = [
         "accents-true-cased",
@@ -197,6 +197,35 @@ fn saved_settings_suit_both_versions() {
     let config = saved("chinese-false");
     assert_eq!((&config["tokenize_chinese_chars"], &config["do_lower_case"]), (&json!(false), &json!(true)));
     assert_eq!(saved("merges-gpt2")["bos_token"], "<s>");
+}
+
+/// A class sets its decoder too; these are what `AutoTokenizer` of transformers 5.24 has.
+#[test]
+fn decoders_are_those_of_the_class() {
+    let fixture = Fixture::read();
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+    });
+    let metaspace =
+        json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+    for (case, decoder) in [
+        ("bytes-roberta", &bytes),
+        ("deberta", &bytes),
+        ("merges-gpt2", &bytes),
+        ("xlm-roberta", &metaspace),
+        ("albert", &metaspace),
+        ("deberta-v2", &metaspace),
+    ] {
+        let dir = fixture.changed(case, |files| {
+            let Some(text) = files.get_mut("tokenizer.json") else { return };
+            let mut value: Value = serde_json::from_str(text).unwrap();
+            value["decoder"] = Value::Null;
+            *text = value.to_string();
+        });
+        let out = tempfile::tempdir().unwrap();
+        Tokenizer::load(dir.path()).unwrap().save(out.path(), 64).unwrap();
+        assert_eq!(json_of(&out.path().join("tokenizer.json"))["decoder"], *decoder, "{case}");
+    }
 }
 
 #[test]
@@ -383,7 +412,7 @@ fn the_longest_input_is_read() {
     }
 }
 
-/// What is written is read back as transformers would.
+/// What is written is read back as `transformers` reads it.
 #[test]
 fn a_saved_tokenizer_that_differs_is_an_error() {
     let fixture = Fixture::read();

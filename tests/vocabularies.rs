@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use elektron::data::source::TextSource;
 use elektron::data::tokenizer::{Kind, PreTokenizer, Tokenizer, TrainSpec, Trained, train};
 use serde_json::Value;
 
+use crate::cli::elektron;
 use crate::support::repository;
 
 const KINDS: [Kind; 3] = [Kind::Wordpiece, Kind::Bpe, Kind::Unigram];
@@ -27,7 +28,7 @@ fn learn(path: &Path, spec: &TrainSpec) -> elektron::Result<Trained> {
     train(&TextSource::new(&[path.to_str().unwrap()], &["text".to_owned()]).unwrap(), spec)
 }
 
-/// As the command line has it: the text as it stands.
+/// As on the command line: the text is kept as it is.
 fn cased(kind: Kind, pre_tokenizer: PreTokenizer, vocab_size: usize) -> TrainSpec {
     let split_chinese = false;
     TrainSpec { vocab_size, kind, pre_tokenizer, lowercase: false, split_chinese, ..TrainSpec::default() }
@@ -136,7 +137,7 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
-fn words_beyond_the_limit_are_cut_or_told_of() {
+fn words_beyond_the_limit_are_cut_or_reported() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -154,7 +155,7 @@ fn words_beyond_the_limit_are_cut_or_told_of() {
     let ids = proteins.tokenizer.encode(&line).unwrap();
     assert!(ids.len() < line.len() / 2 && !ids.contains(&1), "{ids:?}");
     assert!(proteins.tokenizer.vocab_size() > 60, "pieces, not letters alone");
-    // A few such words in a text leave the tokenizer BERT's, and are told of.
+    // A few such words in a text leave the tokenizer BERT's, and are reported.
     let words = "the quick brown fox jumps over the lazy dog ".repeat(700);
     let some = learn(&write("some.txt", &format!("{words}\n{}\n", "x".repeat(101))), &spec).unwrap();
     assert!(some.remarks.iter().any(|r| r.contains("1 words of more than 100")), "{:?}", some.remarks);
@@ -237,10 +238,6 @@ fn what_cannot_be_trained_is_refused_and_less_than_asked_is_said() {
     );
 }
 
-fn elektron(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_elektron")).args(arguments).output().unwrap()
-}
-
 fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -290,7 +287,7 @@ fn flags_without_effect_are_refused_by_name() {
         let error = errors(&output);
         assert!(!output.status.success() && error.contains(flags[0]), "{flags:?}: {error}");
     }
-    // A run's own vocabulary is what it was told, and stays so.
+    // A run's own vocabulary follows its flags, and stays the same when the run is continued.
     let flags =
         ["--kind", "bpe", "--pre-tokenizer", "whitespace", "--vocab-size", "80", "--output", &path("own")];
     let output = run(&flags);
@@ -341,7 +338,7 @@ fn unknown_tokens_are_warned_of_and_refused() {
             assert!(said.contains("ж (U+0436"), "{name}: {said}");
         }
         let shards = dir.path().join(format!("shards-{name}"));
-        // The second time the shards are there.
+        // The second time the shards exist already.
         for _ in 0..2 {
             let arguments = ["prepare", "--input", path, "--tokenizer", &vocabulary, "--output"];
             let out = elektron(&[&arguments[..], &[shards.to_str().unwrap()]].concat());

@@ -46,6 +46,6 @@ pub(super) fn run_man(a: &ManArguments) -> Result<()> {
     };
     create_dir(dir)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(Error::io("write", dir))?;
-    confirm(&format!("the pages lie in {}", dir.display()));
+    confirm(&format!("the pages are in {}", dir.display()));
     Ok(())
 }

@@ -27,7 +27,7 @@ pub(super) fn rows(
         |seq_len, parts| Rows::mixed(parts, tokenizer.special(), config.merge, seq_len, config.seed);
     let pack = |parts| pack_into(config.seq_len, parts);
     let pack_all = |parts: Vec<(Part, f64)>| {
-        // As txtai, which keeps a text that fills no row as one short row.
+        // As txtai does, which keeps a text that fills no row as one short row.
         let is_chained = config.flavour == Flavour::Txtai && config.merge == Merge::Concat;
         let longest = parts.iter().map(|(part, _)| part.framed()).max().filter(|_| is_chained);
         pack_into(
@@ -96,15 +96,16 @@ pub(super) fn rows(
     }
 }
 
-/// Why too little is left, and what to do.
+/// Why too little text is left to train on, and what to do.
 fn too_much(documents: usize, held_out: usize, kept: usize) -> String {
     match documents {
-        1 => "the text is one document, which is held out or trained on as a whole; separate documents by blank \
-              lines, or give --held-out 0, or name other text with --validation"
+        1 => "the text is one document, which is held out or trained on as a whole; separate \
+              documents by blank lines, or give --held-out 0, or name other text with --validation"
             .to_owned(),
         _ => format!(
-            "of the text's {documents} documents {held_out} tokens are held out and {kept} are left; give a smaller \
-             share (0.1 holds out a tenth), or name other text with --validation"
+            "of the text's {documents} documents {held_out} tokens are held out and {kept} are \
+             left; give a smaller share (0.1 holds out a tenth), or name other text with \
+             --validation"
         ),
     }
 }

@@ -26,8 +26,8 @@ const LINES_AT_ONCE: usize = 16;
   elektron detect --discriminator out/run/discriminator --input page.txt --json
   cat page.txt | elektron detect --discriminator out/run/discriminator
 
-A line of more tokens than the model has positions is cut: a warning tells of it, and with --json its object has
-\"truncated\": true.")]
+A line of more tokens than the model has positions is cut: a warning reports it, and with --json its
+object has \"truncated\": true.")]
 pub(super) struct Arguments {
     /// Directory of the discriminator, or its name on the Hugging Face hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -100,19 +100,19 @@ struct Judge {
     tokenizer: Tokenizer,
     json: bool,
     colours: bool,
-    /// Lines that are still to be shown.
+    /// Lines that have not been shown yet.
     rows: Vec<Row>,
-    /// Lines so far, those without text left out.
+    /// The number of lines so far, without blank ones.
     lines: u64,
-    /// How many of them were cut.
+    /// How many of these lines were cut.
     cut: u64,
 }
 
-/// One line.
+/// One line of text.
 struct Row {
-    /// With special tokens, and no more than the model has positions.
+    /// Token ids, with the special tokens; no more than the model has positions.
     ids: Vec<u32>,
-    /// Tokens that are left out.
+    /// The number of tokens that were cut off.
     left_out: usize,
 }
 
@@ -131,8 +131,8 @@ impl Judge {
             self.cut += 1;
             if self.cut == 1 {
                 crate::note!(
-                    "warning: line {} has {} tokens; the model has {positions} positions, so only the first {most} \
-                     are looked at, here and in other lines as long",
+                    "warning: line {} has {} tokens; the model has {positions} positions, so only \
+                     the first {most} are looked at; this holds for every line of more tokens",
                     self.lines,
                     tokens.len()
                 );
@@ -143,7 +143,8 @@ impl Judge {
         if self.rows.len() == LINES_AT_ONCE { self.show() } else { Ok(()) }
     }
 
-    /// A thread reads, so that what has come so far is shown while more is waited for.
+    /// Reads in a thread of its own, so that the lines read so far are shown while the reader waits
+    /// for more.
     fn standard_input(&mut self) -> Result<()> {
         let (to_us, lines) = sync_channel::<String>(LINES_AT_ONCE);
         let reader = std::thread::spawn(move || {
@@ -157,7 +158,7 @@ impl Judge {
             }
             self.show()?;
         }
-        reader.join().map_err(|_| Error::run("the thread that reads standard input broke down"))?
+        reader.join().map_err(|_| Error::run("the thread that reads standard input failed"))?
     }
 
     fn show(&mut self) -> Result<()> {

@@ -78,7 +78,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         false => describe(&report, a.kernels),
     };
     match print(&text) {
-        // The exit code still tells.
+        // The exit code still reports the result.
         Ok(()) | Err(Error::OutputClosed) => {}
         Err(error) => return Err(error),
     }

@@ -18,8 +18,10 @@ mod unknown;
 use std::ffi::OsString;
 use std::path::Path;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::config::advice;
 use crate::data::source::{Reading, TextSource};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
@@ -89,20 +91,29 @@ impl Cli {
             })
         });
         let mut only_values = false;
-        let matches = command.try_get_matches_from_mut(arguments.map(|argument| {
-            let Some(text) = argument.to_str().filter(|text| text.starts_with("--") && !only_values) else {
-                return argument;
-            };
-            only_values = text == "--";
-            match text.split_once('=') {
-                Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
-                None => text.replace('_', "-").into(),
-            }
-        }))?;
+        let arguments: Vec<OsString> = arguments
+            .map(|argument| {
+                let Some(text) = argument.to_str().filter(|text| text.starts_with("--") && !only_values)
+                else {
+                    return argument;
+                };
+                only_values = text == "--";
+                match text.split_once('=') {
+                    Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+                    None => text.replace('_', "-").into(),
+                }
+            })
+            .collect();
+        let is_pretrain = arguments.get(1).is_some_and(|name| name == "pretrain");
+        let matches = command.try_get_matches_from_mut(arguments).map_err(|error| {
+            let advised = if is_pretrain { advised(&mut command, &error) } else { None };
+            advised.unwrap_or(error)
+        })?;
         Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
     }
 
-    /// Does what was asked. It is not an error that the reader of standard output goes away before the end.
+    /// Runs the command. It is not an error that the reader of standard output goes away before the
+    /// end.
     pub fn run(self) -> Result<Outcome> {
         match self.command.run() {
             Err(Error::OutputClosed) => Ok(Outcome::Done),
@@ -139,7 +150,20 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
         .map_err(|e| Error::config(format!("cannot start {threads} threads: {e}")))
 }
 
-/// A generator and a discriminator, each whole with its head.
+/// The error for an unknown flag of `pretrain` that is a setting of `transformers` or txtai, with
+/// what to use instead.
+fn advised(command: &mut clap::Command, error: &clap::Error) -> Option<clap::Error> {
+    let (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    else {
+        return None;
+    };
+    let advice = advice(flag.strip_prefix("--")?)?;
+    let message = format!("`{flag}` is no flag of Elektron: {advice}");
+    Some(command.find_subcommand_mut("pretrain")?.error(ErrorKind::UnknownArgument, message))
+}
+
+/// A generator and a discriminator, each with its head.
 fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Checkpoint)> {
     let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
     let (ours, theirs) = (load(generator)?, load(discriminator)?);
@@ -153,8 +177,8 @@ fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Chec
     if theirs.architecture == Architecture::MaskedLm {
         return Err(Error::file(
             discriminator,
-            "the discriminator must be an ElectraForPreTraining or an ElectraForTokenClassification, this is an \
-             ElectraForMaskedLM",
+            "the discriminator must be an ElectraForPreTraining or an \
+             ElectraForTokenClassification, this is an ElectraForMaskedLM",
         ));
     }
     Ok((ours, theirs))
@@ -165,8 +189,9 @@ fn check_vocabulary(tokenizer: &Tokenizer, config: &ElectraConfig, what: &str) -
     let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
     if tokens > rows {
         return Err(Error::config(format!(
-            "the tokenizer has {tokens} tokens, the {what} only {rows} rows of embeddings: use the tokenizer it was \
-             trained with; an untrained model needs a `vocab_size` of {tokens} or more"
+            "the tokenizer has {tokens} tokens, the {what} only {rows} rows of embeddings: use the \
+             tokenizer it was trained with; an untrained model needs a `vocab_size` of {tokens} or \
+             more"
         )));
     }
     Ok(())
@@ -183,7 +208,8 @@ fn check_positions(seq_len: usize, config: &ElectraConfig, what: &str) -> Result
     Ok(())
 }
 
-/// The tokenizer joins two texts as rows of pairs do, where they are made.
+/// An error if rows are pairs of texts and the tokenizer joins two texts in another way than these
+/// rows do.
 fn check_pairs(tokenizer: &Tokenizer, reading: Reading, columns: &[String]) -> Result<()> {
     let inner = tokenizer.inner();
     if reading != Reading::Whole || columns.len() != 2 || inner.get_post_processor().is_none() {
@@ -197,8 +223,9 @@ fn check_pairs(tokenizer: &Tokenizer, reading: Reading, columns: &[String]) -> R
     let types = [vec![0; first.len()], vec![1; second.len()]].concat();
     if joined.get_ids() != [first, second].concat() || joined.get_type_ids() != types {
         return Err(Error::config(format!(
-            "two --columns are a pair in txtai's flavour, `[CLS] a [SEP] b [SEP]` with token types 0 and 1, but this \
-             tokenizer joins two texts as `{}` with the types {:?}: give one column, or use --flavour electra",
+            "two --columns are a pair in txtai's flavour, `[CLS] a [SEP] b [SEP]` with token types \
+             0 and 1, but this tokenizer joins two texts as `{}` with the types {:?}: give one \
+             column, or use --flavour electra",
             joined.get_tokens().join(" "),
             joined.get_type_ids()
         )));
@@ -206,18 +233,19 @@ fn check_pairs(tokenizer: &Tokenizer, reading: Reading, columns: &[String]) -> R
     Ok(())
 }
 
-/// A second token type where rows have one.
+/// An error if rows have tokens of type 1, and the model has one type only.
 fn check_token_types(used: bool, config: &ElectraConfig, what: &str) -> Result<()> {
     if used && config.type_vocab_size < 2 {
         return Err(Error::config(format!(
-            "the {what} has one token type (`type_vocab_size` 1), but rows of two segments (--merge segments) and pairs of \
-             two --columns have two: use --merge concat, pack or none with one column"
+            "the {what} has one token type (`type_vocab_size` 1), but rows of two segments \
+             (--merge segments) and pairs of two --columns have two: use --merge concat, pack or \
+             none with one column"
         )));
     }
     Ok(())
 }
 
-/// Says what was left out of the paths that a user gave; `verbose` names everything.
+/// Reports what was left out of the paths that a user gave; `verbose` names everything.
 fn report_left_out(source: &TextSource, verbose: bool) {
     source.left_out(verbose).iter().for_each(|line| crate::note!("{line}"));
 }
@@ -229,12 +257,12 @@ fn warn_without_text(source: &TextSource) {
     }
 }
 
-/// A line of what a command is for, to standard output at once.
+/// Prints one line of a command's output, and flushes it.
 fn print(text: &str) -> Result<()> {
     print_bytes(format!("{text}\n").as_bytes())
 }
 
-/// What a command is for, to standard output at once.
+/// Writes a part of a command's output to standard output, and flushes it.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
@@ -244,7 +272,8 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Says on standard output what was done. That this cannot be printed undoes nothing, and is only warned of.
+/// Reports on standard output what was done. The work is done even if this cannot be printed, so a
+/// failure is only a warning.
 fn confirm(text: &str) {
     match print(text) {
         Ok(()) | Err(Error::OutputClosed) => {}

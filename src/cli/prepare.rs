@@ -30,8 +30,8 @@ pub(super) struct Arguments {
     /// Text columns of csv, tsv, JSON, Parquet and Arrow files
     #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
     columns: Vec<String>,
-    /// Whose reading of columns to follow, as for `pretrain`: every line a paragraph, or in txtai's flavour a column one text
-    /// and two columns a pair
+    /// How text columns are read, as for `pretrain`: every line is a paragraph; in txtai's flavour
+    /// a column is one text, and two columns are a pair
     #[arg(long, value_enum, default_value = "electra")]
     flavour: Flavour,
     /// tokenizer.json, vocab.txt, a directory of either, or the name of a model on the Hugging Face hub
@@ -136,7 +136,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     for pipe in spool(&mut input, &arguments.output, false)? {
         pipe.copy()?;
     }
-    // Of the ways to merge in txtai's flavour, segments alone are made of lines.
+    // Of the ways to merge in txtai's flavour, only segments are made of lines.
     let reading = reading(arguments.flavour, Merge::None, &arguments.columns)?;
     let source = TextSource::new(&input, &arguments.columns)?.with_reading(reading);
     report_left_out(&source, arguments.verbose);
@@ -147,7 +147,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(bytes) = peak_memory() {
         crate::note!("peak memory {} MiB", bytes >> 20);
     }
-    confirm(&format!("shards lie in {}", arguments.output.display()));
+    confirm(&format!("the shards are in {}", arguments.output.display()));
     Ok(())
 }
 

@@ -14,10 +14,10 @@ use crate::config::{MicroBatch, RunConfig, Settings};
 use crate::data::loader::{Batching, LoaderSpec};
 use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
-use crate::data::source::{Spooled, TextSource, spool};
+use crate::data::source::{Spooled, TextSource, moved_copy, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
-use crate::hub::{Part, locate};
+use crate::hub::{Part, as_path, locate};
 use crate::model::hf::Checkpoint;
 use crate::model::{Options, TokenDetection};
 use crate::train::card::{Facts, write_cards};
@@ -34,7 +34,7 @@ mod models;
 mod plan;
 
 use inputs::Inputs;
-use models::Starts;
+use models::{Starts, refuse_moved};
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -107,8 +107,21 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
         products: arguments.products.into(),
         ..Choice::new(config.device, config.precision)
     };
+    let mut paths: Vec<PathBuf> = config.train.iter().chain(&config.validation).map(PathBuf::from).collect();
+    let pipes = spool(&mut paths, &pipes_of(&config.output)?, resume)?;
+    let mut paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
+    config.train = paths.by_ref().take(config.train.len()).collect();
+    config.validation = paths.collect();
     if arguments.dry_run {
-        let (starts, tokenizer) = starts(&mut config, &settings, arguments.json)?;
+        let before = if resume { check_directory(&mut config, &settings, resume)? } else { None };
+        let (starts, known) = starts(&mut config, &settings, arguments.json)?;
+        let tokenizer = match known {
+            None if resume => saved_tokenizer(&config, before.as_ref())?,
+            known => known,
+        };
+        if let Some(tokenizer) = tokenizer.as_ref().filter(|_| resume) {
+            Inputs::new(&config, tokenizer)?;
+        }
         let (machine, products) = (arguments.json, choice.products);
         let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
         with_backend(choice, DryRun { config: &config, pair, machine, products })?;
@@ -116,18 +129,16 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     }
     let stop = Stop::on_signals()?;
     let (quiet, verbose) = (arguments.quiet, arguments.verbose);
-    // What pipes give is kept next to the shards, since a continued run needs it again.
-    let shards = config.shards.clone();
-    let mut pipes = Vec::new();
-    for paths in [&mut config.train, &mut config.validation] {
-        let mut spooled: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
-        pipes.extend(spool(&mut spooled, &shards, resume)?);
-        *paths = spooled.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-    }
     let (_lock, before) = take_directory(&mut config, &settings, resume)?;
     let (starts, known) = starts(&mut config, &settings, quiet)?;
+    for pipe in pipes.iter().filter(|pipe| pipe.is_kept() && !quiet) {
+        crate::note!(
+            "{}: the copy of this pipe that was made when the run began is read, not the pipe",
+            pipe.name().display()
+        );
+    }
     pipes.iter().try_for_each(Spooled::copy)?;
-    // Problems with the models shall show before an hour of tokenizing.
+    // Problems with the models are reported before an hour of tokenizing.
     let source = TextSource::new(&config.train, &config.columns)?.with_reading(config.reading()?);
     if !quiet {
         report_left_out(&source, verbose);
@@ -140,9 +151,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let tokenizer = tokenizer.with_sample(&source);
     tokenizer.check_export()?;
     let inputs = Inputs::new(&config, &tokenizer)?;
-    // What a continued run began with was told when it began.
-    let told = quiet || (resume && holds_run(&config.output));
-    let pair = starts.networks(&config, Some(&tokenizer), told)?;
+    // What a continued run began with was reported when it began.
+    let is_reported = quiet || (resume && holds_run(&config.output));
+    let pair = starts.networks(&config, Some(&tokenizer), is_reported)?;
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,
         (false, true) => Progress::Json,
@@ -155,8 +166,14 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(finish(&config, &summary, arguments.json))
 }
 
-/// Makes the output directory this process's own, if the run may be there; also returns the
-/// settings that an earlier process left there.
+/// Where what pipes give is kept with the run, since a continued run needs it again. The path is
+/// absolute, since it is compared then, however the directory is named.
+fn pipes_of(output: &Path) -> Result<PathBuf> {
+    std::path::absolute(output.join("pipes")).map_err(Error::io("find", output))
+}
+
+/// Locks the output directory for this process, if the run may use it; also returns the settings
+/// that an earlier process left there.
 fn take_directory(
     config: &mut RunConfig,
     settings: &Settings,
@@ -165,6 +182,17 @@ fn take_directory(
     let output = &config.output.clone();
     create_dir(output)?;
     let lock = RunLock::take(output)?;
+    let before = check_directory(config, settings, resume)?;
+    for dir in ["", "generator", "discriminator", "tokenizer", "shards", "pipes"] {
+        remove_unfinished(&output.join(dir))?;
+    }
+    Ok((lock, before))
+}
+
+/// The settings that an earlier process left in the output directory. An error if a run with these
+/// settings may not use the directory.
+fn check_directory(config: &mut RunConfig, settings: &Settings, resume: bool) -> Result<Option<RunConfig>> {
+    let output = &config.output.clone();
     let path = output.join(RESOLVED);
     let mut before = None;
     if holds_run(output) {
@@ -175,7 +203,13 @@ fn take_directory(
             ));
         }
         if path.is_file() {
-            let earlier: RunConfig = read_settings(&path, SETTINGS_REMAIN)?;
+            let mut earlier: RunConfig = read_settings(&path, SETTINGS_REMAIN)?;
+            let pipes = pipes_of(output)?;
+            for path in &mut earlier.train {
+                if let Some(copy) = moved_copy(Path::new(path), &pipes) {
+                    *path = copy.to_string_lossy().into_owned();
+                }
+            }
             if settings.vocab_size.is_none() {
                 // It was that of the preset or of the models, which are compared.
                 config.vocab_size = earlier.vocab_size;
@@ -183,23 +217,21 @@ fn take_directory(
             config.continued_as(&earlier)?;
             before = Some(earlier);
         }
+        refuse_moved(config)?;
     } else if path.is_file()
         && !output.join(TYPED).is_file()
         && read_settings::<RunConfig>(&path, "").is_err()
     {
         return Err(Error::file(
             &path,
-            "this is not the config.json of a run, and would be overwritten: give another --output (the directory of \
-             a model cannot be that of a run)",
+            "this is not the config.json of a run, and would be overwritten: give another --output \
+             (the directory of a model cannot be that of a run)",
         ));
     } else if path.is_file() {
-        // That run ended before its first step: its settings bind nobody, readable or not.
+        // That run ended before its first step: its settings, readable or not, need not be kept.
         before = read_settings(&path, "").ok();
     }
-    for dir in ["", "generator", "discriminator", "tokenizer", "shards"] {
-        remove_unfinished(&output.join(dir))?;
-    }
-    Ok((lock, before))
+    Ok(before)
 }
 
 /// What the networks start from, if the settings fit it. Without --vocab-size a vocabulary has as
@@ -244,7 +276,7 @@ impl OnBackend for Training<'_> {
         let splits = auto.then(found).transpose()?;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
-        // Before the text is read, so that --resume does whenever the process ends.
+        // Before the text is read, so that --resume works whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;
         write_settings(&config.output.join(RESOLVED), config)?;
         inputs.write(&config.output)?;
@@ -263,11 +295,12 @@ impl OnBackend for Training<'_> {
             Run { config, model: model_ref, rows, validation, loader, splits, resume, progress, stop, fault };
         let summary = train(run)?;
         if summary.ending == Ending::Finished {
-            // The update of the last step is looked at by no further step.
+            // No further step checks the update of the last one.
             if let Some(name) = weights_not_finite(&model)? {
                 return Err(Error::run(format!(
-                    "after step {} the weights `{name}` hold NaN or infinite numbers, so no models are written: start \
-                     again with a lower --learning-rate or a larger --adam-epsilon",
+                    "after step {} the weights `{name}` hold NaN or infinite numbers, so no models \
+                     are written: start again with a lower --learning-rate or a larger \
+                     --adam-epsilon",
                     summary.position.step
                 )));
             }
@@ -299,7 +332,7 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
         settings = settings.over(&Settings::from_file(path)?)?;
     }
     if let Some(dir) = &arguments.resume {
-        let dir = dir.clone().or(settings.output.clone());
+        let dir = dir.clone().or(settings.output.clone()).filter(|dir| !dir.as_os_str().is_empty());
         let dir =
             dir.ok_or_else(|| Error::config("missing the directory of the run to resume: --resume DIR"))?;
         let path = dir.join(TYPED);
@@ -315,10 +348,18 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
         }
         let resolved = dir.join(RESOLVED);
         if settings.seq_len.is_none() && resolved.is_file() && holds_run(&dir) {
-            // Rows stay as long as they were, whatever their length would be by default today.
+            // Rows keep their length, whatever the default would be now.
             settings.seq_len = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?.seq_len.into();
         }
         settings.output = Some(dir);
+    }
+    // So that a continued run does not ask the hub for a directory that was moved.
+    let names = [&mut settings.base, &mut settings.generator, &mut settings.discriminator];
+    for name in names.into_iter().flatten() {
+        *name = as_path(Path::new(name)).to_string_lossy().into_owned();
+    }
+    if let Some(path) = &mut settings.tokenizer {
+        *path = as_path(path);
     }
     Ok(settings)
 }
@@ -356,8 +397,8 @@ fn known_tokenizer(config: &RunConfig, settings: &Settings, quiet: bool) -> Resu
             None => found = Some((name, tokenizer)),
             Some((first, other)) if other.inner().get_vocab(true) != tokenizer.inner().get_vocab(true) => {
                 return Err(Error::config(format!(
-                    "{first} and {name} have different tokenizers, but both networks read the same tokens: use models \
-                     of one vocabulary, or say with --tokenizer which is right"
+                    "{first} and {name} have different tokenizers, but both networks read the same \
+                     tokens: use models of one vocabulary, or say with --tokenizer which is right"
                 )));
             }
             Some(_) => {}
@@ -366,7 +407,16 @@ fn known_tokenizer(config: &RunConfig, settings: &Settings, quiet: bool) -> Resu
     Ok(found.map(|(_, tokenizer)| tokenizer))
 }
 
-/// The run's own tokenizer from before, or a new one trained on the text.
+/// The tokenizer that this run trained before, if it is whole and still the one to use.
+fn saved_tokenizer(config: &RunConfig, before: Option<&RunConfig>) -> Result<Option<Tokenizer>> {
+    let own = config.output.join("tokenizer");
+    let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
+    // The last of its files to be written: without it the tokenizer is not whole.
+    let is_whole = own.join("tokenizer.json").is_file();
+    (is_same && is_whole).then(|| Tokenizer::load(&own)).transpose()
+}
+
+/// The tokenizer that this run trained before, or a new one trained on the text.
 fn own_tokenizer(
     config: &RunConfig,
     starts: &Starts,
@@ -374,11 +424,8 @@ fn own_tokenizer(
     source: &TextSource,
     quiet: bool,
 ) -> Result<Tokenizer> {
-    let own = config.output.join("tokenizer");
-    let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
-    // The last of its files to be written: without it the tokenizer is not whole.
-    if is_same && own.join("tokenizer.json").is_file() {
-        return Tokenizer::load(&own);
+    if let Some(tokenizer) = saved_tokenizer(config, before)? {
+        return Ok(tokenizer);
     }
     starts.check_new_vocabulary(config, quiet)?;
     if !quiet {
@@ -389,7 +436,7 @@ fn own_tokenizer(
     if !quiet {
         remarks.iter().for_each(|remark| crate::note!("{remark}"));
     }
-    tokenizer.save(&own, config.seq_len)?;
+    tokenizer.save(&config.output.join("tokenizer"), config.seq_len)?;
     Ok(tokenizer)
 }
 

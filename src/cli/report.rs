@@ -82,7 +82,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<String> {
     match write_atomic(path, |out| out.write_all(bytes)) {
-        // The reader has seen enough of this one; others may follow.
+        // The reader of this output needs no more of it; other outputs are still written.
         Ok(()) | Err(Error::OutputClosed) => Ok(path.display().to_string()),
         Err(error) => Err(error),
     }

@@ -8,8 +8,8 @@ use crate::report::thousands;
 use crate::train::log::{duration, tagged};
 use crate::train::{Ending, Summary};
 
-/// A table and the next command for people, one object for programs. The run is saved: that this cannot be printed
-/// is no failure of it.
+/// Prints a table and the next command for people, or one object for programs. The run is saved by
+/// then, so a failure to print is not a failure of the run.
 pub(super) fn finish(config: &RunConfig, summary: &Summary, machine: bool) -> Outcome {
     let interrupted = summary.ending == Ending::Interrupted;
     let text = match (machine, interrupted) {

@@ -44,7 +44,7 @@ struct Text {
 }
 
 impl Text {
-    /// The source, and a directory that must last as long: it holds what pipes gave.
+    /// The source, and the directory of what pipes gave, which must outlive the source.
     fn source(&self) -> Result<(TextSource, TempDir)> {
         let scratch = tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
         let mut input = self.input.clone();
@@ -110,7 +110,7 @@ fn train(a: &TrainArguments) -> Result<()> {
     remarks.iter().for_each(|remark| crate::note!("{remark}"));
     warn_without_text(&source);
     tokenizer.save(&a.output, a.model_max_length)?;
-    confirm(&format!("a vocabulary of {} tokens lies in {}", tokenizer.vocab_size(), a.output.display()));
+    confirm(&format!("the vocabulary of {} tokens is in {}", tokenizer.vocab_size(), a.output.display()));
     Ok(())
 }
 

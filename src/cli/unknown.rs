@@ -1,7 +1,8 @@
-//! Text of which too much becomes unknown tokens: a run on it would learn nothing, in silence.
+//! Text of which too much becomes unknown tokens: a run on it would learn nothing, and nobody would
+//! notice.
 
 use crate::data::shard::Dataset;
-use crate::data::source::TextSource;
+use crate::data::source::{TextSource, given_name};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::unknown::Unknowns;
 use crate::{Error, Result};
@@ -38,9 +39,10 @@ pub(super) fn check_unknown(
     }
     let why = Unknowns::find(source, tokenizer)?.describe(tokenizer);
     let what = format!(
-        "{:.1} % of the tokens of {} are {}, which nothing can be learned from ({unknown} of {tokens}); {why}. Use a \
-         vocabulary that was trained on such text (`elektron tokenizer train`; more characters: --alphabet, \
-         --vocab-size; no unknown tokens at all: --kind bpe --pre-tokenizer bytes)",
+        "{:.1} % of the tokens of {} are {}, which nothing can be learned from ({unknown} of \
+         {tokens}); {why}. Use a vocabulary that was trained on such text (`elektron tokenizer \
+         train`; more characters: --alphabet, --vocab-size; no unknown tokens at all: --kind bpe \
+         --pre-tokenizer bytes)",
         100.0 * share,
         name(source),
         tokenizer.token(unk),
@@ -57,10 +59,10 @@ pub(super) fn check_unknown(
 fn name(source: &TextSource) -> String {
     match source.files() {
         [] => "the text".to_owned(),
-        [file] => file.display().to_string(),
+        [file] => given_name(file).display().to_string(),
         [first, rest @ ..] => {
             let files = if rest.len() == 1 { "file" } else { "files" };
-            format!("{} and {} more {files}", first.display(), rest.len())
+            format!("{} and {} more {files}", given_name(first).display(), rest.len())
         }
     }
 }

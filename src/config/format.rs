@@ -1,6 +1,7 @@
-//! What is said of a file of settings that is not TOML.
+//! The error for a file of settings that is not TOML.
 
-/// Names the format that the file seems to have, or the place of the error, and shows what is expected.
+/// Names the format that the file seems to have, or the place of the error, and shows what is
+/// expected.
 pub(super) fn not_toml(text: &str, error: &toml::de::Error) -> String {
     const EXAMPLE: &str = "a line reads `learning-rate = 3e-4`, a list `train = [\"a.txt\", \"b.txt\"]`";
     match other_format(text) {
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_formats_are_told_apart() {
+    fn other_formats_are_recognised() {
         for (text, format) in [
             ("train: [a.txt]\n", Some("YAML")),
             ("# settings\n\nbatch_size: 8\n", Some("YAML")),

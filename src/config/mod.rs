@@ -21,11 +21,13 @@ use crate::{Error, Result};
 mod format;
 mod micro_batch;
 mod run;
+mod trainer_names;
 mod utf8_path;
 mod vocabulary;
 
 pub use micro_batch::MicroBatch;
 pub use run::RunConfig;
+pub(crate) use trainer_names::advice;
 use utf8_path::Utf8Path;
 pub use vocabulary::{Accents, Chinese, VocabularySettings};
 
@@ -107,13 +109,14 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Text to train on: files, folders and globs of .txt, .md, .csv, .tsv, .jsonl, .json (also .gz, .zst, .bz2, .xz),
-    /// .parquet, .arrow and .feather; datasets of the hub and folders that `datasets` saved, of which the split `train` is
-    /// taken; pipes, - for standard input; a .manifest of paths with weights
+    /// Text to train on: files, folders and globs of .txt, .md, .csv, .tsv, .jsonl, .json (also
+    /// .gz, .zst, .bz2, .xz), .parquet, .arrow and .feather; datasets of the hub and folders that
+    /// `datasets` saved, of which the split `train` is taken; pipes, - for standard input; a
+    /// .manifest of paths with weights
     #[arg(long, num_args = 1.., value_name = "PATH", value_parser = Utf8Path, help_heading = "Text")]
     train: Vec<String>,
-    /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour a column is one text, and two are a
-    /// pair with token types 0 and 1 [default: text]
+    /// Text columns of csv, tsv, JSON, Parquet and Arrow files; in txtai's flavour a column is one
+    /// text, and two are a pair with token types 0 and 1 [default: text]
     #[arg(long, value_delimiter = ',', value_name = "NAME", help_heading = "Text")]
     columns: Vec<String>,
     /// Held-out text; of a dataset the split `validation`, else `test`
@@ -135,8 +138,8 @@ settings! {
     /// How paragraphs become rows [default: segments in the electra flavour, concat in txtai's]
     #[arg(long, help_heading = "Text")]
     merge: Merge,
-    /// Longest row, in tokens [default: 128; 512 for base and large; txtai the `model_max_length` of the given tokenizer,
-    /// at most the models' positions]
+    /// Longest row, in tokens [default: 128; 512 for base and large; txtai the `model_max_length`
+    /// of the given tokenizer, at most the models' positions]
     #[arg(long, visible_aliases = ["maxlength", "max-seq-length"], value_name = "T", help_heading = "Text")]
     seq_len: usize,
     /// Where tokenized shards are kept [default: OUTPUT/shards]
@@ -155,22 +158,23 @@ settings! {
     /// Keep case [default: false with --pre-tokenizer bert, else true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Vocabulary")]
     cased: bool,
-    /// Whether accents and other combining marks stay [default: strip with lower case where that does not change words,
-    /// else keep]
+    /// Whether accents and other combining marks stay [default: strip with lower case where that
+    /// does not change words, else keep]
     #[arg(long, help_heading = "Vocabulary")]
     accents: Accents,
-    /// Whether every Chinese character is a word, or they are split as other text [default: split with --pre-tokenizer
-    /// bert, else whole]
+    /// Whether every Chinese character is a word, or they are split as other text [default: split
+    /// with --pre-tokenizer bert, else whole]
     #[arg(long, help_heading = "Vocabulary")]
     chinese: Chinese,
-    /// Different characters that are kept, the most frequent ones [default: 1000, or as many as leave 1 word in 200 with
-    /// another one]
+    /// Different characters that are kept, the most frequent ones [default: 1000, or as many as
+    /// leave 1 word in 200 with another one]
     #[arg(long, value_name = "N", help_heading = "Vocabulary")]
     alphabet: usize,
     /// Leave out pieces seen fewer times [default: 2]
     #[arg(long, value_name = "N", help_heading = "Vocabulary")]
     min_frequency: u64,
-    /// Text that a vocabulary is trained on; of more, documents are sampled: always the same ones [default: 1 GiB]
+    /// Text that a vocabulary is trained on; of more, documents are sampled: always the same ones
+    /// [default: 1 GiB]
     #[arg(long, value_name = "BYTES", help_heading = "Vocabulary")]
     sample_bytes: u64,
 
@@ -178,7 +182,8 @@ settings! {
     #[arg(long, help_heading = "Model")]
     preset: Preset,
     /// One model that both networks start from, a directory or a name on the hub: its encoder in
-    /// both, its head where it is one of theirs; instead of --generator, --discriminator and --preset
+    /// both, its head where it is one of theirs; instead of --generator, --discriminator and
+    /// --preset
     #[arg(long, value_name = "DIR|NAME", help_heading = "Model")]
     base: String,
     /// Generator to start from: a Hugging Face directory, a name on its hub (owner/name@revision), or a preset's
@@ -224,11 +229,13 @@ settings! {
     /// auto, what this device does fastest [default: B]
     #[arg(long, value_name = "N|auto", help_heading = "Optimization")]
     micro_batch: MicroBatch,
-    /// Optimizer steps; in the electra flavour of full batches, which run on from one epoch into the next
+    /// Optimizer steps; in the electra flavour of full batches, which run on from one epoch into
+    /// the next
     #[arg(long, visible_alias = "max-steps", value_name = "N", conflicts_with = "epochs", help_heading = "Optimization")]
     steps: u64,
-    /// Passes over the text, instead of steps, counted as the Trainer of transformers does: each takes ceil(rows / (B · N))
-    /// steps, the last batch of an epoch holds the rows that are left [default: 1; txtai 3]
+    /// Passes over the text, instead of steps, counted as the Trainer of transformers does: each
+    /// takes ceil(rows / (B · N)) steps, the last batch of an epoch holds the rows that are left
+    /// [default: 1; txtai 3]
     #[arg(long, visible_alias = "num-train-epochs", value_name = "X", help_heading = "Optimization")]
     epochs: f64,
     /// Highest learning rate [default: 5e-4; 2e-4 for base and large; txtai 5e-5]
@@ -240,11 +247,13 @@ settings! {
     /// The warm-up as a share of the steps, rounded up, instead of --warmup-steps
     #[arg(long, value_name = "P", conflicts_with = "warmup_steps", help_heading = "Optimization")]
     warmup_ratio: f64,
-    /// Form of warm-up and decay: electra, or one of transformers' schedules [default: electra; txtai linear]
+    /// Form of warm-up and decay: electra, or one of transformers' schedules [default: electra;
+    /// txtai linear]
     #[arg(long, visible_aliases = ["lr-scheduler-type", "schedule"], value_name = "NAME", help_heading = "Optimization")]
     #[serde(alias = "schedule")]
     lr_scheduler: LrScheduler,
-    /// Parameters of the schedule under transformers' names, such as num_cycles=2 or power=2,lr_end=1e-6
+    /// Parameters of the schedule under transformers' names, such as num_cycles=2 or
+    /// power=2,lr_end=1e-6
     #[arg(long, value_name = "NAME=X,…", help_heading = "Optimization")]
     lr_scheduler_kwargs: SchedulerKwargs,
     /// Weight decay of matrices and embeddings [default: 0.01; txtai 0]
@@ -329,6 +338,9 @@ impl Settings {
             let name = key.replace('-', "_");
             let flag = flag_of(&flags, &name);
             if flag.is_none() {
+                if let Some(advice) = advice(&name) {
+                    return Err(Error::file(path, format!("`{key}` is no setting of Elektron: {advice}")));
+                }
                 let near = closest(&name, KEYS.iter().copied()).map(|k| k.replace('_', "-"));
                 let hint = near.map_or(String::new(), |k| format!("; did you mean `{k}`?"));
                 return Err(Error::file(path, format!("`{key}` is no setting{hint}")));
@@ -345,7 +357,8 @@ impl Settings {
                 Error::file(path, format!("`{key}`: {e}{}", possible_value(&flags, &flag, &value)))
             })?;
             if object.insert(flag.clone(), value).is_some() {
-                let problem = format!("`{key}` is another name of `{flag}`, which stands here too: keep one");
+                let problem =
+                    format!("`{key}` is another name of `{flag}`, which is given as well: keep one");
                 return Err(Error::file(path, problem));
             }
         }
@@ -361,7 +374,7 @@ impl Settings {
             |settings: &Self| serde_json::to_value(settings).map_err(|e| Error::config(e.to_string()));
         let (mut all, ours) = (object(below)?, object(self)?);
         if let (Value::Object(all), Value::Object(ours)) = (&mut all, ours) {
-            // Two names of one thing: whichever stands above wins.
+            // Two names of one thing: the one that is given above wins.
             for (one, other) in [("steps", "epochs"), ("warmup-steps", "warmup-ratio")] {
                 if ours.contains_key(one) || ours.contains_key(other) {
                     all.remove(one);
@@ -384,19 +397,20 @@ fn flag_of(flags: &clap::Command, key: &str) -> Option<String> {
     Some(flags.get_arguments().find(is_it)?.get_id().to_string())
 }
 
-/// How the columns of records are read: in txtai's flavour whole, and two as a pair. The paper's segments are made of
-/// lines in either flavour. An error where columns cannot be read so.
+/// How the columns of records are read: in txtai's flavour whole, and two as a pair. The paper's
+/// segments are made of lines in either flavour. An error where columns cannot be read so.
 pub fn reading(flavour: Flavour, merge: Merge, columns: &[String]) -> Result<Reading> {
     match (flavour, merge, columns.len()) {
         (Flavour::Electra, ..) | (_, Merge::Segments, 0 | 1) => Ok(Reading::Lines),
         (_, Merge::Segments, _) => Err(Error::config(
-            "--merge segments makes two segments of the lines of one text, but two columns are a pair in txtai's \
-             flavour: use --merge concat, pack or none, or --flavour electra",
+            "--merge segments makes two segments of the lines of one text, but two columns are a \
+             pair in txtai's flavour: use --merge concat, pack or none, or --flavour electra",
         )),
         (_, _, 0..=2) => Ok(Reading::Whole),
         (_, _, count) => Err(Error::config(format!(
-            "--columns names {count} columns ({}), but in txtai's flavour there is one text per record or a pair of \
-             two: name one or two, or use --flavour electra, which reads all of them as paragraphs",
+            "--columns names {count} columns ({}), but in txtai's flavour there is one text per \
+             record or a pair of two: name one or two, or use --flavour electra, which reads all \
+             of them as paragraphs",
             columns.join(", ")
         ))),
     }

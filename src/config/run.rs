@@ -1,6 +1,6 @@
 //! A run's settings once all are decided.
 
-use std::path::PathBuf;
+use std::path::{PathBuf, absolute};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,7 +18,7 @@ use crate::model::{Flavour, Share};
 use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
 use crate::{Error, Result};
 
-/// Where nothing is said, both: an event file costs little, and is there when somebody wants to look.
+/// Both where nothing is given: an event file costs little.
 fn all_formats() -> Vec<LogFormat> {
     vec![LogFormat::Jsonl, LogFormat::Tensorboard]
 }
@@ -71,7 +71,8 @@ pub struct RunConfig {
     pub micro_batch: Option<MicroBatch>,
     pub steps: Option<u64>,
     pub epochs: f64,
-    /// Whether an epoch ends with a short batch, as the Trainer's, instead of one filled up from the next epoch.
+    /// Whether an epoch ends with a short batch, as the Trainer's, instead of one filled up from
+    /// the next epoch.
     #[serde(default)]
     pub short_batches: bool,
     pub learning_rate: f64,
@@ -115,6 +116,7 @@ impl RunConfig {
         let preset = s.preset.unwrap_or_default();
         let txtai = flavour == Flavour::Txtai;
         let big = matches!(preset, Preset::Base | Preset::Large);
+        refuse_blank_paths(&s)?;
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
         if s.base.is_some() {
             for (name, given) in [
@@ -168,7 +170,8 @@ impl RunConfig {
             }),
             grad_accumulation: s.grad_accumulation.unwrap_or(1),
             micro_batch: s.micro_batch,
-            // What google-research/electra counts in steps is a stream of full batches; epochs are the Trainer's.
+            // What google-research/electra counts in steps is a stream of full batches; epochs are
+            // the Trainer's.
             short_batches: txtai || s.steps.is_none(),
             steps: s.steps,
             epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
@@ -236,7 +239,8 @@ impl RunConfig {
         {
             let splits: Vec<String> = self.splits().iter().map(usize::to_string).collect();
             return fail(format!(
-                "--micro-batch {rows} does not divide the {} rows of a step (--batch-size {} times --grad-accumulation {}): {} do",
+                "--micro-batch {rows} does not divide the {} rows of a step (--batch-size {} times \
+                 --grad-accumulation {}): {} do",
                 self.rows_per_step(),
                 self.batch_size,
                 self.grad_accumulation,
@@ -259,7 +263,8 @@ impl RunConfig {
         }
         if !(self.adam_epsilon.is_finite() && self.adam_epsilon as f32 > 0.0) {
             return fail(format!(
-                "--adam-epsilon is {}, expected more than 0: where a gradient is 0, an update would be 0 / 0",
+                "--adam-epsilon is {}, expected more than 0: where a gradient is 0, an update \
+                 would be 0 / 0",
                 self.adam_epsilon
             ));
         }
@@ -315,12 +320,13 @@ impl RunConfig {
         reading(self.flavour, self.merge, &self.columns)
     }
 
-    /// Whether rows have tokens of type 1: those of second segments, or of the second texts of pairs.
+    /// Whether rows have tokens of type 1: those of second segments, or of the second texts of
+    /// pairs.
     pub fn uses_token_types(&self) -> bool {
         uses_token_types(self.flavour, self.merge, &self.columns)
     }
 
-    /// The longest row where --seq-len says nothing: the preset's, or in txtai's flavour, as its
+    /// The longest row if --seq-len is not given: the preset's, or in txtai's flavour, as its
     /// `maxlength`, what the given tokenizer allows; never more than the models have positions for.
     pub fn default_seq_len(&self, tokenizer: Option<&Tokenizer>, positions: usize) -> usize {
         match tokenizer {
@@ -355,8 +361,9 @@ impl RunConfig {
         Self { batch_size: rows, grad_accumulation: self.rows_per_step() / rows.max(1), ..self.clone() }
     }
 
-    /// Optimizer steps over `rows` rows. Epochs are counted as the Trainer of `transformers` counts them: of ceil(rows /
-    /// rows of a step) steps each, and a part of one is rounded up to whole steps.
+    /// Optimizer steps over `rows` rows. Epochs are counted as the Trainer of `transformers` counts
+    /// them: of ceil(rows / rows of a step) steps each, and a part of one is rounded up to whole
+    /// steps.
     pub fn total_steps(&self, rows: usize) -> u64 {
         let per_epoch = rows.div_ceil(self.rows_per_step()).max(1);
         self.steps.unwrap_or((self.epochs * per_epoch as f64).ceil() as u64)
@@ -425,24 +432,63 @@ impl RunConfig {
         ];
         if self.short_batches != before.short_batches {
             let (then, now) = match before.short_batches {
-                true => ("ends every epoch with a short batch, as --epochs has it", "--steps"),
-                false => ("has full batches alone, as --steps has it in the electra flavour", "--epochs"),
+                true => ("ends every epoch with a short batch, as with --epochs", "--steps"),
+                false => ("has full batches only, as with --steps in the electra flavour", "--epochs"),
             };
             return Err(Error::config(format!(
-                "the run that is continued {then}; with {now} its rows would come in another order: keep to what it began \
-                 with, or start a new run in another directory"
+                "the run that is continued {then}; with {now} its rows would come in another \
+                 order: keep to what it began with, or start a new run in another directory"
             )));
         }
+        let same = |name: &str| match (now.get(name), then.get(name)) {
+            (Some(Value::String(now)), Some(Value::String(then))) if STARTS.contains(&name) => {
+                now == then || same_path(now, then)
+            }
+            (now, then) => now == then,
+        };
         for name in FIXED {
-            if now.get(name) != then.get(name) {
+            if !same(name) {
                 let show = |v: &Value| v.get(name).map_or("nothing".to_owned(), Value::to_string);
                 return Err(Error::config(format!(
-                    "`{name}` is {}, but the run began with {}: keep it, or start a new run in another directory",
+                    "`{name}` is {}, but the run began with {}: keep it, or start a new run in \
+                     another directory",
                     show(&now),
                     show(&then)
                 )));
             }
         }
         Ok(())
+    }
+}
+
+/// Settings that name what a network starts from.
+const STARTS: [&str; 3] = ["base", "generator", "discriminator"];
+
+/// Whether two texts, read as paths, mean the same place, such as `model` and `./model`.
+fn same_path(one: &str, other: &str) -> bool {
+    matches!((absolute(one), absolute(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// An error if a path is given that is empty, as it is where a variable of a script is not set.
+fn refuse_blank_paths(settings: &Settings) -> Result<()> {
+    let texts = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
+    let text = |path: &Option<String>| path.iter().map(PathBuf::from).collect();
+    let path = |path: &Option<PathBuf>| path.iter().cloned().collect();
+    let given: [(&str, Vec<PathBuf>); 8] = [
+        ("train", texts(&settings.train)),
+        ("validation", texts(&settings.validation)),
+        ("base", text(&settings.base)),
+        ("generator", text(&settings.generator)),
+        ("discriminator", text(&settings.discriminator)),
+        ("tokenizer", path(&settings.tokenizer)),
+        ("shards", path(&settings.shards)),
+        ("output", path(&settings.output)),
+    ];
+    let is_blank = |path: &PathBuf| path.to_string_lossy().trim().is_empty();
+    match given.iter().find(|(_, paths)| paths.iter().any(is_blank)) {
+        Some((name, _)) => {
+            Err(Error::config(format!("--{name} is empty: give a path, or leave the setting out")))
+        }
+        None => Ok(()),
     }
 }

@@ -11,11 +11,11 @@ use crate::{Error, Result};
 /// More text than this is not sampled.
 const MOST_SAMPLE_BYTES: u64 = 32 << 30;
 
-/// Whether accents, and other combining marks, stay.
+/// Whether accents, and other combining marks, are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accents {
-    /// They stay.
+    /// They are kept.
     Keep,
     /// They are stripped, as in BERT's lower-case models.
     Strip,
@@ -31,7 +31,7 @@ pub enum Chinese {
     Whole,
 }
 
-/// What a user said about a vocabulary.
+/// The user's settings of a vocabulary.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 #[allow(missing_docs)] // as in `Settings`
@@ -45,21 +45,27 @@ pub struct VocabularySettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pre_tokenizer: Option<PreTokenizer>,
     /// Keep case [default: false with --pre-tokenizer bert, else true]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Vocabulary")]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL",
+        help_heading = "Vocabulary"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cased: Option<bool>,
-    /// Whether accents and other combining marks stay [default: strip with lower case where that does not change words,
-    /// else keep]
+    /// Whether accents and other combining marks are kept [default: strip with lower case where
+    /// that does not change words, else keep]
     #[arg(long, help_heading = "Vocabulary")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accents: Option<Accents>,
-    /// Whether every Chinese character is a word, or they are split as other text [default: split with --pre-tokenizer
-    /// bert, else whole]
+    /// Whether every Chinese character is a word, or they are split as other text [default: split
+    /// with --pre-tokenizer bert, else whole]
     #[arg(long, help_heading = "Vocabulary")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chinese: Option<Chinese>,
-    /// Different characters that are kept, the most frequent ones [default: 1000, or as many as leave 1 word in 200 with
-    /// another one]
+    /// Different characters that are kept, the most frequent ones [default: 1000, or as many as
+    /// leave 1 word in 200 with another one]
     #[arg(long, value_name = "N", help_heading = "Vocabulary")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alphabet: Option<usize>,
@@ -67,7 +73,8 @@ pub struct VocabularySettings {
     #[arg(long, value_name = "N", help_heading = "Vocabulary")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_frequency: Option<u64>,
-    /// Text that a vocabulary is trained on; of more, documents are sampled: always the same ones [default: 1 GiB]
+    /// The most text that a vocabulary is trained on; from more text documents are sampled, always
+    /// the same ones [default: 1 GiB]
     #[arg(long, value_name = "BYTES", help_heading = "Vocabulary")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_bytes: Option<u64>,
@@ -133,7 +140,7 @@ impl Settings {
         }
     }
 
-    /// An error if anything was said about a vocabulary, which `tokenizer` already has.
+    /// An error if the vocabulary has any settings, while the one of `tokenizer` is used.
     pub fn refuse_vocabulary(&self, tokenizer: &str) -> Result<()> {
         let given = [
             ("--vocab-size", self.vocab_size.is_some()),
@@ -151,8 +158,8 @@ impl Settings {
             return Ok(());
         }
         Err(Error::config(format!(
-            "{} would be ignored, since the vocabulary of {tokenizer} is used and none is trained: leave out one or \
-             the other",
+            "{} would be ignored, since the vocabulary of {tokenizer} is used and none is trained: \
+             leave out one or the other",
             given.join(", ")
         )))
     }

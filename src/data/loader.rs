@@ -1,8 +1,9 @@
 //! Batches in the order of training, made ahead by a thread of their own.
 //!
-//! An epoch has a place for each row, or for each visit to one in a mixture, and an order of its own. Which places of
-//! which epoch a step takes is a function of its number ([`Batching`]); a row's mask depends on (seed, step, slot) alone.
-//! So a run continues exactly from its step number, and k ranks together would see what one sees.
+//! An epoch has a place for each row, or for each visit to one in a mixture, and an order of its own.
+//! Which places of which epoch a step takes is a function of its number ([`Batching`]), and the mask of a
+//! row depends on (seed, step, slot) alone. So a run continues exactly from its step number, and k ranks
+//! together would see what one sees.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -20,17 +21,19 @@ const AHEAD: usize = 4;
 /// Held-out masks do not depend on the run's seed, so that runs can be compared.
 const EVALUATION_SEED: u64 = 0;
 
-/// How steps meet the end of an epoch.
+/// What batches are at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batching {
-    /// As google-research/electra, which repeats its data without end: every batch is full, and may hold the last rows of
-    /// one epoch and the first of the next.
+    /// As in google-research/electra, which repeats its data without end: every batch is full, and may
+    /// hold the last rows of one epoch and the first of the next.
     Continuous,
-    /// As the Trainer of `transformers`: an epoch of n rows is ceil(n / `batch_size`) batches, the last of which may be
-    /// short; a step takes as many of them as there are micro-batches, the last step of the epoch what is left.
+    /// As in the Trainer of `transformers`: an epoch of n rows has ceil(n / `batch_size`) batches, the last
+    /// of which may be short. A step takes as many of them as it has micro-batches; the last step of an
+    /// epoch takes those that are left.
     ///
-    /// A step's loss is the mean over these batches, each the mean over its own rows. Where a batch is computed in parts
-    /// these count by their rows; where several are computed at a time, their rows count alike.
+    /// The loss of a step is the mean of the losses of its batches, each of which is the mean over its
+    /// rows. Where a batch is computed in parts, each part is weighted by its rows; where several batches
+    /// are computed at a time, all their rows have the same weight.
     PerEpoch {
         /// Rows of a full batch.
         batch_size: usize,
@@ -78,8 +81,8 @@ impl LoaderSpec {
         self.batch_size * self.micro_batches
     }
 
-    /// The number that step `step`'s first sample has among all samples of the run, and the rows of the step, out of `len`
-    /// places of an epoch.
+    /// The index of the first sample of step `step` among all samples of the run, and the number of rows of
+    /// the step, for an epoch of `len` places.
     fn samples(&self, len: usize, step: u64) -> (u64, usize) {
         let full = self.rows_per_step();
         match self.batching {
@@ -92,18 +95,18 @@ impl LoaderSpec {
         }
     }
 
-    /// Micro-batches of step `step`, out of `len` places of an epoch.
+    /// The number of micro-batches of step `step`, for an epoch of `len` places.
     pub fn micro_batches_of(&self, len: usize, step: u64) -> usize {
         self.samples(len, step).1.div_ceil(self.batch_size)
     }
 
-    /// What the mean loss of a micro-batch is divided by in the loss of its step: the number of micro-batches, where all
-    /// count alike.
+    /// What the mean loss of a micro-batch is divided by in the loss of its step: the number of
+    /// micro-batches, where all have the same weight.
     pub fn loss_divisor(&self, len: usize, step: u64, micro: usize) -> f64 {
         let Batching::PerEpoch { batch_size } = self.batching else { return self.micro_batches as f64 };
         let (_, rows) = self.samples(len, step);
         let (first, end) = (micro * self.batch_size, rows.min((micro + 1) * self.batch_size));
-        // Integers, or sums of a few quotients of them: exact where the micro-batches are whole batches.
+        // Sums of integers or of a few quotients: exact where the micro-batches are whole batches.
         let weight = |batch: usize| {
             let (from, to) = (batch * batch_size, rows.min((batch + 1) * batch_size));
             let here = end.min(to) - first.max(from);
@@ -161,9 +164,10 @@ impl LoaderSpec {
 }
 
 impl LoaderSpec {
-    /// Fills a batch with padding that counts nowhere, in sequences of their own, so that every batch has as many tokens
-    /// in as many sequences: a step that was recorded for one serves all. A batch of full rows needs none, one that lacks
-    /// rows but has no short ones as many as it lacks.
+    /// Fills a batch with sequences of padding that count nowhere, so that all batches have the same number
+    /// of tokens and, whatever their rows, one of two numbers of sequences: a step that was recorded for one
+    /// batch can be replayed for others. A batch of full rows gets `batch_size` sequences, any other twice
+    /// as many.
     fn even_out(&self, batch: &mut Batch) {
         let seq_len = self.mask.seq_len;
         let total = self.batch_size * seq_len;

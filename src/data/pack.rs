@@ -18,7 +18,8 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Merge {
-    /// Paragraphs or pairs in their special tokens, chained over the whole corpus and cut into rows of T; the tail is dropped
+    /// Paragraphs or pairs in their special tokens, chained over the whole corpus and cut into rows of T;
+    /// the tail is dropped
     #[default]
     Concat,
     /// Whole paragraphs or pairs, combined longest first into rows of up to T
@@ -29,7 +30,7 @@ pub enum Merge {
     Segments,
 }
 
-/// The least T.
+/// The smallest T.
 pub const SHORTEST_ROW: usize = 8;
 /// Paragraphs that `Pack` sorts together: those that txtai's trainer maps at once.
 const PACK_WINDOW: usize = 1000;
@@ -135,8 +136,8 @@ impl Rows {
         self.corpora.iter().map(|corpus| corpus.packed.part.documents()).sum()
     }
 
-    /// SHA-256 of what decides the rows besides the settings: the texts, tokenized and in their order, and how often an epoch
-    /// visits each corpus.
+    /// SHA-256 of what the rows depend on apart from the settings: the texts in their order, and how often
+    /// an epoch visits each corpus.
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for corpus in &self.corpora {
@@ -223,7 +224,7 @@ impl Packed {
     }
 
     fn check(&self, row: usize) -> Result<()> {
-        // A pair lies in one shard.
+        // Both texts of a pair are in the same shard.
         let check = |&p: &u32| self.part.check(p as usize..p as usize + 1);
         match &self.index {
             Index::Concat => self.part.check_framed(row * self.seq_len..(row + 1) * self.seq_len),
@@ -260,7 +261,8 @@ impl Packed {
         row
     }
 
-    /// A paragraph as \[CLS\] … \[SEP\], or a pair as \[CLS\] … \[SEP\] … \[SEP\], in at most `room` tokens.
+    /// Appends a paragraph as \[CLS\] … \[SEP\], or a pair as \[CLS\] … \[SEP\] … \[SEP\], in at most `room`
+    /// tokens.
     fn frame(&self, first: usize, room: usize, Row { ids, types }: &mut Row) {
         let second = second_of(&self.part, first);
         let frame = if second.is_some() { 3 } else { 2 };
@@ -289,7 +291,7 @@ impl Packed {
         let pairs = self.part.has_pairs();
         while ids.len() < self.seq_len && paragraph < self.part.paragraphs() {
             let second = pairs && self.part.is_second(paragraph);
-            // The [CLS] before it.
+            // Only the first text of a pair has a [CLS] before it.
             let lead = usize::from(!second);
             if offset < lead {
                 ids.push(self.special.cls);
@@ -333,7 +335,7 @@ impl Packed {
     }
 }
 
-/// Paragraphs that are no second text of a pair.
+/// Paragraphs that are not the second text of a pair.
 fn texts(part: &Part) -> Vec<u32> {
     let all = 0..part.paragraphs();
     match part.has_pairs() {
@@ -342,14 +344,14 @@ fn texts(part: &Part) -> Vec<u32> {
     }
 }
 
-/// The second text of the pair that a paragraph is the first of.
+/// The second text of the pair whose first text is this paragraph, if it is one.
 fn second_of(part: &Part, first: usize) -> Option<usize> {
     let second = first + 1;
     (part.has_pairs() && second < part.paragraphs() && part.is_second(second)).then_some(second)
 }
 
-/// Lengths of two texts that together may have `most` tokens: the longer one is cut first, as the tokenizers library
-/// does with `longest_first`.
+/// The lengths to which two texts are cut that may have `most` tokens together: the longer one is cut
+/// first, as the tokenizers library does with `longest_first`.
 fn truncated(first: usize, second: usize, most: usize) -> (usize, usize) {
     if first + second <= most {
         return (first, second);

@@ -11,9 +11,11 @@
 //! shards. [`Shard::open`] checks the header against its own checksum and the file's length; [`Shard::verify`] reads the
 //! whole content against the checksum in the header.
 
+mod header;
+
 use std::fs::File;
 use std::hash::Hasher;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -23,153 +25,7 @@ use twox_hash::xxhash3_64::Hasher as Checksum;
 
 use crate::model::hf::map_file;
 use crate::{Error, Result};
-
-const MAGIC: &[u8; 8] = b"ELKSHARD";
-pub(super) const VERSION: u32 = 2;
-pub(super) const HEADER_BYTES: usize = 256;
-/// Where the header's own checksum stands.
-const HEADER_SUM: usize = HEADER_BYTES - 8;
-pub(super) const OPENS_DOCUMENT: u64 = 1 << 63;
-
-/// SHA-256 of a text up to some place.
-pub(super) type Link = [u8; 32];
-
-/// What stands at the beginning of a shard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Header {
-    /// Four bytes a token instead of two.
-    pub(super) wide: bool,
-    /// Whether its text ends where the source file ends.
-    pub(super) last: bool,
-    /// Whether its paragraphs are the first and the second text of pairs in turn.
-    pub(super) pairs: bool,
-    pub(super) tokens: u64,
-    pub(super) paragraphs: u64,
-    pub(super) documents: u64,
-    /// Words of the section of keys.
-    pub(super) keys: u64,
-    /// Paragraphs of the source file up to the shard's end, those of dropped documents included.
-    pub(super) read: u64,
-    /// Bytes of its text, that of dropped documents included.
-    pub(super) bytes: u64,
-    /// Duplicate documents that were dropped.
-    pub(super) dropped: u64,
-    /// Documents that were too long to be compared.
-    pub(super) long: u64,
-    /// Checksum (XXH3) of everything after the header.
-    pub(super) checksum: u64,
-    /// The chain before and after the shard.
-    pub(super) start: Link,
-    pub(super) end: Link,
-    /// How many tokens have the id of the unknown token; shards of earlier versions do not say.
-    pub(super) unknown: Option<Unknown>,
-}
-
-/// Unknown tokens of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unknown {
-    pub(super) id: u32,
-    pub(super) tokens: u64,
-}
-
-/// The flag of a header that says how many tokens are unknown.
-const COUNTS_UNKNOWN: u32 = 8;
-
-impl Header {
-    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
-        let mut out = Vec::with_capacity(HEADER_BYTES);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        let counts_unknown = if self.unknown.is_some() { COUNTS_UNKNOWN } else { 0 };
-        let flags =
-            u32::from(self.wide) | u32::from(self.last) << 1 | u32::from(self.pairs) << 2 | counts_unknown;
-        out.extend_from_slice(&flags.to_le_bytes());
-        for count in self.counts() {
-            out.extend_from_slice(&count.to_le_bytes());
-        }
-        out.extend_from_slice(&self.start);
-        out.extend_from_slice(&self.end);
-        if let Some(unknown) = self.unknown {
-            out.extend_from_slice(&unknown.tokens.to_le_bytes());
-            out.extend_from_slice(&unknown.id.to_le_bytes());
-        }
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[..out.len()].copy_from_slice(&out);
-        let sum = Checksum::oneshot(&bytes[..HEADER_SUM]);
-        bytes[HEADER_SUM..].copy_from_slice(&sum.to_le_bytes());
-        bytes
-    }
-
-    fn counts(&self) -> [u64; 9] {
-        let Self { tokens, paragraphs, documents, keys, read, bytes, dropped, long, checksum, .. } = *self;
-        [tokens, paragraphs, documents, keys, read, bytes, dropped, long, checksum]
-    }
-
-    /// The header that stands at the beginning of `bytes`; else what is wrong with it.
-    fn from_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
-        let Some(bytes) = bytes.get(..HEADER_BYTES).filter(|b| b.starts_with(MAGIC)) else {
-            return Err("no header");
-        };
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        let link = |at: usize| {
-            let mut link = Link::default();
-            link.copy_from_slice(&bytes[at..at + 32]);
-            link
-        };
-        if word(8) != VERSION {
-            return Err("another version");
-        }
-        if long(HEADER_SUM) != Checksum::oneshot(&bytes[..HEADER_SUM]) {
-            return Err("its header was changed");
-        }
-        Ok(Self {
-            wide: word(12) & 1 != 0,
-            last: word(12) & 2 != 0,
-            pairs: word(12) & 4 != 0,
-            tokens: long(16),
-            paragraphs: long(24),
-            documents: long(32),
-            keys: long(40),
-            read: long(48),
-            bytes: long(56),
-            dropped: long(64),
-            long: long(72),
-            checksum: long(80),
-            start: link(88),
-            end: link(120),
-            unknown: (word(12) & COUNTS_UNKNOWN != 0).then(|| Unknown { tokens: long(152), id: word(160) }),
-        })
-    }
-
-    /// The header of a file.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        Self::read_from(&mut File::open(path).map_err(Error::io("read", path))?, path)
-    }
-
-    fn read_from(file: &mut File, path: &Path) -> Result<Self> {
-        let mut bytes = [0; HEADER_BYTES];
-        file.read_exact(&mut bytes).map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof => damaged(path, "no header"),
-            _ => Error::io("read", path)(e),
-        })?;
-        Self::from_bytes(&bytes).map_err(|what| damaged(path, what))
-    }
-
-    pub(super) fn width(&self) -> u64 {
-        if self.wide { 4 } else { 2 }
-    }
-
-    /// Where the paragraph ends begin: they are read as u64 and must be aligned.
-    fn ends_at(&self) -> Option<u64> {
-        let bytes = self.tokens.checked_mul(self.width())?.checked_next_multiple_of(8)?;
-        bytes.checked_add(HEADER_BYTES as u64)
-    }
-
-    fn file_bytes(&self) -> Option<u64> {
-        self.ends_at()?.checked_add(self.paragraphs.checked_add(self.keys)?.checked_mul(8)?)
-    }
-}
+pub(super) use header::{HEADER_BYTES, Header, Link, OPENS_DOCUMENT, Unknown, VERSION};
 
 /// A stretch of one source file's tokens.
 pub struct Shard {
@@ -298,7 +154,8 @@ impl Shard {
         self.header.pairs && paragraph % 2 == 1
     }
 
-    /// Special tokens that frame its first paragraphs: \[CLS\] … \[SEP\], and … \[SEP\] where it is the second of a pair.
+    /// How many special tokens its first `paragraphs` paragraphs have: \[CLS\] … \[SEP\], but … \[SEP\] for
+    /// the second text of a pair.
     fn frames(&self, paragraphs: usize) -> usize {
         let seconds = if self.header.pairs { paragraphs / 2 } else { 0 };
         2 * paragraphs - seconds
@@ -310,7 +167,7 @@ impl Shard {
         start..self.end(paragraph).max(start)
     }
 
-    /// How many of its tokens have this id.
+    /// How many of its tokens have this id: stored in the header for the unknown token, else counted.
     fn count(&self, id: u32) -> u64 {
         match self.header.unknown {
             Some(unknown) if unknown.id == id => unknown.tokens,
@@ -402,7 +259,7 @@ impl Dataset {
         self.tokens[self.shards.len()]
     }
 
-    /// Adds the hashes of the shards' texts to `hash`.
+    /// Adds the hashes of the texts of all shards to `hash`.
     pub(super) fn digest(&self, hash: &mut Sha256) {
         for shard in &self.shards {
             hash.update(shard.header.start);
@@ -410,7 +267,7 @@ impl Dataset {
         }
     }
 
-    /// How many tokens have this id, of the unknown token.
+    /// How many tokens are the unknown token, whose id this is.
     pub fn unknown(&self, id: u32) -> u64 {
         self.shards.iter().map(|shard| shard.count(id)).sum()
     }
@@ -486,8 +343,8 @@ impl Dataset {
         shard.copy(start..(start.saturating_add(most)).min(span.end), to);
     }
 
-    /// The paragraph that holds token `at` of the stream in which every text stands as \[CLS\] … \[SEP\] and every pair as
-    /// \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
+    /// The paragraph that holds token `at` of the stream in which every text is written as
+    /// \[CLS\] … \[SEP\] and every pair as \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
     pub(super) fn framed_position(&self, at: usize) -> Option<(usize, usize)> {
         let index = self.framed.partition_point(|&before| before <= at) - 1;
         let (shard, at) = (self.shards.get(index)?, at - self.framed[index]);

@@ -40,7 +40,8 @@ impl ShardWriter {
         Ok(Self { out, checksum: Checksum::new(), header, ends, keys, opens: false, block })
     }
 
-    /// Adds a paragraph; one without tokens only hands on that a document opens, unless it is one text of a pair.
+    /// Adds a paragraph. One without tokens, unless it is a text of a pair, is not stored: if it opens a
+    /// document, the next paragraph does.
     pub(super) fn paragraph(&mut self, ids: &[u32], marks: Marks) -> std::io::Result<()> {
         self.opens |= marks.opens;
         self.header.pairs |= marks.pair;

@@ -35,7 +35,8 @@ pub fn default_share(documents: usize, tokens: usize) -> f64 {
 /// Consecutive paragraphs of a corpus.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    /// Where it begins in the corpus: paragraphs, and tokens with those that frame every text or pair.
+    /// Where it begins in the corpus: paragraphs, and tokens with those that frame every text or
+    /// pair.
     from: (usize, usize),
     /// Where it begins in the part, in the same terms.
     at: (usize, usize),
@@ -152,8 +153,8 @@ impl Part {
         self.dataset.check_framed(original(tokens.start)..original(tokens.end - 1) + 1)
     }
 
-    /// The paragraph that holds token `at` of the stream in which every text stands as \[CLS\] … \[SEP\] and every pair as
-    /// \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
+    /// The paragraph that holds token `at` of the stream in which every text is \[CLS\] … \[SEP\]
+    /// and every pair \[CLS\] … \[SEP\] … \[SEP\], and how far into it `at` is.
     pub(super) fn framed_position(&self, at: usize) -> Option<(usize, usize)> {
         if at >= self.framed {
             return None;

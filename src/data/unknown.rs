@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Text that is looked through, from at most so many files.
 const SAMPLE_BYTES: usize = 16 << 20;
 const SAMPLE_FILES: usize = 32;
-/// Other words that are told apart, and characters of one that are shown.
+/// Other words that are distinguished, and characters of one that are shown.
 const WORDS: usize = 1000;
 const WORD_CHARS: usize = 30;
 /// Characters and words that are named.
@@ -62,7 +62,7 @@ impl Unknowns {
         let mut all = Self::default();
         for path in files.iter().step_by(step) {
             let mut round = Round::default();
-            // An error is either that of reading enough, or one that the preparation has told of.
+            // An error is either that of reading enough, or one that the preparation has reported.
             let _ = source.read_file(path, &mut |p| {
                 round.push(Paragraph { text: &p.text[..p.text.floor_char_boundary(most)], ..p });
                 if round.bytes() < most as u64 { Ok(()) } else { Err(stopped()) }
@@ -88,7 +88,7 @@ impl Unknowns {
         Ok(())
     }
 
-    /// Counts one unknown token, which stands for this text.
+    /// Counts one unknown token, which replaces this text.
     pub(super) fn token(&mut self, tokenizer: &Tokenizer, text: &str) {
         self.tokens += 1;
         let text = text.trim();
@@ -131,7 +131,7 @@ impl Unknowns {
             .collect()
     }
 
-    /// Says it: a part of a sentence.
+    /// The reasons, as a part of a sentence.
     pub fn describe(&self, tokenizer: &Tokenizer) -> String {
         let mut parts = Vec::new();
         let missing: Vec<String> = self

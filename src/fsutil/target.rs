@@ -1,7 +1,8 @@
 //! What the name of an output leads to.
 //!
-//! Only a regular file may be replaced by renaming another over it. A FIFO, a device or a descriptor
-//! of this process is written to, and a symbolic link stays: what it points to is the output.
+//! Only a regular file may be replaced by renaming another file over it. A FIFO, a device or a
+//! descriptor of this process is opened and written to. A symbolic link stays: the output is what it
+//! points to.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ const MOST_LINKS: usize = 40;
 
 /// What a name leads to once all links are followed.
 pub(super) enum Target {
-    /// A regular file, or nothing yet.
+    /// A regular file, or a name that is still free.
     File(PathBuf),
     /// A FIFO, a device or the like: to be opened and written to.
     Node(PathBuf),
@@ -31,7 +32,7 @@ impl Target {
                 return Ok(Self::Descriptor(descriptor));
             }
             let Ok(metadata) = fs::symlink_metadata(&at) else {
-                // Nothing is there; whether it can be created shows when it is.
+                // The name is free. Whether the file can be created shows when that is tried.
                 return match names_directory(&at) {
                     true => Err(is_directory(path)),
                     false => Ok(Self::File(at)),
@@ -40,7 +41,7 @@ impl Target {
             let kind = metadata.file_type();
             if kind.is_symlink() {
                 if is_of_a_process(&at) {
-                    // What the link says of a pipe or a deleted file is not a name.
+                    // For a pipe or a deleted file the text of this link is not a path.
                     return Ok(Self::Node(at));
                 }
                 let next = fs::read_link(&at).map_err(Error::io("read the link", &at))?;
@@ -58,10 +59,11 @@ impl Target {
         Err(Error::file(path, "there are too many symbolic links here, or they form a loop"))
     }
 
-    /// Opens what is no regular file.
+    /// Opens it to be written to, rather than replaced.
     pub(super) fn open(&self) -> std::io::Result<File> {
         match self {
-            // What another process has open may be a regular file, of which nothing may be lost.
+            // A link of `/proc` to a file that another process has open may lead to a regular file, whose
+            // content must not be overwritten.
             Self::File(path) | Self::Node(path) => {
                 File::options().write(true).append(path.is_symlink()).open(path)
             }
@@ -70,7 +72,7 @@ impl Target {
     }
 }
 
-/// What a symbolic link points to in the end, whether it is there or not.
+/// What a symbolic link points to in the end, whether that exists or not.
 pub(super) fn behind(link: &Path) -> PathBuf {
     let mut at = link.to_path_buf();
     for _ in 0..MOST_LINKS {
@@ -92,8 +94,8 @@ fn names_directory(path: &Path) -> bool {
 
 /// The descriptor that a name such as `/dev/stdout`, `/dev/fd/3` or `/proc/self/fd/3` stands for.
 ///
-/// Opening such a name may start at the beginning of a regular file and write over what is there;
-/// the descriptor itself goes on where the shell or an earlier program left it.
+/// If the descriptor is a regular file, opening such a name would start at the beginning of the file and
+/// write over its content; the descriptor itself continues where the shell or an earlier program left it.
 #[cfg(unix)]
 fn descriptor(path: &Path) -> Option<i32> {
     match path.to_str()? {
@@ -114,7 +116,7 @@ fn descriptor(_: &Path) -> Option<i32> {
     None
 }
 
-/// Whether a link is one of those by which Linux shows what a process has open.
+/// Whether a link is one of those with which Linux shows the open files of a process.
 fn is_of_a_process(link: &Path) -> bool {
     cfg!(target_os = "linux") && fs::canonicalize(parent(link)).is_ok_and(|dir| dir.starts_with("/proc"))
 }
@@ -133,9 +135,9 @@ fn is_socket(_: fs::FileType) -> bool {
 fn duplicate(number: i32) -> std::io::Result<File> {
     use std::io::Write;
     use std::os::fd::BorrowedFd;
-    // What was printed before comes first.
+    // What was printed before must come first.
     std::io::stdout().flush()?;
-    // SAFETY: the descriptor is borrowed for this call alone, and one that is not open gives an error.
+    // SAFETY: the descriptor is borrowed for the next call alone, which fails if it is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     borrowed.try_clone_to_owned().map(File::from)
 }

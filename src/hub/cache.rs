@@ -16,7 +16,7 @@ use crate::fsutil::{create_dir, write_atomic};
 use crate::model::hf::{WEIGHTS, WEIGHTS_INDEX, shard_names};
 use crate::{Error, Result};
 
-/// Settings beside a tokenizer, which not every model has; config.json tells the class where no
+/// Settings files of a tokenizer, which not every model has; config.json names the class if no
 /// other file does.
 pub(super) const TOKENIZER_SETTINGS: [&str; 4] =
     ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"];
@@ -117,7 +117,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether one of the files that are a vocabulary on their own is there.
+    /// Whether the snapshot has one of the files that are a vocabulary on their own.
     fn has_whole_vocabulary(&self) -> bool {
         self.has("tokenizer.json") || self.has("vocab.txt")
     }

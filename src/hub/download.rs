@@ -142,16 +142,16 @@ impl<'a> Download<'a> {
             if self.facts(model)?.is_some() {
                 let lines = conversion(self.name.repository());
                 return Ok(Error::hub(format!(
-                    "`{}` has its tokenizer as the SentencePiece model {model}, which is not read directly. Convert it \
-                     once, in Python with `transformers` and `sentencepiece`, and give the directory `converted` with \
-                     --tokenizer:\n{lines}",
+                    "`{}` has its tokenizer as the SentencePiece model {model}, which is not read \
+                     directly. Convert it once, in Python with `transformers` and `sentencepiece`, and \
+                     give the directory `converted` with --tokenizer:\n{lines}",
                     self.name
                 )));
             }
         }
         Ok(Error::hub(format!(
-            "`{}` has no tokenizer.json, no vocab.txt and no vocab.json with merges.txt: name another tokenizer with \
-             --tokenizer",
+            "`{}` has no tokenizer.json, no vocab.txt and no vocab.json with merges.txt: name \
+             another tokenizer with --tokenizer",
             self.name
         )))
     }

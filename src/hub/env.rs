@@ -1,5 +1,6 @@
-//! The variables of `huggingface_hub`, read as it reads them: `~` and `$NAME` in paths are expanded, older names count
-//! where the newer ones are not set, and an empty value is none.
+//! The environment variables of `huggingface_hub`, read as it reads them: `~` and `$NAME` in paths
+//! are expanded, older names are used where the newer ones are not set, and an empty value counts
+//! as unset.
 
 use std::env;
 use std::ffi::OsString;
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::{Error, Result};
 
-/// What the variables say.
+/// The values of the variables, with defaults.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Variables {
     pub(super) cache: PathBuf,
@@ -37,7 +38,7 @@ impl Variables {
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
             .or_else(|| hugging_face.as_ref().map(|dir| dir.join("hub")));
         let cache = cache.ok_or_else(|| {
-            Error::hub("no home directory is known, so the Hugging Face cache cannot be: set HF_HOME")
+            Error::hub("no home directory is known, so the Hugging Face cache has no place: set HF_HOME")
         })?;
         let saved = || {
             let path = path("HF_TOKEN_PATH").or_else(|| Some(hugging_face.as_ref()?.join("token")))?;
@@ -55,7 +56,8 @@ impl Variables {
     }
 }
 
-/// A path as `os.path.expandvars(os.path.expanduser(path))` gives it: what is not known stays as it is.
+/// A path as `os.path.expandvars(os.path.expanduser(path))` gives it: unknown users and variables
+/// stay as they are.
 fn expand(path: OsString, get: impl Fn(&str) -> Option<OsString>, home: Option<&PathBuf>) -> PathBuf {
     let Some(text) = path.to_str() else { return path.into() };
     let mut expanded = text.to_owned();

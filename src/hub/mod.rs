@@ -75,7 +75,8 @@ impl std::fmt::Display for ModelName {
 pub enum Part {
     /// `config.json` and the weights.
     Model,
-    /// `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`, and the settings beside them.
+    /// `tokenizer.json`, `vocab.txt`, or `vocab.json` and `merges.txt`, and the settings files in
+    /// the same directory.
     Tokenizer,
 }
 
@@ -97,8 +98,9 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As the variables of `huggingface_hub` say: `HF_HOME`, `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, `HF_ENDPOINT`,
-    /// `HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE` or
+    /// As the variables of `huggingface_hub` say: `HF_HOME`, `HF_HUB_CACHE` or
+    /// `HUGGINGFACE_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`,
+    /// `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE` or
     /// `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Result<Self> {
         let Variables { cache, endpoint, token, offline } = Variables::read()?;
@@ -135,12 +137,21 @@ impl Hub {
     }
 }
 
-/// The directory or file that is meant: what exists as it stands, else the snapshot of the model of that name.
+/// The path of something that exists, in a form that is never taken for the name of a model on the
+/// hub, not even when it no longer exists; anything else unchanged.
+pub fn as_path(given: &Path) -> PathBuf {
+    let is_name = given.to_str().and_then(ModelName::parse).is_some();
+    if is_name && given.exists() { Path::new(".").join(given) } else { given.to_path_buf() }
+}
+
+/// The directory or file that is meant: a path that exists, else the snapshot of the model of that
+/// name.
 pub fn locate(given: &Path, part: Part, quiet: bool) -> Result<PathBuf> {
     match given.to_str().filter(|_| !given.exists()).and_then(ModelName::parse) {
         Some(name) => Hub { quiet, ..Hub::from_env()? }.snapshot(&name, part).map_err(|error| match error {
             Error::Hub(problem) => Error::hub(format!(
-                "{problem} (nor is there a directory `{}`: if that is meant, start from the directory it lies in)",
+                "{problem} (there is no directory `{}` either: if one is meant, run the command in \
+                 the directory that contains it)",
                 given.display()
             )),
             other => other,

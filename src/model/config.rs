@@ -50,7 +50,7 @@ impl Architecture {
     }
 }
 
-/// More parameters than any machine trains here: a size in a file that was mistyped or damaged
+/// More parameters, in millions, than can be trained here: a mistyped or damaged size in a file
 /// would otherwise end in a failed allocation.
 const MOST_MILLIONS: f64 = 100_000.0;
 
@@ -123,7 +123,7 @@ impl ElectraConfig {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// About how many parameters there are, without a head.
+    /// The approximate number of parameters, without a head.
     fn parameters(&self) -> f64 {
         let [v, e, c, f, l] = [
             self.vocab_size + self.max_position_embeddings + self.type_vocab_size,

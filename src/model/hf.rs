@@ -159,7 +159,10 @@ impl Checkpoint {
         let odd = fields.find(|field| differs(*field)).map(|(name, _)| name.as_str());
         let odd = odd.or((file.architecture() != Some(self.architecture)).then_some("architectures"));
         if let Some(name) = odd {
-            return Err(Error::file(path, format!("`{name}` was read back otherwise than it was written")));
+            return Err(Error::file(
+                path,
+                format!("`{name}` was read back with another value than was written"),
+            ));
         }
         let path = dir.join(WEIGHTS);
         let map = map_file(&path)?;

@@ -316,7 +316,7 @@ impl<B: Backend> TokenDetection<B> {
         };
         let (backend, n, m) = (&self.backend, held.batch.tokens, held.batch.masked);
         let batch = &acts.batches[held.batch.slot];
-        // Of nothing 0; the sum of no numbers would be -0.
+        // The mean of no numbers is 0; `sum` of an empty iterator is -0.
         let mean = |nll: Vec<B::F>, weight: Vec<B::F>| -> f64 {
             nll.iter().zip(&weight).fold(0.0, |sum, (x, w)| sum + x.to_f64() * w.to_f64())
         };
@@ -414,7 +414,8 @@ fn mask<B: Backend>(
     })
 }
 
-/// Stages a batch, weights over their sums plus `tiny`; where nothing counts they are 0, and so is the loss.
+/// Stages a batch, weights divided by their sums plus `tiny`; if all weights are 0 they stay 0, and
+/// the loss is 0.
 fn upload<B: Backend>(
     backend: &B,
     slot: usize,

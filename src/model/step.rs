@@ -25,7 +25,8 @@ pub enum Phase {
         step: u32,
         /// Number of this micro-batch's first token among all tokens of the step.
         row0: u32,
-        /// The loss is divided by it in the gradients: the number of the step's micro-batches, where all count alike.
+        /// The loss is divided by it in the gradients: the number of the step's micro-batches, if
+        /// all of them have the same weight.
         divisor: f64,
     },
     /// Dropout off; samples are still drawn.

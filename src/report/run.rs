@@ -163,7 +163,7 @@ impl Run {
         if path.is_dir() || path.ends_with("metrics.jsonl") {
             let dir = file.parent().unwrap_or(Path::new("."));
             run.config = read_object(&dir.join("config.json")).unwrap_or_default();
-            // The name that this setting had before.
+            // The name of this setting in earlier versions.
             if let Some(schedule) = run.config.remove("schedule") {
                 run.config.insert("lr-scheduler".to_owned(), schedule);
             }

@@ -102,7 +102,7 @@ fn collect(dir: &Path, depth: usize, found: &mut Vec<Status>) -> crate::Result<(
 
 fn tail(path: &Path) -> std::io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
-        // A FIFO would be waited for, and its lines are for another reader.
+        // Opening a FIFO would wait for its writer, and its lines are meant for another reader.
         return Ok(Vec::new());
     }
     let mut file = File::open(path)?;

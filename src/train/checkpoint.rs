@@ -138,7 +138,7 @@ impl Snapshot {
     pub fn read(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io("read", path))?;
         Self::read_from(&mut file).map_err(|e| match e.raw_os_error() {
-            // The file may be whole, on a disk that cannot be read at the moment.
+            // The file may be whole, on a disk that cannot be read at present.
             Some(_) => Error::io("read", path)(e),
             None => Error::file(path, format!("this checkpoint is not whole ({e})")),
         })
@@ -248,12 +248,13 @@ impl Checkpoints {
         Ok(old.len())
     }
 
-    /// An error if they lie behind a link that leads nowhere, as to a disk that is not mounted.
+    /// An error if their directory is a link that leads nowhere, for example to a disk that is not mounted.
     pub fn check_reachable(&self) -> Result<()> {
         if !self.dir.is_symlink() || self.dir.exists() {
             return Ok(());
         }
-        let problem = "this link leads nowhere, but the checkpoints of the run lie there: mount or restore what it points to";
+        let problem = "this link leads nowhere, but the checkpoints of the run are stored where it points \
+                       to: mount or restore that";
         Err(Error::file(&self.dir, problem))
     }
 

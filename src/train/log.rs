@@ -56,8 +56,8 @@ pub enum Progress {
     Json,
 }
 
-/// Writes all of it. Nothing here stops a run: what cannot be written waits in memory, or is dropped where it only
-/// tells whoever watches.
+/// Writes all of it. Nothing here stops a run: lines of the log that cannot be written wait in memory,
+/// and progress messages that cannot be written are dropped.
 pub struct Log {
     dir: PathBuf,
     jsonl: Option<Sink>,
@@ -67,8 +67,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log in the run's directory, as it was after `step` steps when `metrics.jsonl` had `bytes` bytes: lines
-    /// that a continued run will make again are dropped.
+    /// Opens the log in the run's directory, as it was after `step` steps, when `metrics.jsonl` had `bytes`
+    /// bytes: lines that a continued run will write again are dropped.
     pub fn open(config: &RunConfig, step: u64, bytes: u64, progress: Progress) -> Self {
         let wants = |format| config.log_to.contains(&format);
         let dir = config.output.clone();
@@ -81,7 +81,7 @@ impl Log {
         }
     }
 
-    /// Takes the log back to where it was after `step` steps.
+    /// Returns the log to what it was after `step` steps.
     pub fn go_back(&mut self, step: u64, bytes: u64) {
         self.flush();
         let waiting = self.jsonl.as_mut().map(Sink::take_pending).unwrap_or_default();
@@ -176,7 +176,7 @@ impl Log {
         }
     }
 
-    /// As [`Log::flush`], for the last time: says what could not be written.
+    /// As [`Log::flush`], for the last time, with a warning about what could not be written.
     pub fn close(&mut self) {
         if let Some(jsonl) = &mut self.jsonl {
             jsonl.close();
@@ -186,14 +186,14 @@ impl Log {
         }
     }
 
-    /// Bytes of `metrics.jsonl` once everything is written that waits. Where that is not known it is more than any:
-    /// then the steps of the lines alone say which are kept.
+    /// The length of `metrics.jsonl` once all that waits is written, in bytes. Where that is not known, it
+    /// is the largest number: then the steps of the lines alone decide which lines are kept.
     pub fn bytes(&self) -> u64 {
         let unused = || fs::metadata(self.dir.join(METRICS)).map_or(0, |file| file.len());
         self.jsonl.as_ref().map_or_else(unused, |jsonl| jsonl.bytes().unwrap_or(u64::MAX))
     }
 
-    /// `metrics.jsonl`, to be made lasting by another thread.
+    /// `metrics.jsonl`, for another thread to sync to disk.
     pub fn file(&self) -> Option<File> {
         self.jsonl.as_ref().and_then(Sink::file)
     }
@@ -270,14 +270,15 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// `metrics.jsonl` of the run in `dir`, which goes on after `step` steps; not opened unless it is wanted.
+/// `metrics.jsonl` of the run in `dir`, which continues after `step` steps; not opened unless it is
+/// wanted.
 fn metrics_file(dir: &Path, step: u64, bytes: u64, wanted: bool) -> Option<Sink> {
     let path = dir.join(METRICS);
     if !wanted {
         if path.is_file()
             && let Err(error) = take_back(&path, step, bytes)
         {
-            crate::note!("warning: {error}; it keeps lines of steps that are made again");
+            crate::note!("warning: {error}; it keeps lines of steps that will be computed again");
         }
         return None;
     }
@@ -289,14 +290,14 @@ fn metrics_file(dir: &Path, step: u64, bytes: u64, wanted: bool) -> Option<Sink>
         options.create(true).append(true);
         #[cfg(unix)]
         if fs::metadata(&path).is_ok_and(|file| std::os::unix::fs::FileTypeExt::is_fifo(&file.file_type())) {
-            // Without a reader, or with a slow one, lines wait; the training does not.
+            // Without a reader, or with a slow one, lines wait, and the training does not.
             std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
         }
         options.open(&path).map_err(Error::io("write", &path))
     }))
 }
 
-/// Drops what follows the first `bytes` bytes, and of these the lines of steps after `step`.
+/// Drops what follows the first `bytes` bytes, and within these the lines of steps after `step`.
 fn take_back(path: &Path, step: u64, bytes: u64) -> Result<()> {
     let read = |path: &Path| {
         let mut reader = BufReader::new(File::open(path)?.take(bytes));
@@ -324,14 +325,14 @@ fn take_back(path: &Path, step: u64, bytes: u64) -> Result<()> {
     }
 }
 
-/// Whether a line is of a step up to `step`; one cut short by a crash is not.
+/// Whether a line belongs to a step up to `step`; a line that a crash cut short does not.
 fn is_up_to(line: &[u8], step: u64) -> bool {
     let value = serde_json::from_slice::<Value>(line).ok();
     value.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step)
 }
 
-/// Whether a directory holds a run that has begun to train: a line of the log, a checkpoint or a
-/// model. What was refused before its first step leaves none of them.
+/// Whether a directory holds a run that has begun to train: lines of the log, a checkpoint or a model. A
+/// run that was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {
     let has_models = ["generator", "discriminator"].iter().any(|name| dir.join(name).exists());
     let has_lines = fs::metadata(dir.join(METRICS)).is_ok_and(|log| log.len() > 0);

@@ -27,13 +27,13 @@ impl Saver {
         self.saved
     }
 
-    /// Begins to write, once the write before has ended well. First `log` is made lasting, from whose end the checkpoint
-    /// goes on.
+    /// Begins to write, once the previous write has succeeded. `log` is synced to disk first, because a run
+    /// that resumes from the checkpoint appends to it.
     pub fn start(&mut self, snapshot: Snapshot, moment: Moment, log: Option<File>) -> Result<()> {
         self.wait()?;
         let (step, checkpoints) = (snapshot.state.position.step, self.checkpoints.clone());
         let write = move || {
-            // A pipe cannot be synced, and lines of a log are no reason to lose a checkpoint.
+            // A pipe cannot be synced, and an error of the log is no reason to lose a checkpoint.
             let _ = log.map(|log| log.sync_all());
             checkpoints.write(&snapshot, moment)
         };

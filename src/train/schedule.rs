@@ -1,8 +1,9 @@
-//! Learning rates: those of google-research/electra, and the schedules of `transformers` under their names there.
+//! Learning rates: the schedule of google-research/electra, and those of `transformers` under their names
+//! there.
 //!
-//! [`LrScheduler`] and [`SchedulerKwargs`] are what a user chooses (`lr_scheduler_type` and `lr_scheduler_kwargs` of
-//! `TrainingArguments`), [`Schedule`] is a function from the number of an update to its rate. The formulas of
-//! `transformers` are those of its `optimization.py`.
+//! [`LrScheduler`] and [`SchedulerKwargs`] are what a user chooses (`lr_scheduler_type` and
+//! `lr_scheduler_kwargs` of `TrainingArguments`), [`Schedule`] is a function from the number of an update
+//! to its rate. The formulas are those of `optimization.py` of `transformers`.
 
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The form of warm-up and decay. All but `Electra` are those of `transformers`.
+/// The shape of warm-up and decay. All but `Electra` are schedules of `transformers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrScheduler {
@@ -25,15 +26,15 @@ pub enum LrScheduler {
     Linear,
     /// Linear warm-up, then half a cosine to 0; num_cycles
     Cosine,
-    /// Linear warm-up, then cosines that begin anew; num_cycles
+    /// Linear warm-up, then cosines that restart at the highest rate; num_cycles
     #[serde(alias = "cosine_with_restarts")]
     #[value(alias = "cosine_with_restarts")]
     CosineWithRestarts,
     /// Linear warm-up, then a polynomial to lr_end; power, lr_end
     Polynomial,
-    /// One rate, without warm-up
+    /// A constant rate, without warm-up
     Constant,
-    /// Linear warm-up, then one rate
+    /// Linear warm-up, then a constant rate
     #[serde(alias = "constant_with_warmup")]
     #[value(alias = "constant_with_warmup")]
     ConstantWithWarmup,
@@ -45,25 +46,25 @@ pub enum LrScheduler {
     #[serde(alias = "cosine_with_min_lr")]
     #[value(alias = "cosine_with_min_lr")]
     CosineWithMinLr,
-    /// The same, with a warm-up that begins at warmup_lr_rate
+    /// As cosine-with-min-lr, with a warm-up that begins at warmup_lr_rate
     #[serde(alias = "cosine_warmup_with_min_lr")]
     #[value(alias = "cosine_warmup_with_min_lr")]
     CosineWarmupWithMinLr,
-    /// Warm-up, one rate, decay over num_decay_steps (required); num_stable_steps, warmup_type, decay_type,
-    /// min_lr_ratio, num_cycles
+    /// Warm-up, a constant rate, decay over num_decay_steps (required); num_stable_steps, warmup_type,
+    /// decay_type, min_lr_ratio, num_cycles
     #[serde(alias = "warmup_stable_decay")]
     #[value(alias = "warmup_stable_decay")]
     WarmupStableDecay,
 }
 
 impl LrScheduler {
-    /// Its name, as it is typed.
+    /// Its name, as users type it.
     pub fn name(self) -> String {
         let value = serde_json::to_value(self);
         value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// Names of the parameters it takes.
+    /// The names of the parameters that it takes.
     fn parameters(self) -> &'static [&'static str] {
         match self {
             Self::Electra | Self::Linear | Self::Constant | Self::ConstantWithWarmup => &[],
@@ -84,7 +85,8 @@ impl LrScheduler {
     }
 }
 
-/// `lr_scheduler_kwargs`: parameters of a schedule by name, `power=2,lr_end=1e-6` or a JSON object.
+/// `lr_scheduler_kwargs`: the parameters of a schedule by name, as `power=2,lr_end=1e-6` or as a JSON
+/// object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(into = "Value", try_from = "Value")]
 pub struct SchedulerKwargs(BTreeMap<String, Value>);
@@ -159,7 +161,7 @@ impl TryFrom<Value> for SchedulerKwargs {
         match value {
             Value::String(text) => text.parse(),
             Value::Object(all) => {
-                // Whole numbers and others are one thing here.
+                // 2 and 2.0 are the same number here.
                 let number = |value: Value| value.as_f64().map_or(value, Value::from);
                 Ok(Self(
                     all.into_iter().map(|(name, value)| (name.replace('-', "_"), number(value))).collect(),
@@ -170,7 +172,7 @@ impl TryFrom<Value> for SchedulerKwargs {
     }
 }
 
-/// A form of warm-up or decay of `warmup_stable_decay`.
+/// The shape of the warm-up or of the decay of `warmup_stable_decay`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Curve {
     Linear,
@@ -182,7 +184,7 @@ enum Curve {
 enum Form {
     Electra,
     Linear,
-    /// Down to the share `floor` of the peak; `cycles` whole waves.
+    /// Down to the share `floor` of the peak, in `cycles` whole waves.
     Cosine {
         cycles: f64,
         floor: f64,
@@ -222,7 +224,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// With `peak` as the highest rate. An error for parameters that the schedule does not take, or cannot have.
+    /// With `peak` as the highest rate. An error for parameters that the schedule does not take, and for
+    /// values that they cannot have.
     pub fn new(scheduler: LrScheduler, kwargs: &SchedulerKwargs, peak: f64) -> Result<Self> {
         let known = scheduler.parameters();
         if let Some(name) = kwargs.0.keys().find(|name| !known.contains(&name.as_str())) {
@@ -231,7 +234,7 @@ impl Schedule {
                 known => format!("it takes {}", known.join(", ")),
             };
             return Err(Error::config(format!(
-                "--lr-scheduler-kwargs: `{name}` is no parameter of --lr-scheduler {}; {takes}",
+                "--lr-scheduler-kwargs: `{name}` is not a parameter of --lr-scheduler {}; {takes}",
                 scheduler.name()
             )));
         }
@@ -284,10 +287,10 @@ impl Schedule {
         Ok(Self { form, peak })
     }
 
-    /// Rate of update `step` (counted from 0) of `steps`, the first `warmup` of which are the warm-up.
+    /// The rate of update `step` (counted from 0) of `steps`, the first `warmup` of which are the warm-up.
     pub fn rate(&self, step: u64, warmup: u64, steps: u64) -> f64 {
         let (t, w, n) = (step as f64, warmup as f64, steps as f64);
-        // How far the decay is.
+        // The share of the decay that is over.
         let progress = (t - w) / (n - w).max(1.0);
         let half_wave = |cycles: f64, at: f64| 0.5 * (1.0 + libm::cos(PI * cycles * 2.0 * at));
         let factor = match self.form {
@@ -327,7 +330,7 @@ impl Schedule {
                     floor
                 }
             }
-            // All others rise alike.
+            // All others have the same linear warm-up.
             _ if t < w => t / w.max(1.0),
             Form::Linear => (n - t) / (n - w).max(1.0),
             Form::Cosine { cycles, floor } => half_wave(cycles, progress) * (1.0 - floor) + floor,

@@ -18,12 +18,12 @@ pub const INTERRUPTED: u8 = 75;
 /// Exit code after a second SIGINT, as shells report it.
 const LEFT_AT_ONCE: i32 = 128 + SIGINT;
 
-/// A file that grows beyond the user's limit (`ulimit -f`) is to fail as on a full disk, by the error of the write; by
-/// itself the signal SIGXFSZ would end the process.
+/// Makes a write beyond the user's limit on the size of files (`ulimit -f`) fail with an error, as on a
+/// full disk; without this the signal SIGXFSZ would end the process.
 pub fn survive_file_size_limit() {
     #[cfg(unix)]
     {
-        // With any handler the write returns an error. Where none can be set, all is as it was.
+        // With any handler the write returns an error. If none can be set, the signal keeps its effect.
         let handled = Arc::new(AtomicBool::new(false));
         let _ = flag::register(signal_hook::consts::signal::SIGXFSZ, handled);
     }

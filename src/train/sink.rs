@@ -1,8 +1,8 @@
 //! A file of the log, to which a run adds records one by one.
 //!
-//! A record that cannot be written is no reason to stop training: whatever the cause (no space, a
-//! limit, a permission, a directory that is gone, a FIFO that nobody reads), it waits in memory, up to
-//! a bound, and every further record tries again.
+//! A record that cannot be written is no reason to stop training. Whatever the cause (no space, a limit,
+//! a permission, a directory that was removed, a FIFO without a reader), the record waits in memory, up to
+//! a limit, and the write is tried again with every further record.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// Bytes that wait in memory at most: some ten thousand lines.
+/// The most bytes that wait in memory: some ten thousand lines.
 const MOST_PENDING: usize = 16 << 20;
 
-/// How long the reader of a FIFO is waited for in the end.
+/// How long a run waits at its end for the reader of a FIFO.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An open file of the log, or one that is opened as soon as that succeeds.
@@ -22,17 +22,17 @@ pub(super) struct Sink {
     path: PathBuf,
     open: Box<dyn FnMut() -> Result<File>>,
     file: Option<File>,
-    /// Records that are still to be written; of the first, perhaps only the rest.
+    /// Records that are still to be written. The beginning of the first may be written already.
     pending: Vec<u8>,
-    /// How many records those are.
+    /// How many records these are.
     waiting: u64,
-    /// Records that found no room in memory either.
+    /// How many records were dropped, because the limit in memory was reached.
     lost: u64,
     warned: bool,
 }
 
 impl Sink {
-    /// The file that `open` opens, each time it is asked to until it succeeds.
+    /// A sink for the file that `open` opens, which is called until it succeeds.
     pub(super) fn new(path: PathBuf, open: impl FnMut() -> Result<File> + 'static) -> Self {
         let (open, pending) = (Box::new(open), Vec::new());
         let mut sink = Self { path, open, file: None, pending, waiting: 0, lost: 0, warned: false };
@@ -45,7 +45,7 @@ impl Sink {
         if self.pending.len() + record.len() > MOST_PENDING {
             self.flush();
         }
-        // What is whole so far stays whole: the newest record is left out, none in between.
+        // If there is no room, the newest record is dropped, and those that wait already are kept.
         match self.pending.len() + record.len() > MOST_PENDING {
             true => self.lost += 1,
             false => {
@@ -56,7 +56,7 @@ impl Sink {
         self.flush();
     }
 
-    /// Writes what waits, if that is possible now. The first failure of a file is warned of.
+    /// Writes what waits, if that is possible now. Only the first failure gives a warning.
     pub(super) fn flush(&mut self) {
         if let Err(error) = self.try_flush()
             && !self.warned
@@ -83,13 +83,13 @@ impl Sink {
         Ok(())
     }
 
-    /// Bytes of the file once everything is written that waits; nobody knows while it is not open.
+    /// The length of the file once all that waits is written, in bytes; not known while it is not open.
     pub(super) fn bytes(&self) -> Option<u64> {
         let file = self.file.as_ref().and_then(|file| file.metadata().ok());
         file.map(|file| file.len() + self.pending.len() as u64)
     }
 
-    /// The file itself, to be made lasting by another thread.
+    /// The file itself, for another thread to sync to disk.
     pub(super) fn file(&self) -> Option<File> {
         self.file.as_ref().and_then(|file| file.try_clone().ok())
     }
@@ -100,7 +100,7 @@ impl Sink {
         std::mem::take(&mut self.pending)
     }
 
-    /// The last attempt; says how many records the file lacks.
+    /// The last attempt; a warning counts the records that the file lacks.
     pub(super) fn close(&mut self) {
         let start = Instant::now();
         while self.try_flush().is_err_and(|error| is_busy(&error)) && start.elapsed() < PATIENCE {

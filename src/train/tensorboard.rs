@@ -27,7 +27,7 @@ pub struct Events(Sink);
 impl Events {
     /// A new file in `dir`, for steps after `step`.
     pub fn create(dir: &Path, step: u64) -> Self {
-        // A directory that cannot be read cannot be written to either, which is told then.
+        // If the directory cannot be read, creating the file fails too, with a warning.
         let before = files(dir).unwrap_or_default();
         // TensorBoard reads files in the order of their names: also two of one second, also if the clock was set back.
         let newest = before.last().and_then(|p| name(p)?[PREFIX.len()..].split('.').next()?.parse().ok());
@@ -66,7 +66,7 @@ impl Events {
         self.0.flush();
     }
 
-    /// As [`Events::flush`], for the last time: says what could not be written.
+    /// As [`Events::flush`], for the last time, with a warning about what could not be written.
     pub fn close(&mut self) {
         self.0.close();
     }

@@ -1,9 +1,10 @@
 //! The loop's state and its parts.
 
+mod rollback;
+
 use std::collections::VecDeque;
 
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
-use super::diagnosis::diagnose;
 use super::log::{Line, Log, Progress, holds_run};
 use super::metrics::Metrics;
 use super::micro_batch::settle;
@@ -22,8 +23,6 @@ use crate::{Error, Result};
 
 /// Micro-batches of a step whose losses may be on their way: two steps' together are fewer than a device keeps.
 const MOST_PENDING: usize = 16;
-/// Returns to a checkpoint before a run gives up.
-const MOST_ROLLBACKS: u64 = 2;
 
 pub(super) struct Trainer<'a, B: Backend> {
     run: Run<'a, B>,
@@ -51,7 +50,7 @@ pub(super) struct Trainer<'a, B: Backend> {
 struct Launched<B: Backend> {
     /// Sum over the micro-batches that were looked at already.
     losses: Losses,
-    /// Of the others: losses, and how much they count in the sum.
+    /// The losses of the others, and their weights in the sum.
     pending: VecDeque<(Pending<B::F>, f64)>,
     micro_batches: usize,
     norm: Pending<B::F>,
@@ -375,69 +374,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         format!("elektron pretrain --resume {}", self.run.config.output.display())
     }
 
-    /// After too many bad steps in a row: back to the last good checkpoint, with the data in another order.
-    fn go_back(&mut self) -> Result<()> {
-        self.launched.clear();
-        self.staged = None;
-        self.run.model.unstage();
-        let reason = self.diagnose()?;
-        if let Err(error) = self.saver.wait() {
-            self.unsaved(&error);
-        }
-        let (from, bad) = (self.state.position.step, self.state.bad_in_row);
-        let saved = self.checkpoints.list()?;
-        let give_up = |why: &str| {
-            let next = match saved.is_empty() {
-                false => "goes on from the last checkpoint",
-                true => "starts again from the beginning, with the settings that are given with it",
-            };
-            Err(Error::run(format!(
-                "{bad} steps in a row up to step {from} had no finite loss and gradient: {reason}. {why}. A lower \
-                 --learning-rate, a smaller --clip or --precision fp32 may help; `{}` {next}",
-                self.resume()
-            )))
-        };
-        if self.state.rollbacks == MOST_ROLLBACKS {
-            return give_up("Going back to a checkpoint twice, with other data, did not help");
-        }
-        let Some(snapshot) = self.checkpoints.newest(&[Moment::SavePoint], passed_over)? else {
-            return give_up("No checkpoint had been saved that the run could go back to");
-        };
-        snapshot.restore(self.run.model, &mut self.optimizer)?;
-        self.run.model.take_counts()?;
-        let (rollbacks, skipped) = (self.state.rollbacks + 1, self.state.skipped);
-        let micro_batch = self.state.micro_batch;
-        self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, micro_batch, ..snapshot.state };
-        let to = self.state.position.step;
-        self.checkpoints.forget_after(to)?;
-        self.timing.go_back(to);
-        crate::note!(
-            "warning: {bad} bad steps in a row up to step {from}: {reason}. The run goes back to step {to} and takes the \
-             data in another order ({rollbacks} of at most {MOST_ROLLBACKS} times)"
-        );
-        self.log.go_back(to, self.state.log_bytes);
-        self.log.rollback(from, to, &reason);
-        self.loader = Loader::new(self.run.rows.clone(), ordered(self.run.loader, &self.state), to);
-        Ok(())
-    }
-
-    /// Makes the last step again and says where it went bad.
-    fn diagnose(&mut self) -> Result<String> {
-        let spec = ordered(self.run.loader, &self.state);
-        let step = self.state.position.step - 1;
-        let rows = self.run.rows.len();
-        let mut batches = Vec::new();
-        for micro in 0..spec.micro_batches_of(rows, step) {
-            let mut batch = spec.checked_batch(&self.run.rows, step, micro)?;
-            if let Some(fault) = self.run.fault {
-                fault(step, self.state.rollbacks, self.run.model, &mut batch)?;
-            }
-            let phase = phase(step, micro, &spec, rows);
-            batches.push((batch, phase));
-        }
-        diagnose(self.run.model, batches)
-    }
-
     /// Evaluates a finished run, and tells how it went.
     pub(super) fn close(mut self, ending: Ending) -> Result<Summary> {
         let held_out = match ending {
@@ -486,8 +422,8 @@ fn adamw_options(config: &RunConfig) -> AdamWOptions {
     }
 }
 
-/// Of a micro-batch of a run over `rows` rows. Random numbers are counted as if every row were full, so that they do not
-/// depend on other micro-batches.
+/// The phase of a micro-batch in a run over `rows` rows. Random numbers are counted as if every row were
+/// full, so that they do not depend on other micro-batches.
 pub(super) fn phase(step: u64, micro: usize, spec: &LoaderSpec, rows: usize) -> Phase {
     let row0 = micro * spec.batch_size * spec.mask.seq_len;
     Phase::Train { step: step as u32, row0: row0 as u32, divisor: spec.loss_divisor(rows, step, micro) }

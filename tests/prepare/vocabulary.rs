@@ -85,7 +85,7 @@ fn vocabularies_take_any_script_and_keep_what_they_are_told() {
         tokenizer.save(dir.path(), 128).unwrap();
         let again = Tokenizer::load(dir.path()).unwrap();
         assert_eq!(again.hash().unwrap(), tokenizer.hash().unwrap(), "saved and loaded: {spec:?}");
-        // Where words are cut it is not BERT's pipeline, which a vocab.txt stands for.
+        // A tokenizer that cuts words does not have BERT's pipeline, which a vocab.txt implies.
         if spec.split_chinese {
             fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
             let from_vocab = Tokenizer::load(dir.path()).unwrap();

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Trains from every starting point that transformers can save, and compares what Elektron leaves with transformers.
+"""Trains from every starting point that transformers can save, and checks the resulting models.
 
     pip install torch transformers safetensors
     python check_starting_points.py --elektron target/release/elektron --text TEXT
 
-For each class of ELECTRA, and for a config.json alone, transformers makes a small random model. Elektron starts from it,
-once without changing a weight (the encoder, and the head where it is one that is trained, must be the very same) and once
-for a few steps. What it leaves is loaded with transformers: no key may be missing or unexpected, and the logits of
-`elektron forward` must be those of transformers, with a largest difference below 1e-4.
+For each class of ELECTRA, and for a config.json alone, transformers makes a small random model.
+Elektron starts from it, once without changing a weight (the encoder, and the head if it is one that
+is trained, must be exactly the same) and once for a few steps. The models that it writes are loaded
+with transformers: no key may be missing or unexpected, and the logits of `elektron forward` must be
+those of transformers, with a largest difference below 1e-4.
 """
 import argparse, json, os, subprocess, tempfile, warnings
 

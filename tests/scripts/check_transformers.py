@@ -3,15 +3,18 @@
 
     pip install torch transformers safetensors
     python check_transformers.py RUN --elektron target/release/elektron --text TEXT…
-    python check_transformers.py --tokenizers ../fixtures/tokenizer_directories.json --elektron … --text TEXT…
+    python check_transformers.py --tokenizers ../fixtures/tokenizer_directories.json \\
+        --elektron … --text TEXT…
 
-Checks that no key is missing or unexpected, that `elektron forward` and transformers give the same logits on a batch of
-the text, and that every paragraph of the text (.txt) has the same ids in Elektron's shards and in AutoTokenizer's
-output. Then saves both models with transformers and runs `elektron forward` on what it wrote.
+Checks that no key is missing or unexpected, that `elektron forward` and transformers give the same
+logits on a batch of the text, and that every paragraph of the text (.txt) has the same ids in
+Elektron's shards and in AutoTokenizer's output. Then saves both models with transformers and runs
+`elektron forward` on what it wrote.
 
-With --tokenizers, trains one step with every tokenizer of the file that make_tokenizer_cases.py wrote, and checks that
-AutoTokenizer gives the same ids for what `elektron pretrain` exported as for what came in, in the frame of training.
-Neither torch nor version 5 is needed for this: version 4 must load what is exported as well.
+With --tokenizers, trains one step with every tokenizer of the file that make_tokenizer_cases.py
+wrote, and checks that AutoTokenizer gives the same ids for what `elektron pretrain` exported as for
+the given tokenizer, in the frame of training. Neither torch nor version 5 is needed for this:
+version 4 must load what is exported as well.
 """
 import argparse, glob, json, os, struct, subprocess, sys, tempfile
 
@@ -28,7 +31,7 @@ def check_tokenizers():
 
     fixture = json.load(open(args.tokenizers, encoding="utf-8"))
     text = [line.strip() for line in open(args.text[0], encoding="utf-8") if line.strip()][:300]
-    is_5 = transformers.__version__.split(".")[0] >= "5"
+    is_5 = int(transformers.__version__.split(".")[0]) >= 5
     failed = 0
     for case in fixture["cases"]:
         with tempfile.TemporaryDirectory() as tmp:
@@ -48,7 +51,7 @@ def check_tokenizers():
                 ids = lambda tokenizer, lines: tokenizer(lines, add_special_tokens=False)["input_ids"]
                 if ids(ours, fixture["lines"]) != case["ids"]:
                     problems.append(f"{part}: other ids, {ids(ours, fixture['lines'])} for {case['ids']}")
-                # Version 4 reads some of the given tokenizers otherwise, or not at all.
+                # Version 4 reads some of the given tokenizers differently, or not at all.
                 if is_5 and ids(ours, text) != ids(AutoTokenizer.from_pretrained(given), text):
                     problems.append(f"{part}: other ids of the text")
                 single, pair = ours(text[0]), ours(text[0], text[1])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a vocabulary of every kind with `elektron` and compares its ids with those of transformers.
+"""Trains a vocabulary of every kind with `elektron` and compares its ids with `transformers`.
 
     pip install transformers
     ELEKTRON=target/debug/elektron python check_vocabularies.py
@@ -50,9 +50,11 @@ for text in ["protein", "smiles", "thai", "hindi", "japanese"]:
                     problems.append("no frame")
                 if 1 in sum(ids, []):
                     problems.append("unknown tokens")
-                if split in ("bytes", "none", "per-character") and tokenizer.decode(ids[0]) != lines[0]:
-                    problems.append(f"decoded as {tokenizer.decode(ids[0])!r}")
-                if (kind, split) != ("wordpiece", "bert") and not isinstance(tokenizer, PreTrainedTokenizerFast):
+                decoded = tokenizer.decode(ids[0])
+                if split in ("bytes", "none", "per-character") and decoded != lines[0]:
+                    problems.append(f"decoded as {decoded!r}")
+                is_bert = (kind, split) == ("wordpiece", "bert")
+                if not is_bert and not isinstance(tokenizer, PreTrainedTokenizerFast):
                     problems.append(type(tokenizer).__name__)
                 failed += bool(problems)
                 print(text, kind, split, type(tokenizer).__name__, ", ".join(problems) or "ok")

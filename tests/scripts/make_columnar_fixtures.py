@@ -66,7 +66,8 @@ views = table.select(["text", "kind"]).set_column(0, "text", table["text"].cast(
 with pa.ipc.new_stream(str(OUT / "views.arrow"), views.schema) as stream:
     stream.write_table(views, max_chunksize=15)
 
-# Every compression of both Arrow formats and of Parquet, columns of nulls alone, and files without rows.
+# Every compression of both Arrow formats and of Parquet, a column of nulls alone, and files without
+# rows.
 small = table.select(["text", "kind"]).append_column("nothing", pa.nulls(ROWS))
 for codec in ["lz4", "zstd"]:
     options = pa.ipc.IpcWriteOptions(compression=codec)

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/convention.json: learning rates, warm-ups and rows as transformers and txtai make them.
+"""Writes tests/fixtures/convention.json: values that transformers and txtai compute.
+
+These are learning rates, warm-ups, and rows of texts and pairs.
 
     pip install transformers torch txtai
     python make_convention_cases.py ../data/wordpiece-8k.txt ../fixtures/convention.json
@@ -89,7 +91,7 @@ def rows(tokenizer):
     for columns, records in [(("a", "b"), data), (("a", None), [{"a": a} for a in SINGLE])]:
         for merge in ["concat", "pack", None]:
             tokens, _ = Texts(tokenizer, columns, LENGTH, merge)(records, None, None, 1000)
-            # txtai leaves rows of whole texts as long as they are; in training they are cut as the tokenizer cuts.
+            # txtai does not cut rows of whole texts; in training they are cut as the tokenizer cuts.
             cut = None
             if merge is None:
                 text = [[r[c] for r in records] for c in columns if c]

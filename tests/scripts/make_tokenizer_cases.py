@@ -5,7 +5,8 @@
     python make_tokenizer_cases.py ../data/wordpiece-8k.txt ../data/sherlock-holmes.txt ../fixtures
 
 tokenizer_cases.json: awkward lines and their ids by BertTokenizer.
-tokenizer_directories.json: small tokenizers with all kinds of settings beside them, and the ids of a few lines.
+tokenizer_directories.json: small tokenizers with all kinds of settings files, and the ids of a few
+lines.
 """
 import copy, json, os, shutil, sys, tempfile
 

@@ -1,5 +1,8 @@
-"""Makes tests/fixtures/vocabulary: small texts without spaces or with many marks, and the vocabularies
-that the Python library `tokenizers` (0.23.3) learns from them. Run: python3 make_vocabulary_fixtures.py"""
+"""Makes tests/fixtures/vocabulary: small texts without spaces or with many marks, and the
+vocabularies that the Python library `tokenizers` (0.23.3) learns from them.
+
+    python3 make_vocabulary_fixtures.py
+"""
 import json, os, random
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -14,7 +17,7 @@ def lines(words, count, length, separator=""):
 
 
 def proteins():
-    motifs = ["MKT", "AYIAK", "QRQISFV", "KSHFSRQ", "LEER", "LGLIEVQ", "APILS", "RVGDGTQ", "DNLSG", "W", "C", "HEP"]
+    motifs = "MKT AYIAK QRQISFV KSHFSRQ LEER LGLIEVQ APILS RVGDGTQ DNLSG W C HEP".split()
     return lines(motifs, 14, 36)
 
 
@@ -48,12 +51,13 @@ def pipeline(model, name):
         return t
     t.normalizer = normalizers.BertNormalizer(True, False, None, False)
     space = pre_tokenizers.Metaspace("▁", "never", False)
-    t.pre_tokenizer = {
+    parts = {
         # Long paragraphs are cut for training alone.
-        "none": lambda: pre_tokenizers.Sequence([space, pre_tokenizers.Split(Regex(r"[\s\S]{1,100}"), "isolated")]),
-        "per-character": lambda: pre_tokenizers.Sequence([space, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")]),
-        "whitespace": lambda: pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]),
-    }[name]()
+        "none": [space, pre_tokenizers.Split(Regex(r"[\s\S]{1,100}"), "isolated")],
+        "per-character": [space, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")],
+        "whitespace": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()],
+    }[name]
+    t.pre_tokenizer = pre_tokenizers.Sequence(parts)
     return t
 
 
@@ -61,7 +65,8 @@ def bpe(text, name, size):
     t = pipeline(models.BPE(unk_token="[UNK]"), name)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if name == "bytes" else []
     t.train_from_iterator(text, trainers.BpeTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False))
+        vocab_size=size, min_frequency=2, special_tokens=SPECIALS, initial_alphabet=alphabet,
+        show_progress=False))
     model = json.loads(t.to_str())["model"]
     return {"vocab": sorted(model["vocab"], key=model["vocab"].get), "merges": model["merges"]}
 
@@ -70,7 +75,8 @@ def unigram(text, name, size):
     t = pipeline(models.Unigram(), name)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if name == "bytes" else []
     t.train_from_iterator(text, trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=SPECIALS, unk_token="[UNK]", initial_alphabet=alphabet, show_progress=False))
+        vocab_size=size, special_tokens=SPECIALS, unk_token="[UNK]", initial_alphabet=alphabet,
+        show_progress=False))
     return {"pieces": json.loads(t.to_str())["model"]["vocab"]}
 
 
@@ -79,9 +85,18 @@ if __name__ == "__main__":
     for name, text in TEXTS.items():
         with open(os.path.join(HERE, name + ".txt"), "w") as f:
             f.write("\n".join(text) + "\n")
-    cases = [(bpe, "bpe", "protein", "none", 90), (bpe, "bpe", "thai", "bytes", 320), (bpe, "bpe", "smiles", "per-character", 90),
-             (bpe, "bpe", "hindi", "none", 120), (unigram, "unigram", "thai", "none", 80), (unigram, "unigram", "hindi", "whitespace", 90)]
-    out = [{"kind": kind, "text": text, "pre-tokenizer": pre, "vocab-size": size, **learn(TEXTS[text], pre, size)}
-           for learn, kind, text, pre, size in cases]
+    cases = [
+        (bpe, "bpe", "protein", "none", 90),
+        (bpe, "bpe", "thai", "bytes", 320),
+        (bpe, "bpe", "smiles", "per-character", 90),
+        (bpe, "bpe", "hindi", "none", 120),
+        (unigram, "unigram", "thai", "none", 80),
+        (unigram, "unigram", "hindi", "whitespace", 90),
+    ]
+    out = [
+        {"kind": kind, "text": text, "pre-tokenizer": pre, "vocab-size": size,
+         **learn(TEXTS[text], pre, size)}
+        for learn, kind, text, pre, size in cases
+    ]
     with open(os.path.join(HERE, "learned.json"), "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(case, ensure_ascii=False) for case in out) + "\n]\n")

@@ -7,7 +7,7 @@ use crate::backend::{Float, Metrics, SCORE_BINS, score_bin};
 
 pub(super) fn metrics<X: Working>(op: Metrics<'_, Cpu<X>>) {
     let mean = |nll: &[Full<X>], weight: &[Full<X>]| {
-        // From 0 on: the sum of no numbers would be -0.
+        // Starts at 0, because `sum` of no numbers is -0.
         Full::<X>::of(nll.iter().zip(weight).fold(0.0, |sum, (x, w)| sum + x.to_f64() * w.to_f64()))
     };
     op.losses[0] = mean(op.mlm_nll, op.mlm_weight);

@@ -24,13 +24,18 @@ mod avx512 {
         V4::try_new().is_some() && std::is_x86_feature_detected!("avx512bf16")
     }
 
+    /// Runs a job with these instructions.
+    ///
+    /// It is called for `Pair<true>` alone, a type that `by_factors!` chooses after it has asked
+    /// [`available`]. So the `expect` cannot fail, whatever a user does. It guards against a mistake in this
+    /// crate, which would otherwise execute instructions that the processor may not have.
     #[inline(always)]
     pub(in super::super) fn dispatch<J: WithSimd>(job: J) -> J::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
         fn run<J: WithSimd>(simd: V4, job: J) -> J::Output {
             job.with_simd(simd)
         }
-        let simd = V4::try_new().filter(|_| available()).expect("native pairs are made where they can be");
+        let simd = V4::try_new().filter(|_| available()).expect("`by_factors!` asks for the instructions");
         // SAFETY: the processor has these instructions, as was just seen.
         unsafe { run(simd, job) }
     }

@@ -87,7 +87,7 @@ pub(super) fn rtd<B: Backend>(b: &mut Bench<'_, B>, n: usize, labels: usize) -> 
     let ids: Vec<u32> = (0..n as u32).map(|i| i * 31 % 50).collect();
     let masked: Vec<u32> = (0..n as u32).step_by(3).collect();
     let sampled: Vec<u32> = masked.iter().map(|&i| if i % 2 == 0 { ids[i as usize] } else { 49 }).collect();
-    // The last slot is left over; without a token all are.
+    // The last slot is left over; where there are no tokens, it is the only one.
     let (masked, sampled) = ([&masked[..], &[n as u32]].concat(), [&sampled[..], &[7]].concat());
     let m = masked.len();
     let (ids, masked, sampled) = (b.u(&ids)?, b.u(&masked)?, b.u(&sampled)?);

@@ -1,9 +1,10 @@
 //! Every op on fixed inputs, on any backend: one table of cases for the tests, the benches and `elektron doctor`.
 //!
 //! The reference is `Cpu<f64>`. The error of a bf16 result may be twice that of the naive computation, which works in single precision and
-//! rounds what it stores (after Dao et al., FlashAttention); of an fp32 result, twice that of `Cpu<f32>`; integers are equal. Errors are
-//! taken in the 2-norm and in the maximum norm, where one wrong element among many shows. The elements of attention in bf16, of which some
-//! kernels have no fp32 form that would be held to more, each have a bound of their own: what rounding can do to them at most.
+//! rounds what it stores (after Dao et al., FlashAttention); of an fp32 result, twice that of `Cpu<f32>`; integers are equal.
+//! Errors are measured in the 2-norm and in the maximum norm, which shows one wrong element among many.
+//! Each element of attention in bf16 has a bound of its own too, the most that rounding can change it by:
+//! some of these kernels have no fp32 form, for which the bounds above are narrow.
 
 use half::bf16;
 use serde::Serialize;
@@ -158,7 +159,8 @@ pub enum Case {
 }
 
 impl Case {
-    /// Awkward shapes by default: 0, 1, odd, a tile and one more or less, empty sequences; dropout on and off.
+    /// Awkward shapes by default: 0, 1, odd, a tile and one more or less, empty sequences; dropout on and
+    /// off.
     pub fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for activation in [None, Some(Activation::Gelu), Some(Activation::GeluTanh), Some(Activation::Relu)] {
@@ -233,7 +235,8 @@ impl Case {
             cases.push(Self::Rtd { tokens, labels });
         }
         for style in [MaskStyle::Electra, MaskStyle::Txtai] {
-            // Slots to spare, just enough, too few or none; no rows, rows of one token, of none, of more than a block's threads.
+            // Slots to spare, just enough, too few or none; no rows, and rows of one token, of none, and of
+            // more tokens than a block has threads.
             for (lengths, slots) in [
                 (vec![], 2),
                 (vec![9], 0),
@@ -289,7 +292,8 @@ impl Case {
         Ok(b.outputs)
     }
 
-    /// How far the roundings of a bf16 computation can move each element of some results, by their names.
+    /// The most that the roundings of a bf16 computation can change each element by, for some results by
+    /// their names.
     fn reach(&self) -> Vec<(&'static str, Vec<f64>)> {
         match self {
             Self::Attention { lengths, heads, head_size, p } => {
@@ -406,13 +410,13 @@ impl Norm {
     fn errors(self, got: &Output, want: &Output, naive: &Output) -> (f64, f64) {
         let size = self.of(want.values.iter().copied());
         let distance = |from: &Output| self.of(from.values.iter().zip(&want.values).map(|(a, b)| a - b));
-        // A gradient may be exactly zero: then the naive one tells how near is near.
+        // A gradient may be exactly zero: then the error of the naive one is the measure.
         let unit = if size < 1e-12 { 1.0 } else { size };
         (distance(got) / unit, distance(naive) / unit)
     }
 }
 
-/// Holds each element to a bound of its own.
+/// Holds each element to a bound of its own; [`SLACK`] is for sums of another order.
 fn within_reach(got: &Output, want: &Output, reach: &[f64]) -> Result<(), String> {
     let size = Norm::Largest.of(want.values.iter().copied());
     let mut elements = got.values.iter().zip(&want.values).zip(reach).enumerate();
@@ -434,7 +438,8 @@ mod tests {
         [got, case.run(&Cpu::<f64>::new(), false).unwrap(), case.naive().unwrap()]
     }
 
-    /// Half of a typical value added to one element of 76,800 hides in the 2-norm, not in the maximum norm.
+    /// Half of a typical value added to one element of 76,800 passes in the 2-norm and not in the maximum
+    /// norm.
     #[test]
     fn one_wrong_element_among_many_shows() {
         let case = Case::Linear { rows: 300, inputs: 16, outputs: 256, activation: None, write: Write::Set };
@@ -444,12 +449,13 @@ mod tests {
         let typical = Norm::Two.of(want[0].values.iter().copied()) / 76_800f64.sqrt();
         got[0].values[40_000] += 0.5 * typical;
         let (error, allowed) = Norm::Two.errors(&got[0], &want[0], &naive[0]);
-        assert!(error <= 2.0 * allowed + SLACK, "it does not hide: {error} {allowed}");
+        assert!(error <= 2.0 * allowed + SLACK, "it shows in the 2-norm: {error} {allowed}");
         let problem = difference(&got[0], &want[0], &naive[0]).unwrap_err();
         assert!(problem.contains("largest error"), "{problem}");
     }
 
-    /// In attention an error need not even be as large as the largest that rounding makes elsewhere.
+    /// In attention an error shows even where it is smaller than the largest error that rounding makes
+    /// elsewhere.
     #[test]
     fn a_small_wrong_element_of_attention_shows() {
         let case = Case::Attention { lengths: vec![(128, 100)], heads: 2, head_size: 64, p: 0.1 };
@@ -460,7 +466,8 @@ mod tests {
         within_reach(got, want, &reach).unwrap();
         let (error, allowed) = Norm::Largest.errors(got, want, &naive[which]);
         let size = Norm::Largest.of(want.values.iter().copied());
-        // The element of which rounding leaves most, a key's that is hidden, is moved by less than another may be off.
+        // The element with the narrowest bound, one of a key that is masked out, is changed by less than
+        // the maximum norm allows.
         let tightest = (0..reach.len()).min_by(|&a, &b| reach[a].total_cmp(&reach[b])).unwrap();
         let moved = 1.5 * (allowed + SLACK) * size;
         assert!(moved > reach[tightest] && error <= 2.0 * allowed + SLACK, "{moved}");

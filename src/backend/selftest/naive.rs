@@ -72,8 +72,9 @@ pub(super) fn attention(lengths: &[(usize, usize)], (heads, size): (usize, usize
 /// Half a unit in the last place of bf16, relative: what one rounding does at most.
 const UNIT: f64 = 1.0 / 256.0;
 
-/// How far roundings to bf16 can move each element of `out` and `dqkv`, to first order: of the probabilities (once with and
-/// once without dropout's factor), of their gradients, and of the results; the backward pass reads the rounded `out`.
+/// The most that roundings to bf16 can change each element of `out` and `dqkv` by, to first order.
+/// Rounded are the probabilities (once with and once without dropout's factor), their gradients, and the
+/// results; the backward pass reads the rounded `out`.
 pub(super) fn attention_reach(
     lengths: &[(usize, usize)],
     (heads, size): (usize, usize),
@@ -130,7 +131,7 @@ pub(super) fn attention_reach(
         }
     }
     of_dqkv.iter_mut().zip(&dqkv).for_each(|(reach, x)| *reach += UNIT * x.abs());
-    // Products of two roundings.
+    // What the first order leaves out: products of two roundings.
     [("out", of_out), ("dqkv", of_dqkv)]
         .map(|(name, reach)| (name, reach.into_iter().map(|x| x * (1.0 + 4.0 * UNIT)).collect()))
         .into()

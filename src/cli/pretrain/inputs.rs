@@ -1,5 +1,5 @@
-//! What a run is made from besides its settings: the tokenizer and the text. Both are known by hashes that lie beside the
-//! settings, so that a continued run can tell whether they are what it began with.
+//! The inputs of a run other than its settings: the tokenizer and the text. Their hashes are stored
+//! next to the settings, so that a continued run can check whether they are what it began with.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ use crate::report::thousands;
 use crate::train::log::holds_run;
 use crate::{Error, Result};
 
-/// Their place in the run's directory.
+/// The file of the hashes, in the directory of the run.
 const FILE: &str = "inputs.json";
 
-/// What the run's tokenizer and texts are known by.
+/// Hashes of a run's tokenizer and texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Inputs {
-    /// SHA-256 of its definition and the ids of its special tokens.
+    /// SHA-256 of the tokenizer's definition and the ids of its special tokens.
     tokenizer: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     train: Option<Text>,
@@ -54,38 +54,40 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Inputs {
-    /// Of a run whose tokenizer is ready, the texts as they were when it was last taken up. An error if the run that is
-    /// continued began with another tokenizer.
+    /// The hashes of a run with this tokenizer; the texts are those that the run had when it last
+    /// started or continued. An error if the run that is continued began with another tokenizer.
     pub(super) fn new(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let mut hash = Sha256::new_with_prefix(tokenizer.hash()?);
         tokenizer.special().all().iter().for_each(|id| hash.update(id.to_le_bytes()));
         let now = Self { tokenizer: hex(&hash.finalize()), train: None, validation: None };
-        // A run that ended before its first step binds nobody.
+        // A run that ended before its first step may start with another tokenizer.
         if !holds_run(&config.output) {
             return Ok(now);
         }
         let path = config.output.join(FILE);
         if !path.is_file() {
             crate::note!(
-                "there is no {FILE} in {}, so whether tokenizer and text are those that the run began with cannot be \
-                 checked: make sure that they are",
+                "{FILE} is missing from {}, so it cannot be checked whether the tokenizer and the \
+                 text are those that the run began with: make sure that they are",
                 config.output.display()
             );
             return Ok(now);
         }
-        let advice = "delete it, then tokenizer and text are taken to be the same";
+        let advice = "delete it, then the tokenizer and the text are assumed to be the same";
         let before: Self = read_settings(&path, advice)?;
         if before.tokenizer != now.tokenizer {
             return Err(Error::config(format!(
-                "{} is not the tokenizer that this run began with, so the same ids would stand for other tokens: give that \
-                 one with --tokenizer, or start a new run in another directory",
+                "{} is not the tokenizer that this run began with, so the same ids would mean \
+                 other tokens: give that one with --tokenizer, or start a new run in another \
+                 directory",
                 place(config)
             )));
         }
         Ok(before)
     }
 
-    /// Compares the texts with those of before, and says what follows where they are others.
+    /// Compares the texts with those that the run had before, and warns of differences and their
+    /// consequences.
     pub(super) fn set_texts(&mut self, config: &RunConfig, rows: &Rows, validation: Option<&Rows>) {
         let train = Text::of(rows);
         if let Some(before) = self.train.as_ref().filter(|before| before.sha256 != train.sha256) {
@@ -99,9 +101,9 @@ impl Inputs {
                 ),
             };
             crate::note!(
-                "warning: the training text is not the one that this run had before: {}. Training goes on with the text as it \
-                 is now; its rows come in another order, so this run does not end in the same bytes as one of either text \
-                 alone{steps}",
+                "warning: the training text is not the one that this run had before: {}. Training \
+                 continues with the text as it is now; its rows come in another order, so this run \
+                 does not end in the same bytes as one of either text alone{steps}",
                 changed(before, &train)
             );
         }
@@ -110,15 +112,15 @@ impl Inputs {
             && before.sha256 != now.sha256
         {
             crate::note!(
-                "warning: the held-out text is not the one that this run had before: {}. Held-out metrics from here on cannot \
-                 be compared with those before",
+                "warning: the held-out text is not the one that this run had before: {}. Held-out \
+                 metrics from here on cannot be compared with earlier ones",
                 changed(before, now)
             );
         }
         (self.train, self.validation) = (Some(train), validation);
     }
 
-    /// Writes them beside the settings.
+    /// Writes the hashes next to the settings.
     pub(super) fn write(&self, output: &Path) -> Result<()> {
         write_settings(&output.join(FILE), self)
     }
@@ -127,7 +129,7 @@ impl Inputs {
 fn changed(before: &Text, now: &Text) -> String {
     match (before.counts(), now.counts()) {
         (before, now) if before == now => {
-            format!("{now} as before, but others, or in shards of another size")
+            format!("{now} as before, but with other content, or in shards of another size")
         }
         (before, now) => format!("{before} then, {now} now"),
     }
@@ -137,6 +139,6 @@ fn changed(before: &Text, now: &Text) -> String {
 fn place(config: &RunConfig) -> String {
     match &config.tokenizer {
         Some(path) => path.display().to_string(),
-        None => "what lies with the models or in the run's directory".to_owned(),
+        None => "the tokenizer in the directory of a model or of the run".to_owned(),
     }
 }

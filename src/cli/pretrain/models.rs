@@ -6,16 +6,16 @@ use std::path::Path;
 use super::super::{check_positions, check_token_types, check_vocabulary};
 use crate::config::{Head, RunConfig};
 use crate::data::tokenizer::Tokenizer;
-use crate::hub::{Part, locate};
+use crate::hub::{ModelName, Part, locate};
 use crate::model::config::{Architecture, ElectraConfig, Preset};
 use crate::model::hf::{Checkpoint, Source, StartingPoint};
 use crate::{Error, Result};
 
 /// What one network starts from.
 enum Start {
-    /// Untrained, of these sizes, for a vocabulary of any.
+    /// Untrained, of these sizes, for a vocabulary of any size.
     Preset(Box<ElectraConfig>),
-    /// A directory, the first or the only one of those that were read.
+    /// The directory with this number in [`Starts::points`].
     Read(usize),
 }
 
@@ -26,6 +26,43 @@ pub(super) struct Starts {
     /// Directories, as they were named.
     points: Vec<(String, StartingPoint)>,
     head: Architecture,
+}
+
+/// An error if a directory that a continued run starts from, or its tokenizer, is no longer where
+/// it was. A checkpoint holds all weights, but the configurations of the networks are read from
+/// their directories.
+pub(super) fn refuse_moved(config: &RunConfig) -> Result<()> {
+    let is_missing = |path: &Path| {
+        let name = path.to_str();
+        !path.exists() && name.is_none_or(|name| ModelName::parse(name).is_none())
+    };
+    for (setting, name) in
+        [("base", &config.base), ("generator", &config.generator), ("discriminator", &config.discriminator)]
+    {
+        let Some(name) = name.as_ref().filter(|name| Preset::from_name(name).is_none()) else { continue };
+        if is_missing(Path::new(name)) {
+            let from = match Path::new(name).is_relative() {
+                true => ", or resume from the working directory in which the run was started",
+                false => "",
+            };
+            return Err(Error::file(
+                name,
+                format!(
+                    "the run began with this directory as --{setting}, and it no longer exists; \
+                     its config.json is needed to go on. Move it back, or put a symbolic link to \
+                     its new place here{from}"
+                ),
+            ));
+        }
+    }
+    match &config.tokenizer {
+        Some(path) if is_missing(path) => Err(Error::file(
+            path,
+            "the run began with this --tokenizer, and it no longer exists: move it back, or give \
+             its new place with --tokenizer",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The class of the discriminator.
@@ -52,8 +89,8 @@ impl Starts {
             Some(base) => {
                 if let (Some(_), false) = (Preset::from_name(base), Path::new(base).exists()) {
                     return Err(Error::config(format!(
-                        "--base {base}: a base is a directory or a name on the hub; a pair of a preset's sizes is \
-                         --preset {base}"
+                        "--base {base}: a base is a directory or a name on the hub; a pair of a \
+                         preset's sizes is --preset {base}"
                     )));
                 }
                 (read(base)?, read(base)?)
@@ -80,14 +117,14 @@ impl Starts {
         if let (Some(name), true) = (&config.generator, class(&generator) == Some(&discriminator_class)) {
             return Err(Error::file(
                 name,
-                "this is a discriminator (ElectraForPreTraining), a generator is an ElectraForMaskedLM; --base takes \
-                 the encoder of either for both networks",
+                "this is a discriminator (ElectraForPreTraining), a generator is an \
+                 ElectraForMaskedLM; --base takes the encoder of either for both networks",
             ));
         }
         Ok(Self { generator, discriminator, points, head: architecture(config.head) })
     }
 
-    /// Both networks' sizes, the vocabulary's excepted.
+    /// The sizes of both networks; of a preset's, the size of the vocabulary is not final.
     fn sizes(&self) -> [(&'static str, &ElectraConfig); 2] {
         [("generator", &self.generator), ("discriminator", &self.discriminator)].map(|(what, start)| {
             match start {
@@ -97,7 +134,7 @@ impl Starts {
         })
     }
 
-    /// Rows of embeddings of the directories, where there is one.
+    /// Rows of word embeddings in the directories; the smaller number of two.
     pub(super) fn vocab_size(&self) -> Option<usize> {
         self.points.iter().map(|(_, point)| point.config().vocab_size).min()
     }
@@ -107,7 +144,7 @@ impl Starts {
         self.sizes().into_iter().map(|(_, sizes)| sizes.max_position_embeddings).fold(usize::MAX, usize::min)
     }
 
-    /// Whether the text can be brought to the networks as the settings say.
+    /// An error if the networks have too few positions or token types for rows of these settings.
     pub(super) fn check(&self, config: &RunConfig) -> Result<()> {
         for (what, sizes) in self.sizes() {
             check_positions(config.seq_len, sizes, what)?;
@@ -116,37 +153,38 @@ impl Starts {
         Ok(())
     }
 
-    /// Whether a vocabulary of so many tokens can be trained for the networks.
+    /// An error if the networks have too few rows of embeddings for a new vocabulary.
     pub(super) fn check_new_vocabulary(&self, config: &RunConfig, quiet: bool) -> Result<()> {
         for (name, point) in &self.points {
             let rows = point.config().vocab_size;
             if config.vocab_size > rows {
                 return Err(Error::config(format!(
-                    "--vocab-size {} is more than the {rows} rows of embeddings of {name}: use --vocab-size {rows} \
-                     or less",
+                    "--vocab-size {} is more than the {rows} rows of embeddings of {name}: use \
+                     --vocab-size {rows} or less",
                     config.vocab_size
                 )));
             }
             if !quiet && *point.source() != Source::Config {
                 crate::note!(
-                    "warning: {name} has no tokenizer, so a new vocabulary is trained, whose tokens are not those that \
-                     its embeddings were trained for: give its own with --tokenizer"
+                    "warning: {name} has no tokenizer, so a new vocabulary is trained, whose \
+                     tokens are not those that its embeddings were trained for: give its own with \
+                     --tokenizer"
                 );
             }
         }
         Ok(())
     }
 
-    /// The networks, for a vocabulary of `config`'s size or that of the tokenizer, whose special
-    /// tokens' ids they take. Says what is not as their directories have it, unless `quiet`.
+    /// The networks, for a vocabulary of `config`'s size or that of the tokenizer, whose ids of
+    /// special tokens they take. Reports how they differ from their directories, unless `quiet`.
     pub(super) fn networks(
         &self,
         config: &RunConfig,
         tokenizer: Option<&Tokenizer>,
         quiet: bool,
     ) -> Result<(Checkpoint, Checkpoint)> {
-        // A directory may have more rows of embeddings than the tokenizer has tokens; a network of a
-        // preset next to it gets as many.
+        // A directory may have more rows of embeddings than the tokenizer has tokens; a network of
+        // a preset's sizes that is trained with it gets as many.
         let tokens = tokenizer.map_or(config.vocab_size, Tokenizer::vocab_size);
         let vocabulary = self.vocab_size().unwrap_or(tokens);
         let make = |start: &Start, architecture| match start {
@@ -159,7 +197,7 @@ impl Starts {
         let mut generator = make(&self.generator, Architecture::MaskedLm)?;
         let mut discriminator = make(&self.discriminator, self.head)?;
         if !quiet {
-            self.tell(&generator, &discriminator);
+            self.report(&generator, &discriminator);
         }
         if let Some(tokenizer) = tokenizer {
             for (network, what, start) in [
@@ -176,8 +214,8 @@ impl Starts {
         Ok((generator, discriminator))
     }
 
-    /// Which weights start fresh, and what in the directories is not used.
-    fn tell(&self, generator: &Checkpoint, discriminator: &Checkpoint) {
+    /// Reports which weights start fresh, and what in the directories is not used.
+    fn report(&self, generator: &Checkpoint, discriminator: &Checkpoint) {
         for (number, (name, point)) in self.points.iter().enumerate() {
             let is_this = |start: &Start| matches!(start, Start::Read(n) if *n == number);
             let networks: Vec<(&str, &Checkpoint)> = [
@@ -195,7 +233,7 @@ impl Starts {
             let class = match point.source() {
                 Source::Config => {
                     crate::note!(
-                        "{}: untrained, of the sizes in {name}/config.json, beside which there are no weights",
+                        "{}: untrained, of the sizes in {name}/config.json; the directory has no weights",
                         whats.join(" and ")
                     );
                     continue;

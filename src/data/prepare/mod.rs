@@ -106,7 +106,6 @@ pub fn prepare(
         Progress { files_total: sizes.len(), source_total: sizes.iter().sum(), ..Progress::default() };
     let _lock = lock(dir, || progress(Progress { waiting: true, ..state }));
     let settings = settings(tokenizer, spec.dedup)?;
-    let tokens = (tokenizer.vocab_size() > 1 << 16, tokenizer.special().unk);
     let index = Index::load(dir);
     std::thread::scope(|scope| {
         let (to_us, messages) = sync_channel(AHEAD);
@@ -114,7 +113,7 @@ pub fn prepare(
         let reader = Reader::new(source, dir, &index, *spec, to_us);
         let reader = scope.spawn(move || reader.run(settings));
         let index = &index;
-        let writer = scope.spawn(move || write(source, dir, tokens, index, &outputs));
+        let writer = scope.spawn(move || write(source, dir, tokenizer, index, &outputs));
         let start = Instant::now();
         let mut stage = Stage { tokenizer, spec, dedup: Deduplicator::new(spec.dedup), to_writer, start };
         let tokenized = stage.run(&messages, &mut state, &mut progress);

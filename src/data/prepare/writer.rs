@@ -9,6 +9,7 @@ use crate::data::rounds::Marks;
 use crate::data::shard::{Header, Shard};
 use crate::data::shard_writer::ShardWriter;
 use crate::data::source::TextSource;
+use crate::data::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// In the order of the text.
@@ -29,10 +30,11 @@ pub(super) enum Output {
 pub(super) fn write(
     source: &TextSource,
     dir: &Path,
-    (wide, unknown): (bool, u32),
+    tokenizer: &Tokenizer,
     index: &Index,
     outputs: &Receiver<Output>,
 ) -> Result<Vec<Shard>> {
+    let create = || ShardWriter::create(dir, tokenizer.vocab_size() > 1 << 16, tokenizer.special().unk);
     let mut index = IndexWriter::new(dir, index);
     let (mut shards, mut names) = (Vec::new(), Vec::new());
     let mut open: Option<ShardWriter> = None;
@@ -46,7 +48,7 @@ pub(super) fn write(
             Output::Tokens { paragraphs, keys, dropped, long } => {
                 let writer = match &mut open {
                     Some(writer) => writer,
-                    None => open.insert(ShardWriter::create(dir, wide, unknown)?),
+                    None => open.insert(create()?),
                 };
                 for (ids, marks) in &paragraphs {
                     writer.paragraph(ids, *marks).map_err(Error::io("write a shard in", dir))?;
@@ -56,7 +58,7 @@ pub(super) fn write(
             Output::Cut(place) => {
                 let name = shard_name(&place.start, &place.end);
                 let path = dir.join(&name);
-                let writer = open.take().map_or_else(|| ShardWriter::create(dir, wide, unknown), Ok)?;
+                let writer = open.take().map_or_else(create, Ok)?;
                 writer.finish(&path, &place)?;
                 shards.push(Shard::open(&path)?);
                 index.whole(name.clone(), Stamp::of(&path)?);

@@ -1,5 +1,5 @@
-//! The dataset card of a repository of the hub: the YAML at the head of its README.md, whose `configs` say which files
-//! belong to which split.
+//! The dataset card of a repository of the hub: the YAML at the head of its README.md, whose
+//! `configs` say which files belong to which split.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ struct Configuration {
 
 /// What a card says of a folder.
 pub(super) enum Card {
-    /// Files of the splits, in order, and the names of all configurations of which this is one.
+    /// The files of every split of the configuration `name`, in order.
     Splits { name: String, splits: Vec<(String, Vec<PathBuf>)> },
     /// The files are below this folder, and their names decide.
     Folder(PathBuf),
 }
 
-/// The card in `dir`, if there is one that speaks of files.
+/// The card in `dir`, if it has one that names files.
 pub(super) fn read(dir: &Path) -> Result<Option<Card>> {
     let path = dir.join("README.md");
     if !path.is_file() {
@@ -43,7 +43,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Card>> {
     if configurations.iter().all(|c| c.data_files.is_empty() && c.data_dir.is_none()) {
         return Ok(None);
     }
-    choose(dir, configurations).map(Some)
+    choose(dir, &configurations).map(Some)
 }
 
 /// The lines between the first two lines `---`, if they have `configs`.
@@ -94,7 +94,8 @@ fn configuration(yaml: &Yaml) -> Result<Configuration, String> {
     let name = yaml["config_name"].as_str().ok_or("an entry of `configs` has no `config_name`")?.to_owned();
     let wrong = || {
         format!(
-            "`data_files` of the configuration `{name}` is neither paths nor a list of `split` and `path`"
+            "`data_files` of the configuration `{name}` is neither paths nor a list of `split` and \
+             `path`"
         )
     };
     let paths = |yaml: &Yaml| match yaml {
@@ -123,11 +124,11 @@ fn configuration(yaml: &Yaml) -> Result<Configuration, String> {
     })
 }
 
-/// The only configuration, the default one, or the only one whose files are here.
-fn choose(dir: &Path, mut all: Vec<Configuration>) -> Result<Card> {
+/// The default configuration; without one, the only configuration whose files exist in `dir`.
+fn choose(dir: &Path, all: &[Configuration]) -> Result<Card> {
     let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
     let mut here = Vec::new();
-    for configuration in &all {
+    for configuration in all {
         here.push(files(dir, configuration)?);
     }
     let has = |card: &Card| match card {
@@ -135,26 +136,34 @@ fn choose(dir: &Path, mut all: Vec<Configuration>) -> Result<Card> {
         Card::Folder(folder) => folder.is_dir(),
     };
     let mut chosen: Vec<usize> = (0..all.len()).filter(|&i| has(&here[i])).collect();
-    if let Some(default) = chosen.iter().copied().find(|&i| all[i].default) {
+    if let (Some(default), Some(&other)) = (all.iter().position(|c| c.default), chosen.first()) {
+        if !has(&here[default]) {
+            return Err(Error::file(
+                dir,
+                format!(
+                    "README.md makes `{}` the default configuration, and none of its files exists \
+                     here: download them, or name the files of another configuration, such as '{}'",
+                    names[default],
+                    example(dir, &all[other]).display()
+                ),
+            ));
+        }
         chosen = vec![default];
     }
     match chosen[..] {
-        [index] => {
-            all.truncate(0);
-            Ok(here.swap_remove(index))
-        }
+        [index] => Ok(here.swap_remove(index)),
         [] => Err(Error::file(
             dir,
             format!(
-                "none of the files that README.md names for the configurations {names:?} is here: download \
-                 them, or name files or a glob"
+                "none of the files that README.md names for the configurations {names:?} exists \
+                 here: download them, or name files or a glob"
             ),
         )),
         _ => Err(Error::file(
             dir,
             format!(
-                "this dataset has the configurations {names:?}, and README.md makes none of them the \
-                 default: name the files of one, such as '{}'",
+                "this dataset has the configurations {names:?}, and README.md makes none of them \
+                 the default: name the files of one, such as '{}'",
                 example(dir, &all[chosen[0]]).display()
             ),
         )),
@@ -192,9 +201,12 @@ mod tests {
     #[test]
     fn configurations_are_read_as_datasets_reads_them() {
         let read = |text: &str| configurations(&front_matter(text).unwrap());
-        let card = "---\nlicense: mit\nconfigs:\n- config_name: en\n  data_files:\n  - split: train\n    path: en/train-*\n  \
-                    - split: test\n    path:\n    - a.csv\n    - b.csv\n- config_name: de\n  data_files: de/*.csv\n  \
-                    default: true\n- config_name: fr\n  data_files:\n  - x\n  - y\n- config_name: it\n  data_dir: it\n---\n# x\n";
+        let card = "---\nlicense: mit\nconfigs:\n\
+                    - config_name: en\n  data_files:\n  - split: train\n    path: en/train-*\n  \
+                    - split: test\n    path:\n    - a.csv\n    - b.csv\n\
+                    - config_name: de\n  data_files: de/*.csv\n  default: true\n\
+                    - config_name: fr\n  data_files:\n  - x\n  - y\n\
+                    - config_name: it\n  data_dir: it\n---\n# x\n";
         let found = read(card).unwrap();
         let strings = |of: &[&str]| of.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let en = [

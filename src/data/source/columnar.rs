@@ -1,4 +1,5 @@
-//! Parquet files and Arrow's streams and files: a row is a document, a text column or list of texts its paragraphs.
+//! Parquet files and Arrow's streams and files: a row is a document, a text column or list of texts
+//! its paragraphs.
 //!
 //! The file is memory-mapped and read a few hundred rows at a time; texts are views of pages, so a dictionary's are
 //! not copied for every row. The libraries check what headers say against the bytes there are, except the sizes of

@@ -1,5 +1,6 @@
-//! Files as streams of decompressed bytes. Every decoder here takes concatenated members or frames, as parallel
-//! compressors write them, and refuses windows that would need much memory. Zeros after gzip are padding.
+//! Files as streams of decompressed bytes. Every decoder here takes concatenated members or frames,
+//! as parallel compressors write them, and refuses windows that would need much memory. Zeros after
+//! gzip are padding.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -51,6 +52,17 @@ impl Compression {
         }
     }
 
+    /// The command that decompresses files to standard output.
+    pub(super) fn command(self) -> &'static str {
+        match self {
+            Self::None => "cat",
+            Self::Gzip => "zcat",
+            Self::Zstandard => "zstdcat",
+            Self::Bzip2 => "bzcat",
+            Self::Xz => "xzcat",
+        }
+    }
+
     /// The ending of names.
     pub(super) fn ending(self) -> &'static str {
         match self {
@@ -91,7 +103,8 @@ pub(super) fn open(path: &Path, compression: Compression, state: &Arc<State>) ->
     })
 }
 
-/// Members of gzip one after the other, and zeros behind them: tapes and some object stores pad files.
+/// Members of gzip one after the other, and zeros behind them: tapes and some object stores pad
+/// files.
 struct Members<R>(Option<GzDecoder<R>>);
 
 impl<R: BufRead> Read for Members<R> {

@@ -1,5 +1,6 @@
-//! JSON: an object is a document. Only the columns that are asked for are looked at; what Python's `json` writes and
-//! the standard does not know (NaN, Infinity) is null, and what the other fields hold does not matter.
+//! JSON: an object is a document. Only the columns that are asked for are looked at; what Python's
+//! `json` writes and the standard does not know (NaN, Infinity) is null, and what the other fields
+//! hold does not matter.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -46,7 +47,8 @@ pub(super) fn read_lines(
     fields.check(path)
 }
 
-/// One array of objects (or of texts), or objects one after the other, each over any number of lines.
+/// One array of objects (or of texts), or objects one after the other, each over any number of
+/// lines.
 pub(super) fn read(
     path: &Path,
     mut input: impl BufRead,
@@ -112,7 +114,7 @@ struct Seen {
     any: bool,
 }
 
-/// A value for each column; null where there is none.
+/// A value for each column; null where the record has none.
 type Values = Vec<Value>;
 
 impl<'a> Fields<'a> {
@@ -150,7 +152,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Hands on a string, or the strings of a list as `datasets` would store them; false if there is anything else.
+/// Hands on a string, or the strings of a list as `datasets` would store them; false for anything
+/// else.
 fn texts(value: &Value, document: &mut Document<'_>) -> Result<bool> {
     match value {
         Value::String(text) => document.text(text)?,

@@ -42,7 +42,8 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("manifest"))
 }
 
-/// The lines of `manifest` with a weight above 0, if it is a manifest: csv with the header `path,weight`.
+/// The lines of `manifest` with a weight above 0, if it is a manifest: csv with the header
+/// `path,weight`.
 pub(super) fn read(manifest: &Path) -> Result<Option<Vec<Entry>>> {
     if !is_manifest(manifest) || manifest.is_dir() {
         return Ok(None);

@@ -1,8 +1,9 @@
 //! Text sources, streamed: files, folders, globs, manifests and `datasets` folders of the formats that `ENDINGS` lists.
 //!
-//! A source is a sequence of paragraphs in documents. In a text file a paragraph is a line and a blank line ends the
-//! document; a record of the other formats is a document whose chosen columns are read as [`Reading`] says. Memory is
-//! bounded by the longest record. A further format is one more arm of `Format` and a file beside this one.
+//! A source is a sequence of paragraphs in documents. In a text file a paragraph is a line and a
+//! blank line ends the document; a record of the other formats is a document whose chosen columns
+//! are read as [`Reading`] says. Memory is bounded by the longest record. A further format is one
+//! more arm of `Format` and a file next to this one.
 //!
 //! ```text
 //! paths → files → decompress → recognize → text │ table │ json ─┐
@@ -35,14 +36,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::decompress::Compression;
 use self::notes::Note;
 use self::paths::Expansion;
-pub use self::spool::{Spooled, spool};
+pub use self::spool::{Spooled, given_name, moved_copy, spool};
 use crate::{Error, Result};
 
 /// A longer line or record is an error rather than an allocation without bound.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 
 /// Endings of readable files.
-const ENDINGS: &str = ".txt, .md, .csv, .tsv, .jsonl, .json (each also with .gz, .zst, .bz2 or .xz), .parquet, .arrow, .feather";
+const ENDINGS: &str = ".txt, .md, .csv, .tsv, .jsonl, .json (each also with .gz, .zst, .bz2 or \
+                       .xz), .parquet, .arrow, .feather";
 
 /// What a file holds once decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +58,8 @@ enum Format {
     /// One array of objects, or objects one after the other.
     Json,
     Parquet,
-    /// Arrow's IPC formats: streams, which `datasets` writes, and files, which are also called Feather.
+    /// Arrow's IPC formats: streams, which `datasets` writes, and files, which are also called
+    /// Feather.
     Arrow,
 }
 
@@ -84,18 +87,21 @@ pub enum Reading {
     /// Every line of a column is a paragraph, without surrounding white space.
     #[default]
     Lines,
-    /// A column is one paragraph, line ends and all, as txtai gives it to the tokenizer; two columns are a pair.
+    /// A column is one paragraph, line ends and all, as txtai gives it to the tokenizer; two
+    /// columns are a pair.
     Whole,
 }
 
 /// One paragraph of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paragraph<'a> {
-    /// Its text. A line is without surrounding white space and never empty; one text of a pair may be.
+    /// Its text. A line is without surrounding white space and never empty; one text of a pair may
+    /// be.
     pub text: &'a str,
     /// Whether it opens a document.
     pub opens_document: bool,
-    /// Whether it is one text of a pair: the first opens a document, the second follows it at once and ends it.
+    /// Whether it is one text of a pair: the first opens a document, the second follows it at once
+    /// and ends it.
     pub pair: bool,
 }
 
@@ -120,8 +126,9 @@ struct State {
 }
 
 impl TextSource {
-    /// Expands files, folders (recursively), globs and manifests, whose weights do not matter here. `columns` are the
-    /// text columns of records. Of a dataset, which is a folder with splits, the split `train` is taken.
+    /// Expands files, folders (recursively), globs and manifests, whose weights do not matter here.
+    /// `columns` are the text columns of records. Of a dataset, which is a folder with splits, the
+    /// split `train` is taken.
     pub fn new<P: AsRef<Path>>(paths: &[P], columns: &[String]) -> Result<Self> {
         Self::of_splits(paths, columns, &["train"])
     }
@@ -178,14 +185,16 @@ impl TextSource {
         Ok(weighted)
     }
 
-    /// What was left out of the paths, one line each: other splits, hidden files and so on. `verbose` names everything.
+    /// What was left out of the paths, one line each: other splits, hidden files and so on.
+    /// `verbose` names everything.
     pub fn left_out(&self, verbose: bool) -> Vec<String> {
         self.notes.iter().map(|note| note.line(verbose)).collect()
     }
 
     /// Files that were read, by this source or a clone, and had no text.
     pub fn without_text(&self) -> Vec<PathBuf> {
-        self.state.without_text.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        let empty = self.state.without_text.lock().unwrap_or_else(PoisonError::into_inner);
+        empty.iter().map(|file| given_name(file)).collect()
     }
 
     /// A warning if files had no text.
@@ -206,7 +215,7 @@ impl TextSource {
             1 => "there is no text in this file: fill it or leave it out".to_owned(),
             count => format!("there is no text in this file, nor in any other of {count} files: fill them"),
         };
-        Err(Error::file(&self.files[0], problem))
+        Err(Error::file(given_name(&self.files[0]), problem))
     }
 
     /// The files, in the order they are read.
@@ -235,8 +244,13 @@ impl TextSource {
         self.check_text()
     }
 
-    /// Every paragraph of one file. One without text is remembered, see [`TextSource::without_text`].
+    /// Every paragraph of one file. One without text is remembered, see
+    /// [`TextSource::without_text`].
     pub fn read_file(&self, path: &Path, sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>) -> Result<()> {
+        self.try_read_file(path, sink).map_err(spool::name_pipe)
+    }
+
+    fn try_read_file(&self, path: &Path, sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>) -> Result<()> {
         let Some((format, compression)) = format_of(path) else { return Err(paths::unknown_ending(path)) };
         let mut document = Document { pair: Pair::of(path, self), ..Document::new(sink, self.reading) };
         if let Some(head) = head(path)? {
@@ -297,8 +311,10 @@ pub fn read_stream(
     input: impl Read,
     sink: &mut dyn FnMut(Paragraph<'_>) -> Result<()>,
 ) -> Result<()> {
+    let (input, problem) = recognize::Checked::of_stream(input);
     let mut document = Document::new(sink, Reading::Lines);
-    text::read(Path::new(name), BufReader::new(input), &mut document)
+    let read = text::read(Path::new(name), BufReader::new(input), &mut document);
+    read.map_err(|error| problem.take().map_or(error, |problem| Error::file(name, problem)))
 }
 
 /// Turns lines into paragraphs that know whether they open a document.
@@ -393,8 +409,8 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Whether a character is neither white space nor one that is not drawn, such as NUL or a zero-width space: a control
-/// character or one that Unicode calls "default ignorable".
+/// Whether a character is neither white space nor one that is not drawn, such as NUL or a
+/// zero-width space: a control character or one that Unicode calls "default ignorable".
 fn is_visible(c: char) -> bool {
     !(c.is_whitespace()
         || c.is_control()

@@ -1,11 +1,12 @@
-//! JSON as Python writes it: NaN, Infinity and -Infinity, which the standard does not know, become null.
+//! JSON as Python writes it: NaN, Infinity and -Infinity, which the standard does not know, become
+//! null.
 
 use std::io::{self, BufRead, Read};
 
 /// The names, and how much of one has been read.
 const NAMES: [&[u8]; 2] = [b"NaN", b"Infinity"];
 
-/// Where a replacement stands within JSON.
+/// The state of replacing numbers within JSON.
 #[derive(Default)]
 struct Filter {
     in_string: bool,

@@ -1,4 +1,4 @@
-//! What paths stand for: files, folders and globs.
+//! What paths name: files, folders and globs.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ impl Expansion {
     }
 }
 
-/// The files that `path` stands for, if need be from the folder `base` on.
+/// The files that `path` names, relative to the folder `base`.
 pub(super) fn expand(base: &Path, path: &Path, splits: &[&str], to: &mut Expansion) -> Result<()> {
     let plain = base.join(path);
     if plain.is_dir() {
@@ -48,8 +48,8 @@ pub(super) fn expand(base: &Path, path: &Path, splits: &[&str], to: &mut Expansi
     }
     if let Ok(metadata) = plain.metadata() {
         if !metadata.is_file() {
-            let problem = "this is a pipe, a socket or a device, and text is read more than once here: \
-                           write it to a file";
+            let problem = "this is a pipe, a socket or a device, and text is read more than once \
+                           here: write it to a file";
             return Err(Error::file(plain, problem));
         }
         format_of(&plain).ok_or_else(|| unknown_ending(&plain))?;
@@ -154,7 +154,7 @@ fn plain_folder(dir: &Path, wanted: &[&str], to: &mut Expansion) -> Result<()> {
     Ok(())
 }
 
-/// The files of the first of `wanted` that there is, else of all splits.
+/// The files of the first of `wanted` that exists, else of all splits.
 fn take_split(
     dir: &Path,
     wanted: &[&str],
@@ -186,7 +186,8 @@ fn described(dir: &Path, about: Vec<PathBuf>, to: &mut Expansion) {
     to.note(dir, "files that describe the text are not read (name them to read them)", about);
 }
 
-/// Whether a file of a folder is about its data, and not data: a README, a licence, what `datasets` writes.
+/// Whether a file of a folder is about its data, and not data: a README, a licence, what `datasets`
+/// writes.
 pub(super) fn describes(path: &Path) -> bool {
     const JSON: [&str; 5] =
         ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];

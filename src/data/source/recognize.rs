@@ -1,5 +1,5 @@
-//! Files that are not what their names say: other compressions, archives, pointers of Git LFS, and text in UTF-16 or
-//! UTF-32, which may happen to be valid UTF-8 full of NULs.
+//! Files that are not what their names say: other compressions, archives, pointers of Git LFS, and
+//! text in UTF-16 or UTF-32, which may happen to be valid UTF-8 full of NULs.
 
 use std::cell::RefCell;
 use std::io::{self, Cursor, Read};
@@ -8,9 +8,10 @@ use std::rc::Rc;
 
 use super::Format;
 use super::decompress::Compression;
+use super::spool::pipe_of;
 use crate::{Error, Result};
 
-/// What bytes at the head of a file give away.
+/// What the first bytes of a file show it to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Compressed(Compression),
@@ -37,7 +38,7 @@ const MAGIC: &[(&[u8], Kind)] = &[
     (b"\x04\x22\x4d\x18", Kind::Other("compressed with LZ4", "decompress it with `lz4 -d`")),
     (b"\x1f\x9d", Kind::Other("compressed with `compress`", "decompress it with `gunzip`")),
     (b"\x89LZO\0", Kind::Other("compressed with lzop", "decompress it with `lzop -d`")),
-    (b"LZIP", Kind::Other("compressed with lzip", "decompress it with `lzip -d`")),
+    (b"LZIP\x01", Kind::Other("compressed with lzip", "decompress it with `lzip -d`")),
     (b"%PDF-", Kind::Other("a PDF document", "extract its text, for example with `pdftotext`")),
     (b"SQLite format 3\0", Kind::Other("an SQLite database", "export its text")),
     (b"\x7fELF", Kind::Other("a program", "name text")),
@@ -56,12 +57,14 @@ const MAGIC: &[(&[u8], Kind)] = &[
 /// Where the header of a tar archive has its mark.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 
-/// Bytes that decide.
+/// Bytes at the head of a file that are looked at.
 pub(super) const HEAD: usize = 512;
 
 fn kind_of(head: &[u8]) -> Option<Kind> {
     let known = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)).map(|&(_, kind)| kind);
-    let bzip2 = head.starts_with(b"BZh") && head.get(4..10) == Some(b"\x31\x41\x59\x26\x53\x59");
+    // The mark of a block, or of the end where there is no block.
+    let marks: [&[u8]; 2] = [b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"];
+    let bzip2 = head.starts_with(b"BZh") && head.get(4..10).is_some_and(|mark| marks.contains(&mark));
     let skippable = matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
     known
         .or_else(|| bzip2.then_some(Kind::Compressed(Compression::Bzip2)))
@@ -72,14 +75,41 @@ fn kind_of(head: &[u8]) -> Option<Kind> {
         })
 }
 
+/// As [`kind_of`], of a file that should be text, which may begin with the same letters as Parquet
+/// and Feather: "PAR1 and PAR2", "PARENTS".
+fn kind_of_text(head: &[u8]) -> Option<Kind> {
+    let letters: [&[u8]; 3] = [b"PAR1", b"PARE", b"FEA1"];
+    let is_letters = letters.iter().any(|letters| head.starts_with(letters)) && is_text(head);
+    kind_of(head).filter(|_| !is_letters)
+}
+
+/// What is wrong with the content of a pipe that should be text.
+fn problem_of_pipe(kind: Kind) -> String {
+    match kind {
+        Kind::Compressed(found) => format!(
+            "this is compressed with {}: decompress it before it enters the pipe, for example with \
+             `{}`",
+            found.name(),
+            found.command()
+        ),
+        Kind::Parquet => "this is Parquet: name the file itself instead of a pipe".to_owned(),
+        Kind::Arrow => "this is Arrow: name the file itself instead of a pipe".to_owned(),
+        Kind::Other(what, advice) => format!("this is {what}: {advice}"),
+    }
+}
+
 fn is_web_page(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head).trim_start().to_ascii_lowercase();
     text.starts_with("<!doctype html") || text.starts_with("<html")
 }
 
-/// An error if the head of a file shows that it is not in the format or compression that its name says.
+/// An error if the head of a file shows that it is not in the format or compression that its name
+/// says.
 pub(super) fn check_file(path: &Path, head: &[u8], format: Format, compression: Compression) -> Result<()> {
-    let kind = kind_of(head);
+    let kind = match format {
+        Format::Parquet | Format::Arrow => kind_of(head),
+        _ => kind_of_text(head),
+    };
     let fits = match (format, compression, kind) {
         (_, _, Some(Kind::Other(what, advice))) => {
             return Err(Error::file(path, format!("this is {what}: {advice}")));
@@ -102,6 +132,7 @@ pub(super) fn check_file(path: &Path, head: &[u8], format: Format, compression: 
         (_, compression) => compression.name(),
     };
     let problem = match kind {
+        Some(kind) if compression == Compression::None && pipe_of(path).is_some() => problem_of_pipe(kind),
         Some(Kind::Compressed(found)) => format!(
             "this is compressed with {}, but its name does not end in {}: rename it",
             found.name(),
@@ -138,6 +169,8 @@ pub(super) struct Checked<R> {
     first: Cursor<Vec<u8>>,
     failed: Option<io::Error>,
     rest: R,
+    /// What has come so far of a stream that is not read ahead, up to [`FIRST`] bytes.
+    beginning: Option<Vec<u8>>,
     problem: Problem,
 }
 
@@ -157,7 +190,7 @@ impl<R: Read> Checked<R> {
         let mut first = Vec::new();
         let failed = rest.by_ref().take(FIRST).read_to_end(&mut first).err();
         let whole = failed.is_none() && (first.len() as u64) < FIRST;
-        if compressed && let Some(Kind::Other(what, advice)) = kind_of(&first[..first.len().min(HEAD)]) {
+        if compressed && let Some(Kind::Other(what, advice)) = kind_of_text(&first[..first.len().min(HEAD)]) {
             return Err(Error::file(path, format!("what is compressed here is {what}: {advice}")));
         }
         if compressed && let Some(Kind::Compressed(twice)) = kind_of(&first) {
@@ -165,13 +198,43 @@ impl<R: Read> Checked<R> {
             return Err(Error::file(path, problem));
         }
         if let Some(encoding) = by_mark(&first).or_else(|| by_nulls(&first)) {
-            return Err(Error::file(path, wide(path, encoding)));
+            return Err(Error::file(path, wide(Some(path), encoding)));
         }
         if whole && std::str::from_utf8(&first).is_ok_and(|text| text.trim_matches(blank).is_empty()) {
             return Ok(None);
         }
         let problem = Problem::default();
-        Ok(Some((Self { first: Cursor::new(first), failed, rest, problem: problem.clone() }, problem)))
+        let first = Cursor::new(first);
+        Ok(Some((Self { first, failed, rest, beginning: None, problem: problem.clone() }, problem)))
+    }
+
+    /// A stream that is answered line by line, such as standard input: nothing is read ahead, and
+    /// every part is looked at when it comes.
+    pub(super) fn of_stream(rest: R) -> (Self, Problem) {
+        let (first, problem) = (Cursor::default(), Problem::default());
+        (Self { first, failed: None, rest, beginning: Some(Vec::new()), problem: problem.clone() }, problem)
+    }
+
+    /// What is wrong with the bytes that came now.
+    fn problem_of(&mut self, bytes: &[u8]) -> Option<String> {
+        let nulls = memchr::memchr(0, bytes).is_some();
+        if let Some(beginning) = self.beginning.as_mut().filter(|seen| (seen.len() as u64) < FIRST) {
+            let known = beginning.len();
+            beginning.extend_from_slice(bytes);
+            if known < HEAD
+                && let Some(kind) = kind_of_text(&beginning[..beginning.len().min(HEAD)])
+            {
+                return Some(problem_of_pipe(kind));
+            }
+            let encoding = by_mark(beginning).or_else(|| nulls.then(|| by_nulls(beginning)).flatten());
+            return encoding.map(|encoding| wide(None, encoding));
+        }
+        // Text in UTF-16 may have been appended to text in UTF-8.
+        let encoding = nulls.then(|| by_nulls(bytes)).flatten()?;
+        Some(format!(
+            "a part of this text looks like {encoding}, the beginning does not: convert the parts \
+             to UTF-8 one by one"
+        ))
     }
 }
 
@@ -179,12 +242,15 @@ fn blank(c: char) -> bool {
     c.is_whitespace() || c == '\u{feff}'
 }
 
-fn wide(path: &Path, encoding: &str) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+/// What to do with text in another encoding: in a file, or in a pipe.
+fn wide(file: Option<&Path>, encoding: &str) -> String {
+    let code = encoding.split(' ').next().unwrap_or(encoding);
+    let file = file.filter(|file| pipe_of(file).is_none()).and_then(Path::file_name);
+    let names = file.map(|name| name.to_string_lossy()).map(|name| format!(" {name} > utf8-{name}"));
+    let names = names.unwrap_or_default();
     format!(
-        "this looks like {encoding}, expected UTF-8: convert it, for example with `iconv -f {} -t UTF-8 {name} > \
-         utf8-{name}`",
-        encoding.split(' ').next().unwrap_or(encoding)
+        "this looks like {encoding}, expected UTF-8: convert it, for example with \
+         `iconv -f {code} -t UTF-8{names}`"
     )
 }
 
@@ -198,18 +264,13 @@ impl<R: Read> Read for Checked<R> {
             return Err(failed);
         }
         let read = self.rest.read(to)?;
-        // Text in UTF-16 may have been appended to text in UTF-8.
-        if memchr::memchr(0, &to[..read]).is_some()
-            && let Some(encoding) = by_nulls(&to[..read])
-        {
-            let problem = format!(
-                "a part of this file looks like {encoding}, the beginning does not: convert the parts to UTF-8 one \
-                 by one"
-            );
-            *self.problem.0.borrow_mut() = Some(problem.clone());
-            return Err(io::Error::other(problem));
+        match self.problem_of(&to[..read]) {
+            None => Ok(read),
+            Some(problem) => {
+                *self.problem.0.borrow_mut() = Some(problem.clone());
+                Err(io::Error::other(problem))
+            }
         }
-        Ok(read)
     }
 }
 
@@ -223,10 +284,10 @@ fn by_mark(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Takes a pair of bytes apart.
+/// Splits a pair of bytes.
 type HighAndLow = fn(&[u8]) -> (u8, u8);
 
-/// The encoding of bytes in which NULs stand where UTF-16 or UTF-32 have them.
+/// The encoding of bytes with NULs in the places where UTF-16 or UTF-32 have them.
 fn by_nulls(bytes: &[u8]) -> Option<&'static str> {
     let (first, last) = (memchr::memchr(0, bytes)?, memchr::memrchr(0, bytes)?);
     // Only the part with NULs: what is before it may be UTF-8.

@@ -33,7 +33,8 @@ pub(super) struct Saved {
     pub(super) splits: Option<(String, Vec<String>)>,
 }
 
-/// What `datasets` saved in `dir`, of a `DatasetDict` the first of `splits` that there is; `None` if it saved nothing.
+/// What `datasets` saved in `dir`, of a `DatasetDict` the first of `splits` that exists; `None` if
+/// it saved nothing.
 pub(super) fn read(dir: &Path, splits: &[&str]) -> Result<Option<Saved>> {
     let Some(DatasetDict { splits: mut names }) = read_json(&dir.join("dataset_dict.json"))? else {
         return Ok(data_files(dir)?.map(|files| Saved { files, splits: None }));
@@ -71,7 +72,7 @@ fn data_files(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
     data_files.into_iter().map(file).collect::<Result<_>>().map(Some)
 }
 
-/// A file of `datasets`; `None` where there is none, or one of another kind.
+/// A file of `datasets`; `None` if it does not exist or is of another kind.
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     if !path.is_file() {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! Which files of a folder belong to which split, by the rules of `datasets` (`datasets/data_files.py`).
+//! Which files of a folder belong to which split, by the rules of `datasets`
+//! (`datasets/data_files.py`).
 //!
 //! The first of these rules that finds anything decides for the whole folder:
 //!
@@ -10,7 +11,7 @@
 
 use std::path::{Component, Path};
 
-/// The splits and the words that stand for them, as whole words between [`SEPARATORS`].
+/// The splits and the words that name them, as whole words between [`SEPARATORS`].
 const KEYWORDS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
@@ -22,7 +23,8 @@ const SEPARATORS: &[u8] = b"-._ 0123456789";
 /// Names of splits and the indices of their files, in order.
 pub(super) type Splits = Vec<(String, Vec<usize>)>;
 
-/// The splits of `files`, whose paths are relative to their folder; none if nothing is named after a split.
+/// The splits of `files`, whose paths are relative to their folder; none if nothing is named after
+/// a split.
 pub(super) fn of_files(files: &[&Path]) -> Splits {
     let sharded = sharded(files);
     if !sharded.is_empty() {
@@ -111,7 +113,8 @@ mod tests {
         of.iter().map(|(name, files)| ((*name).to_owned(), files.to_vec())).collect()
     }
 
-    /// Expected values are what `datasets.data_files.get_data_patterns` and `resolve_pattern` (5.0) give.
+    /// Expected values are what `datasets.data_files.get_data_patterns` and `resolve_pattern` (5.0)
+    /// give.
     #[test]
     fn splits_are_those_of_datasets() {
         let shards = ["data/random-00001-of-00003.csv", "data/train-00000-of-00001-a1.parquet", "train.csv"];

@@ -1,8 +1,8 @@
 //! The files of a folder or of a glob.
 //!
-//! Hidden entries are skipped. A folder is entered once and a file found once, however many symbolic links lead to
-//! it, so that links that lead back up do not repeat anything. Where there is a path without links, that one counts.
-//! Pipes, sockets and devices are never opened.
+//! Hidden entries are skipped. A folder is entered once and a file found once, however many
+//! symbolic links lead to it, so that links that lead back up do not repeat anything. A path
+//! without links is preferred. Pipes, sockets and devices are never opened.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs;
@@ -16,7 +16,7 @@ use super::saved::{self, Saved};
 use crate::fsutil::sorted_entries;
 use crate::{Error, Result};
 
-/// What lies in a folder or matches a glob.
+/// What is in a folder or matches a glob.
 #[derive(Default)]
 pub(super) struct Found {
     /// Files of known formats, sorted.
@@ -139,9 +139,10 @@ struct Walk<'a> {
     found: Found,
     /// Files with what they are sorted by.
     files: Vec<(PathBuf, PathBuf)>,
-    /// Folders entered, by their paths without links; for globs with the number of components that were left.
+    /// Folders entered, by their paths without links; for globs with the number of components that
+    /// were left.
     entered: HashSet<(PathBuf, usize)>,
-    /// Links to folders, followed after everything that is there without links.
+    /// Links to folders, followed after everything that has a path without links.
     linked_folders: VecDeque<(PathBuf, usize)>,
     /// Whether a file may have been found twice.
     links: bool,
@@ -167,7 +168,8 @@ impl Walk<'_> {
         Ok(self.entered.insert((real(folder)?, left)))
     }
 
-    /// Hands on the entries of a folder that are not hidden. Folders that are symbolic links are left for later.
+    /// Hands on the entries of a folder that are not hidden. Folders that are symbolic links are
+    /// left for later.
     fn entries(
         &mut self,
         folder: &Path,
@@ -201,8 +203,8 @@ impl Walk<'_> {
             (Kind::File, false) => self.found.unknown.push(path),
             (Kind::Special, true) => self.found.special.push(path),
             (Kind::Broken, true) => {
-                let problem = "this is a symbolic link to a file that does not exist: fetch that file \
-                               (`git annex get`, `git lfs pull`) or remove the link";
+                let problem = "this is a symbolic link to a file that does not exist: fetch that \
+                               file (`git annex get`, `git lfs pull`) or remove the link";
                 return Err(Error::file(path, problem));
             }
             _ => {}

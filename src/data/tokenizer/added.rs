@@ -1,4 +1,4 @@
-//! Tokens that stand beside the model's vocabulary, registered in the order and with the flags of
+//! Tokens that are added to the model's vocabulary, registered in the order and with the flags of
 //! `transformers`.
 
 use std::collections::BTreeMap;
@@ -16,15 +16,15 @@ use crate::{Error, Result};
 pub(super) struct Tokens {
     /// By the ids that the files give them.
     by_id: BTreeMap<i64, AddedToken>,
-    /// Where an id comes from that transformers does not keep to.
+    /// The file of the ids, if `transformers` may give other ids than it says.
     ids_from: Option<&'static str>,
     named: Vec<Named>,
     /// Further special tokens.
     extra: Vec<Special>,
 }
 
-/// A special token. Python compares one given as text with one that has flags as different, which
-/// decides whose flags hold where two attributes name the same token.
+/// A special token. In Python a token given as a string is not equal to one with flags, which
+/// decides the flags if two attributes name the same token.
 #[derive(Clone, PartialEq)]
 struct Special {
     token: AddedToken,
@@ -97,7 +97,8 @@ impl Tokens {
         Ok(Self { by_id, ids_from, named, extra })
     }
 
-    /// The files of before `added_tokens_decoder`: added_tokens.json, then tokenizer.json.
+    /// Reads the files that were used before `added_tokens_decoder`: added_tokens.json, then
+    /// tokenizer.json.
     fn older_files(
         settings: &Settings,
         definition: &Value,
@@ -157,8 +158,8 @@ impl Tokens {
         for Named { attribute, special: Special { token, .. }, .. } in &self.named {
             if !self.has_id(&token.content, inner) {
                 crate::note!(
-                    "{}: `{attribute}` is `{}`, which the vocabulary has not; it is added with an id above {}, as in \
-                     transformers",
+                    "{}: `{attribute}` is `{}`, which is not in the vocabulary; it is added with \
+                     an id above {}, as in transformers",
                     settings.path().display(),
                     token.content,
                     before - 1
@@ -174,7 +175,8 @@ impl Tokens {
                 let given = inner.token_to_id(&token.content);
                 if given.map(i64::from) != Some(*id) {
                     crate::note!(
-                        "{}: {source} gives `{}` the id {id}; it has the id {}, as in transformers' fast tokenizers",
+                        "{}: {source} gives `{}` the id {id}; it has the id {}, as in the fast \
+                         tokenizers of transformers",
                         settings.path().display(),
                         token.content,
                         given.unwrap_or_default()
@@ -185,8 +187,8 @@ impl Tokens {
         Ok(())
     }
 
-    /// The library numbers added tokens from the vocabulary's size on, which is some token's id if
-    /// a line stood twice.
+    /// The library numbers added tokens from the size of the vocabulary on, which is the id of a
+    /// token if a line of the vocabulary was repeated.
     fn refuse_shared_ids(&self, inner: &Inner, settings: &Settings) -> Result<()> {
         let vocab = inner.get_vocab(false);
         let owners: AHashMap<u32, &String> = vocab.iter().map(|(token, &id)| (id, token)).collect();
@@ -196,8 +198,9 @@ impl Tokens {
                 return Err(Error::file(
                     settings.path(),
                     format!(
-                        "the added token `{}` would have the id {id} of `{owner}`, since some token of the vocabulary \
-                         stands in it twice or ids are missing: rename the repeated tokens",
+                        "the added token `{}` would have the id {id} of `{owner}`, since a token \
+                         occurs twice in the vocabulary or ids are missing: rename the repeated \
+                         tokens",
                         token.content
                     ),
                 ));
@@ -206,7 +209,7 @@ impl Tokens {
         Ok(())
     }
 
-    /// The name that the settings give, or else the class.
+    /// The token that the settings, or else the class, give to an attribute.
     pub(super) fn name(&self, attribute: &str) -> Option<&str> {
         self.names().find(|(name, _)| *name == attribute).map(|(_, content)| content)
     }
@@ -221,7 +224,7 @@ impl Tokens {
         self.named.iter().any(|named| named.attribute == attribute && named.explicit)
     }
 
-    /// Attributes and names of the tokens that have one.
+    /// The attributes and the texts of their tokens.
     pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
         self.named.iter().map(|named| (named.attribute.as_str(), named.special.token.content.as_str()))
     }
@@ -249,7 +252,7 @@ fn special(value: &Value, special: bool) -> Option<Special> {
     Some(Special { token: added(value, special)?, is_text: value.is_string() })
 }
 
-/// A list of special tokens, if there is one that is not empty.
+/// A list of special tokens, unless it is missing or empty.
 fn list(value: Option<&Value>) -> Option<Vec<Special>> {
     let is_special = |token: &Value| token.is_string() || token.get("special").is_none();
     let tokens: Vec<Special> =

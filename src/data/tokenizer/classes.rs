@@ -1,8 +1,8 @@
-//! The tokenizer classes of `transformers`, as far as their behaviour is known here.
+//! The tokenizer classes of `transformers` that are supported.
 //!
-//! A class either takes `tokenizer.json` as it is, or rebuilds a pipeline of its own around the
-//! vocabulary. Settings of tokenizer_config.json win over tokenizer.json where every version of
-//! `transformers` lets them; where the pipelines differ in anything else, versions 4 and 5 disagree
+//! A class either uses `tokenizer.json` as it is, or rebuilds a pipeline of its own around the
+//! vocabulary. Settings of tokenizer_config.json override tokenizer.json where they do so in every
+//! version of `transformers`; if the pipelines differ in anything else, versions 4 and 5 disagree
 //! about the ids, and the tokenizer is refused.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub(super) const ATTRIBUTES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What a class makes of the files.
+/// The pipeline that a class builds from the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pipeline {
     /// `tokenizer.json` as it is.
@@ -32,12 +32,12 @@ pub(super) enum Pipeline {
     DebertaV2,
 }
 
-/// A class, or several that behave alike.
+/// A class, or several with the same behaviour.
 #[derive(Debug)]
 pub(super) struct Class {
     names: &'static [&'static str],
     pub(super) pipeline: Pipeline,
-    /// Names of the special tokens where the settings give none, in the order of [`ATTRIBUTES`].
+    /// Names of the special tokens if the settings give none, in the order of [`ATTRIBUTES`].
     pub(super) defaults: [Option<&'static str>; 7],
 }
 
@@ -155,8 +155,9 @@ pub(super) fn class_of_model(model_type: &str) -> Option<&'static str> {
 pub(super) const TAKES_JSON: [&str; 5] =
     ["modernbert", "modernbert-decoder", "nystromformer", "xlm-roberta-xl", "umt5"];
 
-/// The pipeline of a `tokenizer.json` made what a class makes of it, or the error that names where
-/// the two differ. Each setting of tokenizer_config.json that overrides tokenizer.json is noted.
+/// Changes the pipeline of a `tokenizer.json` to the one that a class builds, or returns an error
+/// that names the part in which the two differ. Each setting of tokenizer_config.json that
+/// overrides tokenizer.json is reported.
 pub(super) fn apply(
     class: &Class,
     name: &str,
@@ -174,9 +175,10 @@ pub(super) fn apply(
         Error::file(
             path,
             format!(
-                "its {part} is {found}, but `tokenizer_class` in tokenizer_config.json is {name}, for which \
-                 transformers 5 builds another pipeline than this file's, which transformers 4 uses: write \
-                 PreTrainedTokenizerFast as `tokenizer_class` to use this file as it is"
+                "its {part} is {found}, but `tokenizer_class` in tokenizer_config.json is {name}, \
+                 for which transformers 5 builds another pipeline than this file's, which \
+                 transformers 4 uses: write PreTrainedTokenizerFast as `tokenizer_class` to use \
+                 this file as it is"
             ),
         )
     };
@@ -226,6 +228,9 @@ pub(super) fn apply(
             }
             let (key, wanted) = ("add_prefix_space", setting("add_prefix_space", json!(false)));
             override_with(&mut definition["pre_tokenizer"], key, key, wanted, path);
+            definition["decoder"] = json!({
+                "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+            });
             Ok(())
         }
         Pipeline::XlmRoberta | Pipeline::Albert | Pipeline::DebertaV2 => {
@@ -237,12 +242,15 @@ pub(super) fn apply(
             if found.iter().map(metaspace).collect::<Vec<_>>() != pre_tokenizer {
                 return Err(refuse("pre_tokenizer", &definition["pre_tokenizer"]));
             }
+            // The last step is the Metaspace, whose inverse has the same settings.
+            definition["decoder"] = pre_tokenizer.last().cloned().unwrap_or_default();
             Ok(())
         }
     }
 }
 
-/// A model's type and, of each of its settings, the values that mean what the class builds.
+/// The type of a class's model and, for each setting of the model, the values that agree with the
+/// class.
 fn model_of(class: &Class, unk: &str, model: &Value) -> (Value, Vec<(&'static str, Vec<Value>)>) {
     let off = || vec![Value::Null, json!(false)];
     let unigram = |id: usize| ("unk_id", vec![json!(id)]);
@@ -322,7 +330,7 @@ fn unigram_pipeline(
         }
         _ => normalizers.extend(charsmap),
     }
-    // Words are split at white space next, so how many spaces there are does not matter.
+    // Words are split at white space next, so the number of spaces does not matter.
     if present.last() == Some(&spaces) {
         normalizers.push(spaces);
     }
@@ -338,7 +346,8 @@ fn steps(value: &Value, key: &str) -> Vec<Value> {
     }
 }
 
-/// A Metaspace step in today's words; older files say `add_prefix_space` and `str_rep`.
+/// A Metaspace step with the current names of its settings; older files have `add_prefix_space` and
+/// `str_rep`.
 fn metaspace(step: &Value) -> Value {
     if step["type"] != "Metaspace" {
         return step.clone();
@@ -356,8 +365,8 @@ fn override_with(part: &mut Value, inner: &str, setting: &str, wanted: Value, pa
     let found = part.get(inner).cloned().unwrap_or(Value::Null);
     if found != wanted {
         crate::note!(
-            "{}: `{inner}` is {found}, but tokenizer_config.json and its class say {wanted} by `{setting}`, which \
-             holds, as in transformers",
+            "{}: `{inner}` is {found}, but by `{setting}` of tokenizer_config.json or its class it \
+             is {wanted}, which is used, as in transformers",
             path.display()
         );
         part[inner] = wanted;

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::git_lfs::{POINTER_START, pointer_error};
 use crate::{Error, Result};
-
-/// First line of the file that Git leaves where Git LFS has not fetched the content.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// Names under which SentencePiece models are published.
 pub(crate) const SENTENCEPIECE: [&str; 5] =
@@ -42,8 +40,8 @@ impl Source {
         if !path.exists() {
             return Err(Error::file(
                 path,
-                "no such tokenizer: give a tokenizer.json, a vocab.txt, a vocab.json with its merges.txt, \
-                 or a directory of these",
+                "no such tokenizer: give a tokenizer.json, a vocab.txt, a vocab.json with its \
+                 merges.txt, or a directory of these",
             ));
         }
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -71,7 +69,8 @@ impl Source {
         }
         Err(Error::file(
             dir,
-            "this directory holds no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json with merges.txt",
+            "this directory holds no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json \
+             with merges.txt",
         ))
     }
 
@@ -79,7 +78,7 @@ impl Source {
         let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
         for (path, other) in [(&vocab, "merges.txt"), (&merges, "vocab.json")] {
             if !path.is_file() {
-                return Err(Error::file(path, format!("this file is missing, which belongs to {other}")));
+                return Err(Error::file(path, format!("this file is missing; {other} needs it")));
             }
         }
         Ok(Self::Merges(vocab, merges))
@@ -114,22 +113,18 @@ fn sentencepiece(path: &Path) -> Error {
     Error::file(
         path,
         format!(
-            "this is a SentencePiece model, which is not read directly. Convert it once, in Python with \
-             `transformers` and `sentencepiece`, and give the directory `converted`:\n{}",
+            "this is a SentencePiece model, which is not read directly. Convert it once, in Python \
+             with `transformers` and `sentencepiece`, and give the directory `converted`:\n{}",
             conversion(&dir)
         ),
     )
 }
 
-/// The text of a file, with the errors that damaged downloads deserve.
+/// Reads the text of a file, with errors for the damage that downloads often have.
 pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    if bytes.starts_with(LFS_POINTER) {
-        return Err(Error::file(
-            path,
-            "this is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or \
-             download the file again",
-        ));
+    if bytes.starts_with(POINTER_START) {
+        return Err(pointer_error(path));
     }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
@@ -154,9 +149,9 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// The tokens of a `vocab.txt` and their ids, which are line numbers: of two equal tokens the last
-/// one counts. White space at the end of a line is stripped, as transformers 5 does; an empty line
-/// is a token that no text has.
+/// The tokens of a `vocab.txt` and their ids, which are line numbers counted from 0. Of two equal
+/// tokens the last one is used. White space at the end of a line is stripped, as in transformers 5;
+/// an empty line is a token that occurs in no text.
 pub(super) fn read_vocab(path: &Path) -> Result<Vec<(String, u32)>> {
     let text = read(path)?;
     if text.is_empty() {
@@ -166,8 +161,8 @@ pub(super) fn read_vocab(path: &Path) -> Result<Vec<(String, u32)>> {
     for (line, id) in text.strip_suffix('\n').unwrap_or(&text).split('\n').zip(0..) {
         let token = line.trim_end();
         if token.contains('\r') {
-            let problem = "a carriage return stands within this line, where versions of transformers number the \
-                           tokens differently: write line feeds at the ends of lines";
+            let problem = "this line contains a carriage return, for which versions of transformers \
+                           number the tokens differently: write line feeds at the ends of lines";
             return Err(Error::line(path, u64::from(id) + 1, problem));
         }
         if !token.is_empty() && token.len() < line.trim_end_matches('\r').len() {
@@ -177,7 +172,8 @@ pub(super) fn read_vocab(path: &Path) -> Result<Vec<(String, u32)>> {
     }
     if let Some(line) = stripped {
         crate::note!(
-            "{}, line {line}: white space at the end of tokens is stripped, as in transformers 5 (version 4 keeps it)",
+            "{}, line {line}: white space at the end of tokens is stripped, as in transformers 5 \
+             (version 4 keeps it)",
             path.display()
         );
     }

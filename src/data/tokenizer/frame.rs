@@ -25,7 +25,7 @@ pub(super) fn is_training_frame(inner: &Inner, (_, cls): Named<'_>, (_, sep): Na
         && pair.get_type_ids() == [0, 0, 0, 1, 1]
 }
 
-/// Gives a tokenizer the frame of training. A step that trims offsets is kept before it.
+/// Gives a tokenizer the frame of training. A step that trims offsets is kept in front of it.
 pub(super) fn set_training_frame(inner: &mut Inner, cls: Named<'_>, sep: Named<'_>) -> Result<()> {
     let template = template(cls, sep);
     let processor = match byte_level(inner)? {
@@ -38,7 +38,7 @@ pub(super) fn set_training_frame(inner: &mut Inner, cls: Named<'_>, sep: Named<'
     Ok(())
 }
 
-/// As JSON, since the library's template syntax has no names with spaces or `$`.
+/// Written as JSON, since the library's template syntax allows no names with spaces or `$`.
 fn template(cls: Named<'_>, sep: Named<'_>) -> Value {
     let special =
         |(name, _): Named<'_>, type_id: u32| json!({ "SpecialToken": { "id": name, "type_id": type_id } });

@@ -23,13 +23,13 @@ use crate::{Error, Result};
 const OTHER_NAMES: [&[&str]; 5] =
     [&["<pad>"], &["<unk>"], &["<s>", "<cls>"], &["</s>", "<sep>"], &["<mask>"]];
 
-/// Settings that a saved tokenizer takes over as they are.
+/// Settings that a saved tokenizer keeps as they are.
 const KEPT: [&str; 4] =
     ["clean_up_tokenization_spaces", "padding_side", "truncation_side", "split_special_tokens"];
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`, a `vocab.txt`, a `vocab.json` with its `merges.txt`, or a
-    /// directory of these, with the settings beside it.
+    /// directory of these, with the settings in the same directory.
     pub fn load(path: &Path) -> Result<Self> {
         let source = Source::find(path)?;
         let settings = Settings::read(if path.is_dir() { path } else { directory(path) })?;
@@ -84,7 +84,7 @@ impl Tokenizer {
     }
 }
 
-/// Parts of a definition that make ids random.
+/// An error if a part of the definition makes ids random.
 fn refuse_randomness(definition: &Value, path: &Path) -> Result<()> {
     let model = &definition["model"];
     for key in ["dropout", "alpha", "nbest_size", "enable_sampling"] {
@@ -94,8 +94,8 @@ fn refuse_randomness(definition: &Value, path: &Path) -> Result<()> {
             return Err(Error::file(
                 path,
                 format!(
-                    "`{key}` of its model is {value}, so a text has other tokens each time, and no run could be \
-                     repeated: set `{key}` to null"
+                    "`{key}` of its model is {value}, so a text has other tokens each time, and no \
+                     run could be repeated: set `{key}` to null"
                 ),
             ));
         }
@@ -105,7 +105,8 @@ fn refuse_randomness(definition: &Value, path: &Path) -> Result<()> {
 
 fn parse(class: &Class, definition: &mut Value, path: &Path) -> Result<Inner> {
     if let Value::Object(object) = definition {
-        // Those of training; rows are cut and padded by the settings of the run.
+        // Left from the training of the tokenizer; rows are cut and padded by the settings of the
+        // run.
         object.insert("truncation".to_owned(), Value::Null);
         object.insert("padding".to_owned(), Value::Null);
         if class.pipeline != Pipeline::AsWritten {
@@ -137,7 +138,7 @@ fn wordpiece(path: &Path, unk: &str, settings: &Settings) -> Result<Inner> {
 
 /// A byte-level BPE tokenizer around a `vocab.json` and its `merges.txt`.
 fn byte_level(vocab: &Path, merges: &Path, settings: &Settings) -> Result<Inner> {
-    // The library reads these files itself, but does not say which one is wrong.
+    // The library reads these files itself, but does not report which of them is wrong.
     read_json(vocab)?;
     read(merges)?;
     let name = |path: &Path| path.to_string_lossy().into_owned();
@@ -154,8 +155,8 @@ fn byte_level(vocab: &Path, merges: &Path, settings: &Settings) -> Result<Inner>
     Ok(inner)
 }
 
-/// Names of the five special tokens, from the first place that tells: the settings and the class,
-/// the map, the definition's own frame and model, the usual names.
+/// Names of the five special tokens, from the first of these that has one: the settings and the
+/// class, the map, the definition's own frame and model, the usual names.
 fn role_names(tokens: &Tokens, settings: &Settings, definition: &Value, inner: &Inner) -> [String; 5] {
     let (cls, sep) = frame_names(&definition["post_processor"]);
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -180,12 +181,12 @@ fn role_names(tokens: &Tokens, settings: &Settings, definition: &Value, inner: &
     })
 }
 
-/// The special tokens that nobody named must be in the vocabulary; those that the settings name are
-/// added to it.
+/// An error if a special token is neither in the vocabulary nor named by the settings; those that
+/// the settings name are added to the vocabulary.
 fn require_roles(names: &[String; 5], tokens: &Tokens, inner: &Inner, source: &Source) -> Result<()> {
     for ((role, _), name) in ROLES.iter().zip(names) {
-        // The file begins with a byte order mark, which transformers reads as a part of the first
-        // token.
+        // In a file that begins with a byte order mark, transformers reads the mark as a part of
+        // the first token.
         let marked =
             matches!(source, Source::Vocab(_)) && inner.token_to_id(&format!("\u{feff}{name}")).is_some();
         if !tokens.has_id(name, inner) && !tokens.is_explicit(role) && !marked {
@@ -198,12 +199,13 @@ fn require_roles(names: &[String; 5], tokens: &Tokens, inner: &Inner, source: &S
 /// What to do about a special token that is not in the vocabulary.
 pub(super) fn missing(role: &str, name: &str) -> String {
     format!(
-        "the vocabulary has no `{name}`; masking needs [PAD], [UNK], [CLS], [SEP] and [MASK] (other names are read \
-         from `{role}` in tokenizer_config.json or special_tokens_map.json)"
+        "the vocabulary has no `{name}`; masking needs [PAD], [UNK], [CLS], [SEP] and [MASK] \
+         (other names are read from `{role}` in tokenizer_config.json or special_tokens_map.json)"
     )
 }
 
-/// As `transformers` does with the special tokens that the saved tokenizer names.
+/// Registers the special tokens that have not been registered yet, as `transformers` does when it
+/// reads the saved tokenizer.
 fn register_roles(names: &[String; 5], inner: &mut Inner, path: &Path) -> Result<()> {
     let known: Vec<String> =
         inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
@@ -214,7 +216,8 @@ fn register_roles(names: &[String; 5], inner: &mut Inner, path: &Path) -> Result
     Ok(())
 }
 
-/// A vocabulary is saved by its ids, so that of two tokens with one id only one would be left.
+/// An error if two tokens have the same id: a vocabulary is saved by its ids, so that one of the
+/// two would be lost.
 fn refuse_shared_ids(inner: &Inner, path: &Path) -> Result<()> {
     let mut owners: AHashMap<u32, String> = AHashMap::new();
     for (token, id) in inner.get_vocab(false) {
@@ -231,7 +234,7 @@ fn refuse_shared_ids(inner: &Inner, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A model that cannot name an unknown word fails in the middle of a text.
+/// An error if the model has no token for unknown words: it would fail in the middle of a text.
 fn require_unknown_token(inner: &Inner, path: &Path) -> Result<()> {
     let vocab = inner.get_vocab(false);
     let name = match inner.get_model() {

@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! tokenizer.json │ vocab.txt │ vocab.json + merges.txt     files
-//!   └─ and the settings beside them                         settings
+//!   └─ and the settings in the same directory               settings
 //!        └─ class: which pipeline                           classes
-//!             └─ tokens beside the model's vocabulary       added
+//!             └─ tokens added to the model's vocabulary     added
 //!                  └─ Tokenizer                             load
 //!                       └─ frame, files, read back          frame, save
 //! ```
@@ -69,7 +69,7 @@ pub(super) const ROLES: [(&str, &str); 5] = [
     ("mask_token", "[MASK]"),
 ];
 
-/// Ids beyond are those of a damaged file: each costs a row of embeddings.
+/// Larger ids are taken for those of a damaged file: each id costs a row of embeddings.
 const MOST_TOKENS: u32 = 1 << 24;
 
 /// A tokenizer with its special tokens.
@@ -79,10 +79,10 @@ pub struct Tokenizer {
     special: SpecialTokens,
     names: [String; 5],
     lowercase: bool,
-    /// Where a long text may be cut.
+    /// Where a long text may be split.
     cuts: Cuts,
     model_max_length: Option<usize>,
-    /// Settings that a saved tokenizer takes over.
+    /// Settings that a saved tokenizer keeps.
     kept: Map<String, Value>,
     /// Text on which a saved tokenizer is compared with this one.
     sample: Vec<String>,
@@ -179,10 +179,11 @@ impl Tokenizer {
 
     /// SHA-256 of its definition.
     pub fn hash(&self) -> Result<[u8; 32]> {
-        // The model's vocabulary is written in the order of ids, so equal tokenizers give equal text.
+        // The model's vocabulary is written in the order of ids, so equal tokenizers give equal
+        // text.
         let mut hash = Sha256::new_with_prefix(definition(&self.inner)?);
         if self.inner.get_encode_special_tokens() {
-            // The definition does not tell.
+            // The definition does not include this setting.
             hash.update(b"split_special_tokens");
         }
         Ok(hash.finalize().into())
@@ -195,7 +196,8 @@ fn check_ids(inner: &Inner) -> Result<()> {
     match highest < MOST_TOKENS {
         true => Ok(()),
         false => Err(Error::config(format!(
-            "a token has the id {highest}; ids below {MOST_TOKENS} are supported, since every model has a row for each"
+            "a token has the id {highest}; ids below {MOST_TOKENS} are supported, since every \
+             model has a row for each"
         ))),
     }
 }
@@ -208,7 +210,8 @@ fn definition(inner: &Inner) -> Result<String> {
 /// BERT's pipeline around a WordPiece model.
 pub(super) fn bert(model: WordPiece, normalizer: BertNormalizer) -> Inner {
     let mut inner = Inner::new(model);
-    // Fails only where a vocabulary's added tokens do not survive normalisation; there are none yet.
+    // Fails only where a vocabulary's added tokens do not survive normalisation; there are none
+    // yet.
     let _ = inner.with_normalizer(Some(normalizer));
     inner.with_pre_tokenizer(Some(PreTokenizerWrapper::from(BertPreTokenizer)));
     inner.with_decoder(Some(DecoderWrapper::from(tokenizers::decoders::wordpiece::WordPiece::default())));

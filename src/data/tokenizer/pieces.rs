@@ -5,10 +5,10 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Inner;
 
-/// Least size of a piece, in bytes.
+/// Smallest size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// Where a text may be cut.
+/// Where a text may be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cuts {
     /// Nowhere.
@@ -20,7 +20,7 @@ pub(super) enum Cuts {
 }
 
 impl Cuts {
-    /// Where a cut does not change the ids that `inner` gives.
+    /// Where a split does not change the ids that `inner` gives.
     pub(super) fn of(inner: &Inner) -> Self {
         let (
             Some(NormalizerWrapper::BertNormalizer(normalizer)),
@@ -33,7 +33,7 @@ impl Cuts {
         if added.values().any(|token| token.content.contains(' ')) {
             return Self::None;
         }
-        // Of these it matters what stands next to them.
+        // Whether these are found depends on the characters next to them.
         let is_bound = added.values().any(|token| token.single_word || token.content.contains(is_word_alone));
         if normalizer.handle_chinese_chars && !is_bound { Self::Ideographs } else { Self::Spaces }
     }

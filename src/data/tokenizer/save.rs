@@ -13,11 +13,11 @@ use crate::data::source::TextSource;
 use crate::fsutil::{create_dir, remove_file_if_there, write_atomic};
 use crate::{Error, Result};
 
-/// Text of training that is compared: of each of this many files, this many bytes.
+/// Size of the sample of the training text that is compared: files, and bytes of each.
 const SAMPLED_FILES: usize = 16;
 const SAMPLED_BYTES: usize = 1 << 14;
 
-/// Text in which tokenizers differ.
+/// Lines on which tokenizers commonly differ.
 const HOSTILE: [&str; 16] = [
     "The quick brown fox doesn't jump over 1,234.56 lazy dogs (or 99%)!",
     " leading and trailing  spaces ",
@@ -45,7 +45,7 @@ impl Tokenizer {
         let step = files.len().div_ceil(SAMPLED_FILES).max(1);
         for file in files.iter().step_by(step).filter(|file| file.is_file()) {
             let mut bytes = 0;
-            // That reading ends early is the point; what is wrong with a file shows when it is
+            // The error only ends the reading; a file that cannot be read is reported when it is
             // tokenized.
             let _ = source.read_file(file, &mut |paragraph| {
                 let end = paragraph.text.floor_char_boundary(SAMPLED_BYTES);
@@ -57,9 +57,9 @@ impl Tokenizer {
         self
     }
 
-    /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and `vocab.txt` for older programs
-    /// where it means the same. Then reads it back as `transformers` does and compares the ids of
-    /// the sample and of some lines of all scripts; a difference is an error.
+    /// Writes what `AutoTokenizer.from_pretrained(dir)` reads, and a `vocab.txt` for older programs
+    /// if it means the same. Then reads it back as `transformers` does and compares the ids of the
+    /// sample and of some lines in many scripts; a difference is an error.
     pub fn save(&self, dir: &Path, model_max_length: usize) -> Result<()> {
         create_dir(dir)?;
         let write =
@@ -84,12 +84,12 @@ impl Tokenizer {
             // One of another tokenizer would be read by older programs.
             None => remove_file_if_there(&dir.join("vocab.txt"))?,
         }
-        // Last, so that the tokenizer is whole if this file is there.
+        // Last, so that the tokenizer is whole if this file exists.
         write("tokenizer.json", &definition(&inner)?)?;
         self.compare(dir)
     }
 
-    /// Whether this tokenizer can be saved, tried before there is anything to lose.
+    /// Checks that this tokenizer can be saved, before the work of a run depends on it.
     pub fn check_export(&self) -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
         self.save(dir.path(), 512)
@@ -116,11 +116,11 @@ impl Tokenizer {
         } else {
             set("do_lower_case", json!(self.lowercase));
             let pre_tokenizer = written(serde_json::to_value(inner.get_pre_tokenizer()))?;
-            // Version 4 sets the pre-tokenizer's own to what stands here, or to false.
+            // Version 4 sets that of the pre-tokenizer to this value, or to false without one.
             if let Some(prefix) = pre_tokenizer.get("add_prefix_space") {
                 set("add_prefix_space", prefix.clone());
             }
-            // ELECTRA has two token types, whatever the model had that this tokenizer comes from.
+            // ELECTRA has two token types, whatever the tokenizer's original model had.
             set("model_input_names", json!(["input_ids", "token_type_ids", "attention_mask"]));
         }
         set("model_max_length", json!(model_max_length));
@@ -138,7 +138,7 @@ impl Tokenizer {
     /// Special tokens without an attribute of their own, in the order of their ids.
     fn further_special_tokens(&self, inner: &Inner) -> Vec<String> {
         let named = |content: &String| {
-            // Other settings that are kept are no tokens, whatever their values.
+            // Other settings that are kept are not tokens, whatever their values.
             let is_named =
                 |(key, value): (&String, &Value)| key.ends_with("_token") && value.as_str() == Some(content);
             self.names.contains(content) || self.kept.iter().any(is_named)
@@ -149,8 +149,8 @@ impl Tokenizer {
         further.into_iter().map(|(_, token)| token.content).collect()
     }
 
-    /// Whether `transformers`, which builds the pipeline of a `BertTokenizer` anew, builds this
-    /// very one.
+    /// Whether the pipeline that `transformers` builds for a `BertTokenizer` is the same as this
+    /// one.
     fn is_bert(&self, inner: &Inner) -> Result<bool> {
         let text = definition(inner)?;
         let found: Value = serde_json::from_str(&text)
@@ -167,7 +167,7 @@ impl Tokenizer {
             && model["unk_token"] == self.names[1].as_str())
     }
 
-    /// The vocabulary as lines, if `vocab.txt` and the settings tell all there is to tell.
+    /// The vocabulary as lines, if `vocab.txt` and the settings define the whole tokenizer.
     fn vocab_txt(&self, is_bert: bool) -> Option<String> {
         let ModelWrapper::WordPiece(_) = self.inner.get_model() else { return None };
         let vocab = self.inner.get_vocab(false);
@@ -180,8 +180,8 @@ impl Tokenizer {
         for (token, &id) in &vocab {
             *lines.get_mut(id as usize)? = Some(token.as_str()).filter(|token| !token.contains(['\n', '\r']));
         }
-        let told = is_bert && self.inner.get_added_tokens_decoder().values().all(plain);
-        let lines = lines.into_iter().collect::<Option<Vec<&str>>>().filter(|_| told)?;
+        let is_complete = is_bert && self.inner.get_added_tokens_decoder().values().all(plain);
+        let lines = lines.into_iter().collect::<Option<Vec<&str>>>().filter(|_| is_complete)?;
         Some(lines.join("\n") + "\n")
     }
 
@@ -192,9 +192,9 @@ impl Tokenizer {
             Error::file(
                 dir,
                 format!(
-                    "the tokenizer that was written here is not the one of training: {what}. Remove other \
-                     tokenizers' files from this directory; if that does not help, please report it with the \
-                     tokenizer"
+                    "the tokenizer that was written here is not the one of training: {what}. \
+                     Remove other tokenizers' files from this directory; if that does not help, \
+                     please report this as a bug, with the tokenizer"
                 ),
             )
         };
@@ -215,7 +215,7 @@ impl Tokenizer {
             let (ours, theirs) = (self.encode(&text), saved.encode(&text));
             match (ours, theirs) {
                 (Ok(ours), Ok(theirs)) if ours == theirs => {}
-                // What cannot be tokenized here cannot there.
+                // A text that one of them cannot tokenize, the other cannot either.
                 (Err(_), Err(_)) => {}
                 (ours, theirs) => {
                     let ids =
@@ -231,8 +231,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The sample of the training text, lines of all scripts, and every added token in some
-    /// surroundings.
+    /// The sample of the training text, lines in many scripts, and every added token, alone and
+    /// between other text.
     fn texts(&self) -> impl Iterator<Item = String> {
         let mut added: Vec<String> =
             self.inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();

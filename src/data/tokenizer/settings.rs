@@ -1,5 +1,5 @@
-//! What stands beside a vocabulary: tokenizer_config.json, special_tokens_map.json,
-//! added_tokens.json and config.json.
+//! The settings files in the directory of a vocabulary: tokenizer_config.json,
+//! special_tokens_map.json, added_tokens.json and config.json.
 //!
 //! Every setting that changes ids is honoured as `AutoTokenizer.from_pretrained` honours it, or
 //! refused by name.
@@ -12,10 +12,10 @@ use super::classes::{self, Class};
 use super::files::{Source, conversion, read_object};
 use crate::{Error, Result};
 
-/// Larger values of `model_max_length` say that there is no limit.
+/// Larger values of `model_max_length` mean that there is no limit.
 const LONGEST: f64 = 1e6;
 
-/// The files beside a vocabulary.
+/// The contents of the settings files.
 #[derive(Default)]
 pub(super) struct Settings {
     dir: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads what there is.
+    /// Reads the files that exist.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let object = |name: &str| read_object(&dir.join(name));
         Ok(Self {
@@ -47,7 +47,7 @@ impl Settings {
         self.dir.join("tokenizer_config.json")
     }
 
-    /// Settings that change ids and that only programs in Python know.
+    /// An error if a setting changes ids and is not supported, or has a value of the wrong type.
     pub(super) fn refuse_the_unknown(&self) -> Result<()> {
         let set = |key: &str| self.config.get(key).filter(|value| !value.is_null());
         let refuse = |key: &str, why: &str| {
@@ -76,8 +76,9 @@ impl Settings {
             if set(key).is_some_and(|value| *value != plain) {
                 return refuse(
                     key,
-                    "text is split by a program in Python first, which is not supported; split the text with it \
-                     beforehand and train a vocabulary on the result (`elektron tokenizer train`)",
+                    "text is split by a program in Python first, which is not supported; split the \
+                     text with it beforehand and train a vocabulary on the result (`elektron \
+                     tokenizer train`)",
                 );
             }
         }
@@ -178,9 +179,9 @@ impl Settings {
             None => Err(Error::file(
                 path,
                 format!(
-                    "`model_type` is {model_type}, whose tokenizer is not known here, and tokenizer_config.json names \
-                     no `tokenizer_class`: write PreTrainedTokenizerFast there if tokenizer.json holds the whole \
-                     tokenizer"
+                    "`model_type` is {model_type}, whose tokenizer is not supported, and \
+                     tokenizer_config.json names no `tokenizer_class`: write \
+                     PreTrainedTokenizerFast there if tokenizer.json holds the whole tokenizer"
                 ),
             )),
         }
@@ -211,8 +212,8 @@ impl Settings {
                     .to_owned()
             }
             _ => format!(
-                "if transformers can convert it, these lines of Python write a tokenizer.json (set its \
-                 `tokenizer_class` to PreTrainedTokenizerFast):\n{}",
+                "if transformers can convert it, these lines of Python write a tokenizer.json (set \
+                 its `tokenizer_class` to PreTrainedTokenizerFast):\n{}",
                 conversion(&self.dir.display().to_string())
             ),
         };

@@ -229,8 +229,8 @@ fn sentences(words: &Words, alphabet: &[char]) -> Vec<(String, u32)> {
     most_frequent.map(|(count, word)| (word.into(), ((count.0 as f64 * scale) as u32).max(1))).collect()
 }
 
-/// Pieces by score and text. Characters that the trained model lost get scores just above its lowest,
-/// in the order of a hash table: they are dealt out anew, by character.
+/// Pieces by score and text. Characters that the trained model lost get scores just above its
+/// lowest, in the order of a hash table: they are assigned again, in the order of the characters.
 fn in_order(mut pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let is_character = |piece: &str| piece.chars().nth(1).is_none();
     let lowest = pieces.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);

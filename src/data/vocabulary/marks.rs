@@ -2,8 +2,8 @@
 //! models do: NFD, then without nonspacing marks (category Mn).
 //!
 //! In Latin and Greek text that folds *é* into *e*, and words stay what they are. In most other
-//! scripts it changes words: Devanagari, Thai and Hebrew lose vowels, kana their voice, Cyrillic *й*
-//! becomes *и*, and Hangul syllables are torn into jamo. Marks are therefore kept where
+//! scripts it changes words: Devanagari, Thai and Hebrew lose vowels, kana their voice, Cyrillic
+//! *й* becomes *и*, and Hangul syllables are torn into jamo. Marks are therefore kept where
 //!
 //! * more than 1 in 200 of all letters are letters of such scripts that would change, or
 //! * more than 1 in 5 of all letters are Latin ones that would change (Vietnamese, Yoruba).
@@ -102,7 +102,7 @@ impl Marks {
             class |= class::INHERITS;
         } else if !selector {
             let (letter, stripped) = (c.is_alphabetic(), stripped.get());
-            // Of a mathematical sign such as U+2260 nothing is said here.
+            // A mathematical sign such as U+2260 is no letter and does not count.
             let changes = stripped.is_empty() || letter && !stripped.chars().eq([c]);
             class |= if letter { class::LETTER } else { 0 };
             class |= if changes { class::CHANGES } else { 0 };

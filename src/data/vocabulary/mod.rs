@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! words.rs   text → words and how often each occurs      marks.rs     are accents stripped?
-//! learn.rs   words → pieces                              pipeline.rs  what stands around the model
+//! learn.rs   words → pieces                              pipeline.rs  everything around the model
 //! ```
 //!
 //! The same text gives the same vocabulary, on any machine and with any number of threads.
@@ -40,18 +40,18 @@ pub struct TrainSpec {
     pub kind: Kind,
     /// What the text is split into first.
     pub pre_tokenizer: PreTokenizer,
-    /// Lower case, as BERT-uncased; else as it stands.
+    /// Lower case, as BERT-uncased; else the case of the text is kept.
     pub lowercase: bool,
-    /// Whether accents go; if nothing is said, with lower case where that does not change words.
+    /// Whether accents are stripped; by default with lower case, where that does not change words.
     pub strip_accents: Option<bool>,
     /// Whether every Chinese character is a word.
     pub split_chinese: bool,
-    /// Different characters that are kept, the most frequent ones. If nothing is said, 1,000, or as
-    /// many as leave 1 word in 200 with another character.
+    /// Different characters that are kept, the most frequent ones. The default is 1,000, or as many
+    /// as leave 1 word in 200 with another character.
     pub alphabet: Option<usize>,
     /// Pieces seen fewer times are left out (not by unigram models).
     pub min_frequency: u64,
-    /// Text to train on; of more, a sample is taken.
+    /// The most bytes of text to train on; a sample is taken of more.
     pub sample_bytes: u64,
 }
 
@@ -88,8 +88,9 @@ impl TrainSpec {
             && alphabet > self.vocab_size - specials
         {
             return fail(format!(
-                "an alphabet of {alphabet} characters does not fit into a vocabulary of {} entries, {specials} of \
-                 which are special tokens: use a larger --vocab-size or a smaller --alphabet",
+                "an alphabet of {alphabet} characters does not fit into a vocabulary of {} \
+                 entries, {specials} of which are special tokens: use a larger --vocab-size or a \
+                 smaller --alphabet",
                 self.vocab_size
             ));
         }
@@ -134,7 +135,8 @@ pub fn train(source: &TextSource, spec: &TrainSpec) -> Result<Trained> {
     let counts = count_words(source, &sample, &splitter, most)?;
     if counts.characters == 0 {
         return Err(Error::config(
-            "there is nothing to train a vocabulary on: the text holds no characters but spaces and control characters",
+            "there is nothing to train a vocabulary on: the text holds no characters but \
+             spaces and control characters",
         ));
     }
     let cut = cuts(spec, &counts);
@@ -152,7 +154,8 @@ pub fn train(source: &TextSource, spec: &TrainSpec) -> Result<Trained> {
     let entries = tokenizer.vocab_size();
     if entries < spec.vocab_size {
         remarks.push(format!(
-            "the text gave {entries} entries of the {} that were asked for: no other pieces occur often enough",
+            "the text gave {entries} entries of the {} that were asked for: no other pieces occur \
+             often enough",
             spec.vocab_size
         ));
     }
@@ -187,11 +190,13 @@ fn about_marks(marks: &Marks) -> Option<String> {
     };
     match marks.change_words() {
         true => Some(format!(
-            "{share} of the letters would lose combining marks or be torn apart if accents were stripped, which \
-             changes words in this script: accents are kept (--accents strip strips them, --accents keep says so)"
+            "{share} of the letters would lose combining marks or be torn apart if accents were \
+             stripped, which changes words in this script: accents are kept (--accents strip \
+             strips them, --accents keep confirms it)"
         )),
         false => Some(format!(
-            "{share} of the letters lose their accents with lower case, as in BERT: --accents keep keeps them"
+            "{share} of the letters lose their accents with lower case, as in BERT: --accents keep \
+             keeps them"
         )),
     }
 }
@@ -206,8 +211,8 @@ fn about_long_words(spec: &TrainSpec, counts: &Counts, cut: bool) -> Option<Stri
         format!("{share:.2} % of the text is in {long} words of more than {MAX_WORD_CHARS} characters");
     Some(match cut {
         true => format!(
-            "{which}: the tokenizer cuts them into parts of {MAX_WORD_CHARS}; for text without spaces --kind bpe or \
-             unigram with --pre-tokenizer none is faster and cuts nothing"
+            "{which}: the tokenizer cuts them into parts of {MAX_WORD_CHARS}; for text without \
+             spaces --kind bpe or unigram with --pre-tokenizer none is faster and cuts nothing"
         ),
         false => format!("{which}, which become [UNK], as in BERT"),
     })

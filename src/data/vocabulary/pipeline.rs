@@ -33,7 +33,7 @@ pub(super) const MAX_WORD_CHARS: usize = 100;
 pub(super) const CONTINUES: &str = "##";
 /// Mark of a BPE piece that ends a word.
 const ENDS: &str = "</w>";
-/// Stands for a space.
+/// Represents a space.
 const SPACE: char = '▁';
 
 /// The model of a vocabulary.

@@ -1,10 +1,10 @@
 //! Counting the words of a text of any size, in bounded memory.
 //!
-//! The text is read once for its size; above [`TrainSpec::sample_bytes`] a part is sampled, document
-//! by document, by random numbers that depend on a document's number alone. Then the words of the
-//! sample are counted in parallel. Of more than [`MAX_WORDS`] different words the rarest are
-//! forgotten; a text whose words hardly repeat (proteins, Thai) is sampled more thinly instead, since
-//! all its words are rare.
+//! The text is read once for its size; above [`TrainSpec::sample_bytes`] a part is sampled,
+//! document by document, by random numbers that depend on a document's number alone. Then the words
+//! of the sample are counted in parallel. Of more than [`MAX_WORDS`] different words the rarest are
+//! forgotten; a text whose words hardly repeat (proteins, Thai) is sampled more thinly instead,
+//! since all its words are rare.
 
 use std::collections::hash_map::Entry;
 
@@ -230,7 +230,7 @@ fn try_count(
             while words.len() > MAX_WORDS {
                 *forgotten += 1;
                 words.retain(|_, count| *count > *forgotten);
-                // Checked again when as much has come anew.
+                // Checked again when that many new characters have come.
                 held = 0;
             }
         }

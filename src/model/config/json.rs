@@ -35,7 +35,7 @@ enum Rule {
     Bool,
     /// As `Bool`, or null.
     OptionalBool,
-    /// Any text.
+    /// Any string.
     Text,
     /// Any number.
     Number,
@@ -51,7 +51,8 @@ enum Rule {
     Labels,
     /// Null or one of these texts.
     OneOf(&'static [&'static str]),
-    /// This value, since with any other the model would be another; the text says what it would be.
+    /// Only values that the function accepts, since any other makes a different model; the text
+    /// says what is expected and why.
     Only(fn(&Value) -> bool, &'static str),
 }
 
@@ -94,8 +95,8 @@ const RULES: &[(&str, Rule)] = &[
         "auto_map",
         Rule::Only(
             is_empty,
-            "expected none: Elektron cannot run a model's own Python code; remove the field if the model is a \
-             plain ELECTRA",
+            "expected none: Elektron cannot run a model's own Python code; remove the field if the \
+             model is a plain ELECTRA",
         ),
     ),
     (
@@ -242,7 +243,7 @@ pub(super) fn other_defaults() -> Map<String, Value> {
 struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// A field by `read`, which gives nothing where the value is not as expected.
+    /// Takes a field, converted by `read`, which returns `None` if the value is not as expected.
     fn take<T>(
         &mut self,
         name: &str,
@@ -271,7 +272,7 @@ impl Fields {
 }
 
 fn activation(name: &Value) -> Option<Activation> {
-    // Several names stand for one function, computed in different ways.
+    // Several names are of one function, computed in different ways.
     match name.as_str()? {
         "gelu" | "gelu_python" => Some(Activation::Gelu),
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
@@ -394,7 +395,7 @@ impl ElectraConfig {
         self.other.get("id2label").and_then(Value::as_object).map_or(2, Map::len)
     }
 
-    /// Forgets the labels of a head that is not kept.
+    /// Removes the labels of a head that is not kept.
     pub fn remove_labels(&mut self) {
         for name in ["id2label", "label2id", "problem_type", "finetuning_task"] {
             self.other.remove(name);
@@ -402,7 +403,7 @@ impl ElectraConfig {
     }
 }
 
-/// The fields that change nothing, after a look at each.
+/// The fields that change nothing. An error if the value of one is not what its rule allows.
 fn other(mut fields: Map<String, Value>) -> Result<Map<String, Value>> {
     // The weights are written in fp32, whatever they were read from.
     fields.remove("torch_dtype");
@@ -420,7 +421,7 @@ fn other(mut fields: Map<String, Value>) -> Result<Map<String, Value>> {
     Ok(other)
 }
 
-/// Has the number of labels in `id2label` alone, as `transformers` keeps it.
+/// Replaces `num_labels` by `id2label` and `label2id`, as `transformers` stores it.
 fn labels(fields: &mut Map<String, Value>) -> Result<()> {
     let Some(number) = fields.remove("num_labels").filter(|number| !number.is_null()) else {
         return Ok(());

@@ -7,16 +7,16 @@ use crate::data::tokenizer::Tokenizer;
 
 impl ElectraConfig {
     /// Takes the ids of the special tokens from the tokenizer, as the Trainer of `transformers`
-    /// does: padding always, the others where the tokenizer has such a token and the configuration
-    /// names another, or none. Returns what changed, in words.
+    /// does: padding always, the others if the tokenizer has such a token and the configuration
+    /// names another one or none. Returns a description of each change.
     pub fn align_token_ids(&mut self, tokenizer: &Tokenizer) -> Vec<String> {
         let (special, [bos, eos]) = (tokenizer.special(), tokenizer.bos_eos());
         let mut changes = Vec::new();
-        let mut tell = |name: &str, before: &Value, now: u32| {
+        let mut note_change = |name: &str, before: &Value, now: u32| {
             changes.push(format!("`{name}` is {before}, the tokenizer's is {now}"));
         };
         if self.pad_token_id != Some(special.pad) {
-            tell("pad_token_id", &Value::from(self.pad_token_id), special.pad);
+            note_change("pad_token_id", &Value::from(self.pad_token_id), special.pad);
             self.pad_token_id = Some(special.pad);
         }
         for (name, id) in [("bos_token_id", bos), ("eos_token_id", eos)] {
@@ -26,8 +26,8 @@ impl ElectraConfig {
             if list.map_or(is_it(&before), |ids| ids.iter().any(is_it)) {
                 continue;
             }
-            tell(name, &before, id);
-            // A model may end in several ways: none of them is lost.
+            note_change(name, &before, id);
+            // A model may have several end tokens: all of them are kept.
             let now = match list {
                 Some(ids) => {
                     Value::Array(std::iter::once(Value::from(id)).chain(ids.iter().cloned()).collect())
@@ -45,7 +45,7 @@ impl ElectraConfig {
         ] {
             let Some(before) = self.other.get(name).filter(|before| !before.is_null()) else { continue };
             if before.as_u64() != Some(u64::from(id)) {
-                tell(name, before, id);
+                note_change(name, before, id);
                 self.other.insert(name.to_owned(), Value::from(id));
             }
         }

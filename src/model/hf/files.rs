@@ -12,10 +12,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
 use super::HostTensor;
+use crate::git_lfs::{POINTER_START, pointer_error};
 use crate::model::config::{ConfigFile, ElectraConfig};
 use crate::{Error, Result};
 
-/// Names of a directory's weights: one file, or an index of several.
+/// Names of the files of a directory's weights: one file, or an index of several.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -31,20 +32,13 @@ pub(crate) fn read_config(path: &Path) -> Result<ConfigFile> {
     ElectraConfig::from_json(object).map_err(|e| Error::file(path, e.to_string()))
 }
 
-/// An error if a file is what a clone without Git LFS leaves in the place of a large file.
+/// An error if a file is the pointer that a clone without Git LFS has in the place of a large file.
 pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
-    const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
     let mut start = Vec::new();
-    let opened = File::open(path).and_then(|file| file.take(POINTER.len() as u64).read_to_end(&mut start));
+    let opened =
+        File::open(path).and_then(|file| file.take(POINTER_START.len() as u64).read_to_end(&mut start));
     opened.map_err(Error::io("read", path))?;
-    if start != POINTER {
-        return Ok(());
-    }
-    Err(Error::file(
-        path,
-        "this is a Git LFS pointer, which stands for the file: fetch the file itself with `git lfs pull`, or \
-         download it",
-    ))
+    if start == POINTER_START { Err(pointer_error(path)) } else { Ok(()) }
 }
 
 /// The files that an index names.
@@ -65,8 +59,8 @@ pub(crate) fn shard_names(index: &Path) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// The safetensors files of a directory: one, or the shards that an index names; none where there
-/// is nothing that looks like weights.
+/// The safetensors files of a directory: one, or the shards that an index names; none if no file of
+/// the directory looks like weights.
 pub(super) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
     if single.is_file() {
@@ -94,7 +88,7 @@ fn looks_like_weights(name: &str) -> bool {
         || name == "pytorch_model.bin.index.json"
 }
 
-/// The tensors of a directory that a network may be made of, and what else lies there.
+/// The tensors of a directory: those that a network can be made of, and the names of all others.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tensors {
     pub(super) by_name: BTreeMap<String, HostTensor>,
@@ -126,20 +120,19 @@ impl Tensors {
             |e| Error::file(&path, format!("this is not a whole safetensors file ({e}); copy it again"));
         let file = SafeTensors::deserialize(&map).map_err(broken)?;
         for (stored, view) in file.tensors() {
-            // Buffers that older versions stored, and files from before the decoder's bias had its
-            // place in `generator_lm_head`.
+            // Buffers, and a bias under another name, that only older versions stored.
             if stored.ends_with("embeddings.position_ids")
                 || stored.ends_with("embeddings.token_type_ids")
                 || stored == "generator_lm_head.decoder.bias"
             {
                 continue;
             }
-            let name = todays_name(&stored);
+            let name = current_name(&stored);
             if self.file_of.insert(name.clone(), number).is_some() {
                 return Err(Error::file(
                     &path,
                     format!(
-                        "tensor `{name}` is here for the second time, as `{stored}`: delete one of the two"
+                        "tensor `{name}` is given for the second time, as `{stored}`: delete one of the two"
                     ),
                 ));
             }
@@ -157,8 +150,8 @@ impl Tensors {
                 return Err(Error::file(
                     &path,
                     format!(
-                        "tensor `{name}` holds NaN or infinite numbers, from which nothing can be trained: use an \
-                         earlier checkpoint of this model"
+                        "tensor `{name}` holds NaN or infinite numbers, from which nothing can be \
+                         trained: use an earlier checkpoint of this model"
                     ),
                 ));
             }
@@ -168,11 +161,11 @@ impl Tensors {
     }
 }
 
-/// The name that a tensor has in today's models with a head.
-fn todays_name(stored: &str) -> String {
+/// The name that a tensor has in a model with a head of current versions.
+fn current_name(stored: &str) -> String {
     let name =
         stored.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
-    // In the file of an ElectraModel.
+    // The file of an ElectraModel has names without the prefix.
     match ["embeddings.", "embeddings_project.", "encoder."].iter().any(|start| name.starts_with(start)) {
         true => format!("electra.{name}"),
         false => name,
@@ -190,8 +183,8 @@ fn is_of_a_network(name: &str) -> bool {
 /// Maps a file for reading.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    // SAFETY: the map is read-only; a program that changes the file meanwhile changes what is read, and every size in
-    // it is checked before use.
+    // SAFETY: the map is read-only; a program that changes the file meanwhile changes what is read,
+    // and every size in it is checked before use.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 

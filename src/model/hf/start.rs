@@ -1,5 +1,5 @@
-//! What a training can start from: a directory of any of ELECTRA's classes, whose encoder is taken
-//! and whose head is taken where it is the one that is trained, or a `config.json` alone.
+//! What training can start from: a directory of any of ELECTRA's classes, whose encoder is used,
+//! and whose head is used if it is the one that is trained; or a `config.json` alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::model::config::{Architecture, ConfigFile, ElectraConfig};
 use crate::{Error, Result};
 
 /// The classes of `transformers`, and how the names of the tensors of each head begin: the first
-/// that is found tells the class of weights whose configuration names none.
+/// that is found is the class of weights whose configuration names none.
 const CLASSES: [(&str, &str); 8] = [
     ("ElectraForMaskedLM", "generator_predictions."),
     ("ElectraForCausalLM", "generator_predictions."),
@@ -31,7 +31,7 @@ pub enum Source {
     Model(String),
 }
 
-/// A directory, read as far as a network can be made of it.
+/// The contents of a directory from which networks can be made.
 #[derive(Clone, Debug)]
 pub struct StartingPoint {
     dir: PathBuf,
@@ -87,14 +87,14 @@ impl StartingPoint {
         &self.source
     }
 
-    /// What of the configuration is not as Elektron computes and writes it, although it changes
-    /// nothing, or is not known at all.
+    /// Remarks on fields of the configuration that are written differently, or that are unknown;
+    /// neither changes what is computed.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         if !self.file.tied {
             remarks.push(
-                "`tie_word_embeddings` is false; Elektron ties a generator's head to the word embeddings, and \
-                 saves true"
+                "`tie_word_embeddings` is false; Elektron ties a generator's head to the word \
+                 embeddings, and saves true"
                     .to_owned(),
             );
         }
@@ -123,8 +123,8 @@ impl StartingPoint {
             return Err(Error::file(
                 &self.dir,
                 format!(
-                    "`tie_word_embeddings` is false, and `{TIED}` differs from `{WORD}`: Elektron trains a \
-                     generator whose head is tied to its word embeddings only"
+                    "`tie_word_embeddings` is false, and `{TIED}` differs from `{WORD}`: Elektron \
+                     trains a generator whose head is tied to its word embeddings only"
                 ),
             ));
         }
@@ -139,7 +139,7 @@ impl StartingPoint {
         {
             return Err(self.missing(missing, architecture.class_name()));
         }
-        // The labels are those of a head that is not kept.
+        // Labels of a head that is not kept are removed.
         let two = architecture != Architecture::TokenClassification || checkpoint.config.num_labels() == 2;
         if self.architecture() != Some(architecture) || !two {
             checkpoint.config.remove_labels();
@@ -147,7 +147,7 @@ impl StartingPoint {
         Ok(checkpoint)
     }
 
-    /// Tensors that none of the networks made of this directory has.
+    /// Names of tensors that are in none of the networks made of this directory.
     pub fn unused(&self, networks: &[&Checkpoint]) -> Vec<&str> {
         let read = self.tensors.by_name.keys().chain(&self.tensors.others).map(String::as_str);
         read.filter(|name| networks.iter().all(|network| !network.tensors.contains_key(*name))).collect()
@@ -164,7 +164,7 @@ impl StartingPoint {
         };
         let problem = match self.architecture() {
             Some(Architecture::TokenClassification) if self.file.config.num_labels() != 2 => {
-                format!("this is an {class} of {} labels; one of two is", self.file.config.num_labels())
+                format!("this is an {class} of {} labels; expected", self.file.config.num_labels())
             }
             Some(architecture) => {
                 let checkpoint = self.network(architecture)?;
@@ -176,14 +176,14 @@ impl StartingPoint {
                     None => Ok(checkpoint),
                 };
             }
-            None => format!("this is an {class}, whose head is of no use here; these are"),
+            None => format!("this is an {class}, whose head is of no use here; expected"),
         };
         Err(Error::file(
             &self.dir,
             format!(
-                "{problem} a generator (ElectraForMaskedLM) or a discriminator (ElectraForPreTraining, or \
-                 ElectraForTokenClassification of two labels); `elektron pretrain --base` makes both from the \
-                 encoder of this one"
+                "{problem} a generator (ElectraForMaskedLM) or a discriminator \
+                 (ElectraForPreTraining, or ElectraForTokenClassification of two labels); \
+                 `elektron pretrain --base` makes both from the encoder of this one"
             ),
         ))
     }
@@ -196,8 +196,8 @@ impl StartingPoint {
         }
     }
 
-    /// Drops the decoder's weight, which must be the word embeddings or stand in for them; it stays
-    /// where the configuration says that the two are different.
+    /// Removes the decoder's weight, which must equal the word embeddings, and which is used for
+    /// them if they are missing. It is kept if the configuration says that the two differ.
     fn tie(&mut self) -> Result<()> {
         let tensors = &mut self.tensors.by_name;
         let Some(decoder) = tensors.remove(TIED) else { return Ok(()) };
@@ -221,8 +221,8 @@ impl StartingPoint {
         Ok(())
     }
 
-    /// A classifier of tokens is a head that is trained here if it has two labels; any other is not
-    /// used.
+    /// Marks a classifier as unused, unless it is one of tokens with two labels, which is trained
+    /// here.
     fn set_classifier_aside(&mut self) -> Result<()> {
         let of_tokens = self.architecture() == Some(Architecture::TokenClassification);
         if let Some(weight) = self.tensors.by_name.get("classifier.weight") {
@@ -231,8 +231,8 @@ impl StartingPoint {
                 return Err(Error::file(
                     self.file_of("classifier.weight"),
                     format!(
-                        "`classifier.weight` has {rows} rows, but config.json has {labels} labels (`id2label`): \
-                         weights and config are of different models"
+                        "`classifier.weight` has {rows} rows, but config.json has {labels} labels \
+                         (`id2label`): weights and config are of different models"
                     ),
                 ));
             }
@@ -248,7 +248,7 @@ impl StartingPoint {
         Ok(())
     }
 
-    /// Every tensor of the encoder is there, and no other; those of the heads have their shapes.
+    /// An error if a tensor of the encoder is missing or unknown, or if a shape is wrong.
     fn check(&mut self) -> Result<()> {
         let config = &self.file.config;
         let mut expected: BTreeMap<String, NamedShape> = BTreeMap::new();
@@ -282,7 +282,8 @@ impl StartingPoint {
             return Err(Error::file(
                 self.file_of(other),
                 format!(
-                    "no tensor is of an ELECTRA encoder; the first is `{other}`, expected are names such as `{WORD}`"
+                    "no tensor is one of an ELECTRA encoder; the first is `{other}`, expected are \
+                     names such as `{WORD}`"
                 ),
             ));
         }
@@ -324,7 +325,7 @@ impl StartingPoint {
         Error::file(&self.dir, format!("tensor `{name}` of {class} is missing{layers}"))
     }
 
-    /// How many layers there are, if the tensor is of one.
+    /// The numbers of layers for an error about a tensor of a layer, if they differ.
     fn layers(&self, name: &str, expected: usize) -> String {
         let number = |name: &str| name.strip_prefix(LAYER)?.split('.').next()?.parse::<usize>().ok();
         let found = self.tensors.by_name.keys().filter_map(|name| number(name)).max().map_or(0, |l| l + 1);
@@ -351,7 +352,7 @@ fn class_of(file: &ConfigFile, tensors: &Tensors) -> String {
 }
 
 impl Checkpoint {
-    /// Parameters that it has no tensor for: they start fresh.
+    /// Names of the parameters without a tensor, which start fresh.
     pub fn fresh_parameters(&self) -> Vec<String> {
         let names = parameter_shapes(&self.config, self.architecture).into_iter().map(|(name, _)| name);
         names.filter(|name| !self.tensors.contains_key(name)).collect()

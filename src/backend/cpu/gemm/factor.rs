@@ -134,8 +134,9 @@ impl<const NATIVE: bool> Pair<NATIVE> {
     /// `width` pairs of row 2 · `pair` and the next, from `column` on; the row behind the last is 0.
     ///
     /// # Safety
-    /// The matrix has these columns and row 2 · `pair`, it is not transposed, `out` points to so many pairs, and native ones are made within
-    /// [`native::dispatch`].
+    /// The matrix has these columns and row 2 · `pair`, it is not transposed, `out` points to `width`
+    /// pairs, and native pairs are made within [`native::dispatch`].
+    // SAFETY: the caller answers for what the section above says.
     #[inline(always)]
     unsafe fn interleave(from: Mat<'_, bf16>, pair: usize, column: usize, width: usize, out: *mut Self) {
         let first = from.data.as_ptr().wrapping_add(2 * pair * from.row_stride + column);

@@ -250,7 +250,7 @@ impl<X: Working> Job<'_, X> {
             }
         };
         if a.cols == 0 {
-            // An empty sum.
+            // There are no terms: the sum is 0.
             if !add {
                 (0..rows).for_each(|row| c.row(row).fill(Full::<X>::ZERO));
             }

@@ -1,11 +1,13 @@
 //! The sizes in Arrow's messages, checked before anything is allocated for them.
 //!
-//! A file is `ARROW1`, two bytes, a stream, a footer, its length and `ARROW1`. A stream is a chain of messages, each
-//! behind its length, and each followed by its body. Where a body is compressed, every buffer in it begins with its
-//! size once decompressed:
+//! A file is `ARROW1`, two bytes, a stream, a footer, its length and `ARROW1`. A stream is a chain
+//! of messages, each behind its length, and each followed by its body. Where a body is compressed,
+//! every buffer in it begins with its size once decompressed:
 //!
 //! ```text
-//! [ffffffff] length i32, metadata (flatbuffer: buffers { offset, length }, bodyLength), body { size i64, bytes }…
+//! [ffffffff] length i32,
+//! metadata (flatbuffer: buffers { offset, length }, bodyLength),
+//! body { size i64, bytes }…
 //! ```
 
 use std::ops::Range;
@@ -16,7 +18,8 @@ use arrow_ipc::{CompressionType, Message, MessageHeader, RecordBatch, root_as_me
 const MAGIC: &[u8] = b"ARROW1";
 /// Before a message's length; old versions did without.
 const CONTINUES: &[u8] = &[0xff; 4];
-/// The largest buffer of compressed data: texts of a batch whose offsets have 32 bits have half as many again.
+/// The largest buffer of compressed data: texts of a batch whose offsets have 32 bits have half as
+/// many again.
 const MAX_BUFFER_BYTES: i64 = 1 << 30;
 
 /// Where the stream is in a file of either format.

@@ -3,8 +3,15 @@
 //! A column chunk is a chain of pages, each behind a header in Thrift's compact protocol:
 //!
 //! ```text
-//! PageHeader { 2: uncompressed_page_size i32, 3: compressed_page_size i32, 7: DictionaryPageHeader { 1: num_values i32 },
-//!              8: DataPageHeaderV2 { 5: definition_levels_byte_length i32, 6: repetition_levels_byte_length i32, … }, … }
+//! PageHeader {
+//!     2: uncompressed_page_size i32,
+//!     3: compressed_page_size i32,
+//!     7: DictionaryPageHeader { 1: num_values i32 },
+//!     8: DataPageHeaderV2 {
+//!         5: definition_levels_byte_length i32, 6: repetition_levels_byte_length i32, …
+//!     },
+//!     …
+//! }
 //! ```
 //!
 //! A field is a byte (distance from the last field's number, type) and a value; 0 ends a struct.
@@ -33,7 +40,7 @@ pub(super) fn check_pages(
             let range = usize::try_from(start).ok().zip(end.and_then(|end| usize::try_from(end).ok()));
             let bytes = range.and_then(|(start, end)| file.get(start..end));
             let brotli = matches!(chunk.compression(), Compression::BROTLI(_));
-            check_chunk(bytes.ok_or("a column lies outside the file")?, brotli)?;
+            check_chunk(bytes.ok_or("a column is outside the file")?, brotli)?;
         }
     }
     Ok(())
@@ -65,8 +72,9 @@ fn check_chunk(mut bytes: &[u8], brotli: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether Brotli decompresses to more than `most` bytes. The reader would take all of it, and a few bytes of Brotli
-/// can become gigabytes; other compressions cannot, or are read to the size in the header.
+/// Whether Brotli decompresses to more than `most` bytes. The reader would take all of it, and a
+/// few bytes of Brotli can become gigabytes; other compressions cannot, or are read to the size in
+/// the header.
 fn exceeds(page: &[u8], most: u64) -> bool {
     let decoder = brotli_decompressor::Decompressor::new(page, 1 << 16);
     // Damage is the reader's to name.

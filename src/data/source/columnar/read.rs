@@ -103,8 +103,8 @@ fn check_codecs(path: &Path, metadata: &ParquetMetaData) -> Result<()> {
         false => Ok(()),
         true => Err(Error::file(
             path,
-            "this Parquet file is compressed with LZO, which is not supported: write it with zstd or snappy, for \
-             example by `pyarrow.parquet.write_table(table, path, compression=\"zstd\")`",
+            "this Parquet file is compressed with LZO, which is not supported: write it with zstd \
+             or snappy, for example by `pyarrow.parquet.write_table(table, path, compression=\"zstd\")`",
         )),
     }
 }
