@@ -14,6 +14,7 @@ mod emulated;
 mod epochs;
 #[cfg(unix)]
 mod faults;
+mod fill;
 mod folders;
 mod golden;
 mod hostile;

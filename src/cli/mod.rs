@@ -6,7 +6,9 @@ mod detect;
 mod device;
 mod doctor;
 mod eval;
+mod fill;
 mod forward;
+mod lines;
 mod prepare;
 mod pretrain;
 mod report;
@@ -36,6 +38,7 @@ use crate::{Error, Result};
   elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
   elektron report out/first
   elektron detect --discriminator out/first/discriminator \"The chef ate the meal.\"
+  elektron fill --model out/first \"To Sherlock [MASK] she is always the woman.\"
   elektron pretrain --help")]
 pub struct Cli {
     #[command(subcommand)]
@@ -56,6 +59,8 @@ enum Command {
     Eval(eval::Arguments),
     /// Show how likely each token of a text is to have been replaced
     Detect(detect::Arguments),
+    /// Show which tokens a model expects where a text has [MASK]
+    Fill(fill::Arguments),
     /// Look for a GPU and its libraries, compile the kernels, test them
     Doctor(doctor::Arguments),
     /// Draw runs: a page with their curves, what they were set to, and whether that is normal
@@ -131,6 +136,7 @@ impl Command {
             Self::Forward(arguments) => forward::run(&arguments),
             Self::Eval(arguments) => eval::run(&arguments),
             Self::Detect(arguments) => detect::run(&arguments),
+            Self::Fill(arguments) => fill::run(&arguments),
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Report(arguments) => report::run(&arguments),
             Self::Runs(arguments) => runs::run(&arguments),

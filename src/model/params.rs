@@ -100,12 +100,12 @@ impl ParamTable {
         Ok(table)
     }
 
-    /// A discriminator alone.
-    pub(super) fn discriminator(config: &ElectraConfig, head: Architecture) -> Result<Self> {
+    /// One network alone, the names of its tensors behind `prefix`.
+    pub(super) fn single(prefix: &str, config: &ElectraConfig, architecture: Architecture) -> Self {
         let mut table = Self::default();
-        table.add_network("discriminator.", &parameter_shapes(config, head), |_| false);
+        table.add_network(prefix, &parameter_shapes(config, architecture), |_| false);
         table.align();
-        Ok(table)
+        table
     }
 
     fn add_network(&mut self, prefix: &str, shapes: &[(String, Vec<usize>)], skip: impl Fn(&str) -> bool) {
