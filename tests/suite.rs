@@ -25,6 +25,7 @@ mod kernels;
 mod memory;
 #[cfg(unix)]
 mod micro_batch;
+mod mlm;
 mod models;
 mod nothing_masked;
 #[cfg(unix)]

@@ -47,7 +47,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a generator and a discriminator on text
+    /// Train a generator and a discriminator on text, or a masked language model alone
     Pretrain(Box<pretrain::Arguments>),
     /// Tokenize text into shards, without training
     Prepare(prepare::Arguments),
@@ -55,7 +55,7 @@ enum Command {
     Tokenizer(tokenizer::Arguments),
     /// Run one batch through a pair and write losses, logits and gradients
     Forward(forward::Arguments),
-    /// Held-out metrics of a saved pair
+    /// Held-out metrics of a saved pair, or of a masked language model
     Eval(eval::Arguments),
     /// Show how likely each token of a text is to have been replaced
     Detect(detect::Arguments),
@@ -171,15 +171,8 @@ fn advised(command: &mut clap::Command, error: &clap::Error) -> Option<clap::Err
 
 /// A generator and a discriminator, each with its head.
 fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Checkpoint)> {
-    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
-    let (ours, theirs) = (load(generator)?, load(discriminator)?);
-    if ours.architecture != Architecture::MaskedLm {
-        let class = ours.architecture.class_name();
-        return Err(Error::file(
-            generator,
-            format!("the generator must be an ElectraForMaskedLM, this is an {class}"),
-        ));
-    }
+    let ours = load_masked_lm(generator)?;
+    let theirs = Checkpoint::load(&locate(discriminator, Part::Model, false)?)?;
     if theirs.architecture == Architecture::MaskedLm {
         return Err(Error::file(
             discriminator,
@@ -188,6 +181,19 @@ fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Chec
         ));
     }
     Ok((ours, theirs))
+}
+
+/// A generator or another masked language model.
+fn load_masked_lm(generator: &Path) -> Result<Checkpoint> {
+    let ours = Checkpoint::load(&locate(generator, Part::Model, false)?)?;
+    if ours.architecture != Architecture::MaskedLm {
+        let class = ours.architecture.class_name();
+        return Err(Error::file(
+            generator,
+            format!("the generator must be an ElectraForMaskedLM, this is an {class}"),
+        ));
+    }
+    Ok(ours)
 }
 
 /// Every id of the tokenizer has a row in the model.

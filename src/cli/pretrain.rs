@@ -18,7 +18,6 @@ use crate::data::source::{Spooled, TextSource, moved_copy, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, as_path, locate};
-use crate::model::hf::Checkpoint;
 use crate::model::{Options, TokenDetection};
 use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
@@ -34,7 +33,7 @@ mod models;
 mod plan;
 
 use inputs::Inputs;
-use models::{Starts, refuse_moved};
+use models::{Networks, Starts, refuse_moved};
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -44,6 +43,7 @@ use plan::{DryRun, check_memory, plan};
   elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
   elektron pretrain --train corpus/ --output out/more --generator google/electra-small-generator \\
       --discriminator google/electra-small-discriminator
+  elektron pretrain --train corpus/ --objective mlm --output out/bert
   elektron pretrain --resume out/run
   elektron pretrain --config run.toml --json | jq 'select(.event == \"eval\")'
 
@@ -123,8 +123,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
             Inputs::new(&config, tokenizer)?;
         }
         let (machine, products) = (arguments.json, choice.products);
-        let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
-        with_backend(choice, DryRun { config: &config, pair, machine, products })?;
+        let networks = starts.networks(&config, tokenizer.as_ref(), machine)?;
+        with_backend(choice, DryRun { config: &config, networks, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
@@ -153,7 +153,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let inputs = Inputs::new(&config, &tokenizer)?;
     // What a continued run began with was reported when it began.
     let is_reported = quiet || (resume && holds_run(&config.output));
-    let pair = starts.networks(&config, Some(&tokenizer), is_reported)?;
+    let networks = starts.networks(&config, Some(&tokenizer), is_reported)?;
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,
         (false, true) => Progress::Json,
@@ -161,7 +161,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     };
     let settings = &settings;
     let training =
-        Training { config: &config, settings, pair, tokenizer, inputs, resume, progress, verbose, stop };
+        Training { config: &config, settings, networks, tokenizer, inputs, resume, progress, verbose, stop };
     let summary = with_backend(choice, training)?;
     Ok(finish(&config, &summary, arguments.json))
 }
@@ -183,7 +183,7 @@ fn take_directory(
     create_dir(output)?;
     let lock = RunLock::take(output)?;
     let before = check_directory(config, settings, resume)?;
-    for dir in ["", "generator", "discriminator", "tokenizer", "shards", "pipes"] {
+    for dir in ["", "generator", "discriminator", "model", "tokenizer", "shards", "pipes"] {
         remove_unfinished(&output.join(dir))?;
     }
     Ok((lock, before))
@@ -253,7 +253,7 @@ fn starts(config: &mut RunConfig, settings: &Settings, quiet: bool) -> Result<(S
 struct Training<'a> {
     config: &'a RunConfig,
     settings: &'a Settings,
-    pair: (Checkpoint, Checkpoint),
+    networks: Networks,
     tokenizer: Tokenizer,
     inputs: Inputs,
     resume: bool,
@@ -266,15 +266,16 @@ impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
         let Self { config, settings, tokenizer, mut inputs, resume, progress, verbose, stop, .. } = self;
-        let (generator, discriminator) = self.pair;
+        let networks = self.networks;
         let quiet = progress == Progress::Quiet;
-        let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
+        let auto = config.micro_batch == Some(MicroBatch::Auto);
         let least = if auto { config.split_into(1) } else { config.clone() };
-        check_memory(&backend, &least, pair, place)?;
-        let layers = discriminator.config.num_hidden_layers;
-        let found = || Splits::of(config, layers, place.free_bytes, |config| plan(&backend, config, pair));
-        let splits = auto.then(found).transpose()?;
-        let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
+        check_memory(&backend, &least, &networks, place)?;
+        let layers = networks.deepest().num_hidden_layers;
+        let planned = |config: &RunConfig| plan(&backend, config, &networks);
+        let splits = auto.then(|| Splits::of(config, layers, place.free_bytes, planned)).transpose()?;
+        let Networks { masked_lm, discriminator } = networks;
+        let mut model = TokenDetection::with_options(backend, masked_lm, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
         // Before the text is read, so that --resume works whenever the process ends.
         write_settings(&config.output.join(TYPED), settings)?;

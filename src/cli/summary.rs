@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Outcome, confirm};
 use crate::config::RunConfig;
+use crate::model::Objective;
 use crate::report::thousands;
+use crate::train::figures::figures;
 use crate::train::log::{duration, tagged};
 use crate::train::{Ending, Summary};
 
@@ -45,12 +47,13 @@ fn for_programs(config: &RunConfig, summary: &Summary) -> Map<String, Value> {
         "skipped": summary.skipped,
         "rollbacks": summary.rollbacks,
         "tok_per_s": rate(summary).round(),
-        "eval": summary.held_out,
+        "eval": summary.held_out.map(|metrics| figures(config.objective, &metrics)),
         "output": config.output,
-        "generator": config.output.join("generator"),
-        "discriminator": config.output.join("discriminator"),
     });
-    value.as_object().cloned().unwrap_or_default()
+    let mut object = value.as_object().cloned().unwrap_or_default();
+    let directories = config.objective.directories().iter();
+    object.extend(directories.map(|&name| (name.to_owned(), json!(config.output.join(name)))));
+    object
 }
 
 fn for_people(config: &RunConfig, summary: &Summary) -> String {
@@ -78,13 +81,19 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
         );
         rows.push(("steps skipped", skipped));
     }
-    if let Some(m) = &summary.held_out {
+    let is_masked_lm = config.objective == Objective::Mlm;
+    if let Some(m) = summary.held_out.as_ref().filter(|_| is_masked_lm) {
+        rows.push(("held-out", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
+    }
+    if let Some(m) = summary.held_out.as_ref().filter(|_| !is_masked_lm) {
         rows.push(("held-out generator", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
         rows.push(("held-out discriminator", format!("loss {:.4}, AUC {:.3}", m.disc_loss, m.disc_auc)));
         let baseline = format!("{:.3}, always \"original\" {:.3}", m.disc_acc, 1.0 - m.fake_rate);
         rows.push(("its accuracy", baseline));
     }
-    rows.push(("models", format!("{out}/generator, {out}/discriminator")));
+    let directories = config.objective.directories().iter();
+    let models: Vec<String> = directories.map(|name| format!("{out}/{name}")).collect();
+    rows.push(("models", models.join(", ")));
     let mut text = String::from("finished\n");
     if summary.position == summary.started_at {
         let step = thousands(summary.position.step);
@@ -92,6 +101,13 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     }
     for (name, value) in rows {
         text += &format!("  {name:<24}{value}\n");
+    }
+    if is_masked_lm {
+        return text
+            + &format!(
+                "next, look at the curves, and at which words it expects in a text:\n  elektron report \
+                 {out}\n  elektron fill --model {out} \"To Sherlock [MASK] she is always the woman.\""
+            );
     }
     text += "next, look at the curves, and at which words of a text look replaced:\n";
     text += &format!("  elektron report {out}\n");

@@ -13,13 +13,14 @@ use crate::data::pack::Merge;
 use crate::data::source::Reading;
 use crate::data::tokenizer::{Kind, PreTokenizer};
 use crate::model::config::Preset;
-use crate::model::{Flavour, Share};
+use crate::model::{Flavour, Objective, Share};
 use crate::suggest::{closest, possible_value};
 use crate::train::schedule::{LrScheduler, SchedulerKwargs};
 use crate::{Error, Result};
 
 mod format;
 mod micro_batch;
+mod refused;
 mod run;
 mod trainer_names;
 mod utf8_path;
@@ -200,6 +201,10 @@ settings! {
     #[arg(long, help_heading = "Model")]
     share: Share,
 
+    /// What is trained: a generator and a discriminator, or one masked language model of the
+    /// discriminator's size [default: electra]
+    #[arg(long, help_heading = "Objective")]
+    objective: Objective,
     /// Whose details to follow: the paper's or txtai's [default: electra]
     #[arg(long, help_heading = "Objective")]
     flavour: Flavour,
@@ -275,7 +280,7 @@ settings! {
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     seed: u64,
 
-    /// Directory of the run: checkpoints, metrics.jsonl, generator/ and discriminator/
+    /// Directory of the run: checkpoints, metrics.jsonl, generator/ and discriminator/, or model/
     #[arg(long, visible_alias = "output-dir", value_name = "DIR", help_heading = "Run")]
     output: PathBuf,
     /// Steps between checkpoints [default: 1000]

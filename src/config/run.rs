@@ -3,10 +3,11 @@
 use std::path::{PathBuf, absolute};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
-    Device, Head, LogFormat, MicroBatch, Precision, Settings, VocabularySettings, reading, uses_token_types,
+    Device, Head, LogFormat, MicroBatch, Precision, Settings, VocabularySettings, reading, refused,
+    uses_token_types,
 };
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
@@ -14,7 +15,7 @@ use crate::data::pack::Merge;
 use crate::data::source::Reading;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Preset;
-use crate::model::{Flavour, Share};
+use crate::model::{Flavour, Objective, Share};
 use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
 use crate::{Error, Result};
 
@@ -57,6 +58,8 @@ pub struct RunConfig {
     pub discriminator: Option<String>,
     pub head: Head,
     pub share: Share,
+    #[serde(default)]
+    pub objective: Objective,
     pub flavour: Flavour,
     pub weight: f64,
     pub gen_weight: f64,
@@ -116,7 +119,11 @@ impl RunConfig {
         let preset = s.preset.unwrap_or_default();
         let txtai = flavour == Flavour::Txtai;
         let big = matches!(preset, Preset::Base | Preset::Large);
-        refuse_blank_paths(&s)?;
+        let objective = s.objective.unwrap_or_default();
+        refused::blank_paths(&s)?;
+        if objective == Objective::Mlm {
+            refused::settings_of_pairs(&s)?;
+        }
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
         if s.base.is_some() {
             for (name, given) in [
@@ -156,6 +163,7 @@ impl RunConfig {
             discriminator: s.discriminator,
             head: s.head.unwrap_or_default(),
             share: s.share.unwrap_or(if txtai { Share::Word } else { Share::All }),
+            objective,
             flavour,
             weight: s.weight.unwrap_or(50.0),
             gen_weight: s.gen_weight.unwrap_or(1.0),
@@ -382,6 +390,18 @@ impl RunConfig {
         Schedule::new(self.lr_scheduler, &self.lr_scheduler_kwargs, self.learning_rate)
     }
 
+    /// The settings that have a meaning for the run's objective.
+    pub fn shown(&self) -> Result<Map<String, Value>> {
+        let Value::Object(mut all) = serde_json::to_value(self).map_err(|e| Error::config(e.to_string()))?
+        else {
+            return Ok(Map::new());
+        };
+        if self.objective == Objective::Mlm {
+            all.retain(|name, _| !refused::OF_PAIRS.contains(&name.as_str()));
+        }
+        Ok(all)
+    }
+
     /// Whether a vocabulary trained on the text by these settings is the one of `before`.
     pub fn same_vocabulary(&self, before: &Self) -> bool {
         let parts = |config: &Self| {
@@ -394,9 +414,10 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 33] = [
-            // First, since it decides the defaults of others.
+        const FIXED: [&str; 34] = [
+            // First, since they decide the defaults of others.
             "flavour",
+            "objective",
             "train",
             "columns",
             "vocab-size",
@@ -467,28 +488,4 @@ const STARTS: [&str; 3] = ["base", "generator", "discriminator"];
 /// Whether two texts, read as paths, mean the same place, such as `model` and `./model`.
 fn same_path(one: &str, other: &str) -> bool {
     matches!((absolute(one), absolute(other)), (Ok(one), Ok(other)) if one == other)
-}
-
-/// An error if a path is given that is empty, as it is where a variable of a script is not set.
-fn refuse_blank_paths(settings: &Settings) -> Result<()> {
-    let texts = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
-    let text = |path: &Option<String>| path.iter().map(PathBuf::from).collect();
-    let path = |path: &Option<PathBuf>| path.iter().cloned().collect();
-    let given: [(&str, Vec<PathBuf>); 8] = [
-        ("train", texts(&settings.train)),
-        ("validation", texts(&settings.validation)),
-        ("base", text(&settings.base)),
-        ("generator", text(&settings.generator)),
-        ("discriminator", text(&settings.discriminator)),
-        ("tokenizer", path(&settings.tokenizer)),
-        ("shards", path(&settings.shards)),
-        ("output", path(&settings.output)),
-    ];
-    let is_blank = |path: &PathBuf| path.to_string_lossy().trim().is_empty();
-    match given.iter().find(|(_, paths)| paths.iter().any(is_blank)) {
-        Some((name, _)) => {
-            Err(Error::config(format!("--{name} is empty: give a path, or leave the setting out")))
-        }
-        None => Ok(()),
-    }
 }

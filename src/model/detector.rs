@@ -5,7 +5,7 @@ use super::acts::{EncoderActs, OnDevice, RtdActs};
 use super::config::{Architecture, ElectraConfig};
 use super::encoder::Encoder;
 use super::hf::Checkpoint;
-use super::params::{ParamTable, Params};
+use super::params::{DISCRIMINATOR, ParamTable, Params};
 use super::rows::{check_rows, upload_rows};
 use super::rtd_head::RtdHead;
 use crate::backend::{Backend, Float};
@@ -31,9 +31,9 @@ impl<B: Backend> Discriminator<B> {
             ));
         }
         checkpoint.config.validate()?;
-        let table = ParamTable::single("discriminator.", &checkpoint.config, architecture);
-        let initial = table.initial(&checkpoint, &checkpoint, &Options::default());
-        let encoder = Encoder::new(&table, &checkpoint.config, "discriminator.", Site::DISCRIMINATOR)?;
+        let table = ParamTable::single(DISCRIMINATOR, &checkpoint.config, architecture);
+        let initial = table.initial(&checkpoint, None, &Options::default());
+        let encoder = Encoder::new(&table, &checkpoint.config, DISCRIMINATOR, Site::DISCRIMINATOR)?;
         let head = RtdHead::new(&table, architecture)?;
         let params = Params::new(&backend, table, &initial)?;
         Ok(Self { backend, params, encoder, head, architecture })

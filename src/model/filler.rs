@@ -6,7 +6,7 @@ use super::config::{Architecture, ElectraConfig};
 use super::encoder::Encoder;
 use super::hf::Checkpoint;
 use super::mlm_head::MlmHead;
-use super::params::{ParamTable, Params};
+use super::params::{MODEL, ParamTable, Params};
 use super::rows::{check_rows, upload_rows};
 use crate::backend::{Backend, Float};
 use crate::rng::Site;
@@ -40,11 +40,10 @@ impl<B: Backend> Filler<B> {
             )));
         }
         checkpoint.config.validate()?;
-        let prefix = "generator.";
-        let table = ParamTable::single(prefix, &checkpoint.config, Architecture::MaskedLm);
-        let initial = table.initial(&checkpoint, &checkpoint, &Options::default());
-        let encoder = Encoder::new(&table, &checkpoint.config, prefix, Site::GENERATOR)?;
-        let head = MlmHead::new::<B>(&table, &encoder)?;
+        let table = ParamTable::single(MODEL, &checkpoint.config, Architecture::MaskedLm);
+        let initial = table.initial(&checkpoint, None, &Options::default());
+        let encoder = Encoder::new(&table, &checkpoint.config, MODEL, Site::GENERATOR)?;
+        let head = MlmHead::new::<B>(&table, &encoder, MODEL)?;
         let params = Params::new(&backend, table, &initial)?;
         Ok(Self { backend, params, encoder, head })
     }

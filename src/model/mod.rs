@@ -1,4 +1,5 @@
-//! ELECTRA: generator, discriminator and the joint objective (Clark et al. 2020).
+//! ELECTRA: generator, discriminator and the joint objective (Clark et al. 2020); and masked language
+//! modelling alone, which pre-training is compared with.
 //!
 //! ```text
 //! masked ids ─ generator: embed → encoder → mlm head ─┬─ loss_mlm
@@ -40,6 +41,27 @@ pub use plan::{MemoryPlan, memory_plan, step_tally};
 pub use step::{Output, Phase, StepOutput, TokenDetection};
 
 use serde::{Deserialize, Serialize};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// A generator and a discriminator, by replaced token detection.
+    #[default]
+    Electra,
+    /// One network, by masked language modelling as BERT is.
+    Mlm,
+}
+
+impl Objective {
+    /// The directories in which the networks of a run are saved.
+    pub fn directories(self) -> &'static [&'static str] {
+        match self {
+            Self::Electra => &["generator", "discriminator"],
+            Self::Mlm => &["model"],
+        }
+    }
+}
 
 /// Whose details are followed where the two implementations of the objective differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

@@ -1,4 +1,4 @@
-//! Every parameter of the pair once, in one flat buffer described by one table.
+//! Every parameter of the networks once, in one flat buffer described by one table.
 //!
 //! The table gives each tensor its Hugging Face name, shape, place, initial values and weight decay; checkpoints,
 //! optimizer, gradients and tests all read it. A shared tensor stands in it once, under its generator name, with the
@@ -24,7 +24,7 @@ pub(super) const VOCABULARY_ROWS: usize = 128;
 /// One tensor of the flat buffer.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
-    /// `generator.` or `discriminator.` and the Hugging Face name.
+    /// `generator.`, `discriminator.` or `model.` and the Hugging Face name.
     pub name: String,
     /// The other name of a shared tensor.
     pub alias: Option<String>,
@@ -51,6 +51,13 @@ pub struct ParamTable {
     len: usize,
 }
 
+/// What the names of a network's parameters begin with.
+pub(super) const GENERATOR: &str = "generator.";
+/// The same for the discriminator.
+pub(super) const DISCRIMINATOR: &str = "discriminator.";
+/// The same for a masked language model that is trained alone.
+pub(super) const MODEL: &str = "model.";
+
 /// Suffix of the discriminator's own part of the word embeddings under gradient-disentangled sharing.
 pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings.delta";
 const WORD: &str = "electra.embeddings.word_embeddings.weight";
@@ -66,19 +73,22 @@ fn is_shared(name: &str, share: Share) -> bool {
 }
 
 impl ParamTable {
-    /// Lays out generator and discriminator; an error if what is to be shared does not fit.
+    /// Lays out generator and discriminator; an error if what is to be shared does not fit. Without a
+    /// discriminator the first is a masked language model by itself.
     pub fn new(
         generator: &ElectraConfig,
-        discriminator: &ElectraConfig,
-        head: Architecture,
+        discriminator: Option<(&ElectraConfig, Architecture)>,
         share: Share,
     ) -> Result<Self> {
+        let Some((discriminator, head)) = discriminator else {
+            return Ok(Self::single(MODEL, generator, Architecture::MaskedLm));
+        };
         let mut table = Self::default();
         let ours = parameter_shapes(generator, Architecture::MaskedLm);
-        table.add_network("generator.", &ours, |_| false);
+        table.add_network(GENERATOR, &ours, |_| false);
         let theirs = parameter_shapes(discriminator, head);
         for (name, shape) in theirs.iter().filter(|(name, _)| is_shared(name, share)) {
-            let Some(&index) = table.by_name.get(&format!("generator.{name}")) else { continue };
+            let Some(&index) = table.by_name.get(&format!("{GENERATOR}{name}")) else { continue };
             let spec = &mut table.specs[index];
             if spec.shape != *shape {
                 return Err(Error::config(format!(
@@ -87,11 +97,11 @@ impl ParamTable {
                     spec.shape
                 )));
             }
-            let alias = format!("discriminator.{name}");
+            let alias = format!("{DISCRIMINATOR}{name}");
             spec.alias = Some(alias.clone());
             table.by_name.insert(alias, index);
         }
-        table.add_network("discriminator.", &theirs, |name| is_shared(name, share));
+        table.add_network(DISCRIMINATOR, &theirs, |name| is_shared(name, share));
         if share == Share::Gdes {
             table.align();
             table.push(DELTA.to_owned(), vec![discriminator.vocab_size, discriminator.embedding_size]);
@@ -180,19 +190,25 @@ impl ParamTable {
     }
 
     /// The initial flat buffer: tensors of the checkpoints, and fresh ones (normal with the config's standard
-    /// deviation, biases and \[PAD\] 0, LayerNorm 1) where a checkpoint has none.
-    pub fn initial(&self, generator: &Checkpoint, discriminator: &Checkpoint, options: &Options) -> Vec<f32> {
+    /// deviation, biases and \[PAD\] 0, LayerNorm 1) where a checkpoint has none. Of one network alone
+    /// the checkpoint is the first.
+    pub fn initial(
+        &self,
+        generator: &Checkpoint,
+        discriminator: Option<&Checkpoint>,
+        options: &Options,
+    ) -> Vec<f32> {
         let mut flat = vec![0.0; self.len];
         let philox = Philox::new(options.seed);
         for (number, spec) in self.specs.iter().enumerate() {
             let target = &mut flat[spec.range()];
-            if spec.name == DELTA {
-                initial_delta(generator, discriminator, target);
-                continue;
-            }
-            let (checkpoint, name) = match spec.name.strip_prefix("generator.") {
-                Some(name) => (generator, name),
-                None => (discriminator, spec.name.trim_start_matches("discriminator.")),
+            let (checkpoint, name) = match (discriminator, spec.name.strip_prefix(DISCRIMINATOR)) {
+                (Some(discriminator), Some(_)) if spec.name == DELTA => {
+                    initial_delta(generator, discriminator, target);
+                    continue;
+                }
+                (Some(discriminator), Some(name)) => (discriminator, name),
+                _ => (generator, spec.name.split_once('.').map_or(spec.name.as_str(), |(_, name)| name)),
             };
             match checkpoint.tensors.get(name) {
                 Some(tensor) => target.copy_from_slice(&tensor.data),
@@ -289,7 +305,7 @@ impl<B: Backend> Params<B> {
                 }
             }
         }
-        if prefix == "discriminator."
+        if prefix == DISCRIMINATOR
             && let (Ok(delta), Some(word)) = (self.table.range(DELTA), tensors.get_mut(WORD))
         {
             word.data.iter_mut().zip(&flat[delta]).for_each(|(w, &d)| *w += d);

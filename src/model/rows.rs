@@ -33,7 +33,7 @@ pub(super) fn upload_rows<B: Backend>(
     let ids: Vec<u32> = rows.concat();
     let (n, b, m) = (ids.len(), rows.len(), masked.len());
     let limits = BatchLimits { tokens: n, sequences: b, masked: m };
-    let mut batch = DeviceBatch::<B>::new(&mut OnDevice(backend), limits)?;
+    let mut batch = DeviceBatch::<B>::new(&mut OnDevice(backend), limits, false)?;
     let positions: Vec<u32> = rows.iter().flat_map(|row| 0..row.len() as u32).collect();
     let lengths: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
     let mut bounds = vec![0];

@@ -148,13 +148,11 @@ fn words(runs: &[Prepared<'_>]) -> String {
             );
         }
         if let Some((step, values)) = run.held_out.last() {
-            let _ = write!(
-                out,
-                "Held out at step {}: generator loss {}, AUC {}. ",
-                thousands(*step),
-                short(values[Metric::GenLoss as usize]),
-                short(values[Metric::DiscAuc as usize])
-            );
+            let (loss, auc) = (values[Metric::GenLoss as usize], values[Metric::DiscAuc as usize]);
+            // A masked language model alone has none.
+            let auc = if auc.is_finite() { format!(", AUC {}", short(auc)) } else { String::new() };
+            let at = thousands(*step);
+            let _ = write!(out, "Held out at step {at}: generator loss {}{auc}. ", short(loss));
         }
         if let Some(reference) = Reference::of(run)
             && let Some(verdict) = reference.verdict(run, |metric| prepared.smoothed(metric))

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::Checkpoints;
+use super::figures::figures;
 use super::metrics::Metrics;
 use super::sink::Sink;
 use super::tensorboard::Events;
 use crate::config::{LogFormat, RunConfig};
 use crate::fsutil::write_atomic;
+use crate::model::Objective;
+use crate::model::hf::WEIGHTS;
 use crate::{Error, Result};
 
 /// The file's name in the run's directory.
@@ -60,6 +63,7 @@ pub enum Progress {
 /// and progress messages that cannot be written are dropped.
 pub struct Log {
     dir: PathBuf,
+    objective: Objective,
     jsonl: Option<Sink>,
     events: Option<Events>,
     progress: Progress,
@@ -76,6 +80,7 @@ impl Log {
             jsonl: metrics_file(&dir, step, bytes, wants(LogFormat::Jsonl)),
             events: wants(LogFormat::Tensorboard).then(|| Events::create(&dir, step)),
             dir,
+            objective: config.objective,
             progress,
             terminal: std::io::stderr().is_terminal(),
         }
@@ -102,9 +107,7 @@ impl Log {
         object.insert("step".into(), json!(line.step));
         object.insert("steps".into(), json!(line.steps));
         object.insert("tokens".into(), json!(line.tokens));
-        if let Ok(Value::Object(metrics)) = serde_json::to_value(line.metrics) {
-            object.extend(metrics);
-        }
+        object.extend(figures(self.objective, &line.metrics));
         object.insert("lr".into(), json!(line.lr));
         object.insert("grad_norm".into(), json!(line.grad_norm));
         object.insert("tok_per_s".into(), json!(line.tok_per_s.round()));
@@ -128,15 +131,15 @@ impl Log {
             Progress::Text => {
                 let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
                 // Progress that nobody can read is no reason to stop training.
-                let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(line));
+                let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(self.objective, line));
             }
         }
     }
 
     /// One line of held-out metrics.
     pub fn eval(&mut self, step: u64, metrics: &Metrics) {
-        self.write(&json!({ "step": step, "eval": metrics }));
-        let Ok(Value::Object(mut object)) = serde_json::to_value(metrics) else { return };
+        let mut object = figures(self.objective, metrics);
+        self.write(&json!({ "step": step, "eval": object }));
         self.scalars("eval", step, &object);
         match self.progress {
             Progress::Quiet => {}
@@ -144,7 +147,10 @@ impl Log {
                 object.insert("step".into(), json!(step));
                 say(&tagged("eval", object));
             }
-            Progress::Text => crate::note!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
+            Progress::Text => {
+                let words = in_words(self.objective, metrics);
+                crate::note!("{}held out at step {step}: {words}", self.clear());
+            }
         }
     }
 
@@ -227,7 +233,10 @@ fn say(line: &Value) {
 }
 
 /// Held-out metrics on one line.
-pub fn in_words(m: &Metrics) -> String {
+pub fn in_words(objective: Objective, m: &Metrics) -> String {
+    if objective == Objective::Mlm {
+        return format!("loss {:.4} (accuracy {:.3})", m.gen_loss, m.gen_acc);
+    }
     format!(
         "generator {:.4} (accuracy {:.3}), discriminator {:.4} (accuracy {:.3}, always \"original\" {:.3}, AUC {:.3})",
         m.gen_loss,
@@ -239,17 +248,19 @@ pub fn in_words(m: &Metrics) -> String {
     )
 }
 
-fn progress(line: &Line) -> String {
+fn progress(objective: Objective, line: &Line) -> String {
     let m = &line.metrics;
+    let of_networks = match objective {
+        Objective::Mlm => format!("loss {:.3} acc {:.3}", m.gen_loss, m.gen_acc),
+        Objective::Electra => format!(
+            "gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3}",
+            m.gen_loss, m.gen_acc, m.disc_loss, m.disc_acc, m.disc_auc
+        ),
+    };
     format!(
-        "step {}/{} gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
+        "step {}/{} {of_networks} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
         line.step,
         line.steps,
-        m.gen_loss,
-        m.gen_acc,
-        m.disc_loss,
-        m.disc_acc,
-        m.disc_auc,
         line.lr,
         line.grad_norm,
         line.tok_per_s,
@@ -334,7 +345,9 @@ fn is_up_to(line: &[u8], step: u64) -> bool {
 /// Whether a directory holds a run that has begun to train: lines of the log, a checkpoint or a model. A
 /// run that was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {
-    let has_models = ["generator", "discriminator"].iter().any(|name| dir.join(name).exists());
+    let has_pair = Objective::Electra.directories().iter().any(|name| dir.join(name).exists());
+    // Others may have a directory of this name for something else.
+    let has_model = Objective::Mlm.directories().iter().any(|name| dir.join(name).join(WEIGHTS).exists());
     let has_lines = fs::metadata(dir.join(METRICS)).is_ok_and(|log| log.len() > 0);
-    has_models || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
+    has_pair || has_model || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
 }

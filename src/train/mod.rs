@@ -7,6 +7,7 @@
 pub mod card;
 pub mod checkpoint;
 mod diagnosis;
+pub mod figures;
 pub mod lock;
 pub mod log;
 pub mod metrics;
@@ -42,7 +43,7 @@ use trainer::Trainer;
 pub struct Run<'a, B: Backend> {
     /// Settings.
     pub config: &'a RunConfig,
-    /// The pair.
+    /// The networks.
     pub model: &'a mut TokenDetection<B>,
     /// Rows to train on.
     pub rows: Arc<Rows>,
