@@ -93,7 +93,7 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     }
     let directories = config.objective.directories().iter();
     let models: Vec<String> = directories.map(|name| format!("{out}/{name}")).collect();
-    rows.push(("models", models.join(", ")));
+    rows.push((if is_masked_lm { "model" } else { "models" }, models.join(", ")));
     let mut text = String::from("finished\n");
     if summary.position == summary.started_at {
         let step = thousands(summary.position.step);

@@ -53,7 +53,7 @@ impl<B: Backend> Discriminator<B> {
             return Ok(Vec::new());
         }
         let backend = &self.backend;
-        let (batch, step) = upload_rows(backend, rows, &[])?;
+        let (batch, step) = upload_rows(backend, rows, &[], true)?;
         let (n, mut a) = (step.tokens, OnDevice(backend));
         let mut hidden = EncoderActs::<B>::new(&mut a, config, n, None)?;
         let mut acts = RtdActs::<B>::new(&mut a, config, self.architecture, n)?;

@@ -66,7 +66,7 @@ impl<B: Backend> Filler<B> {
             return Ok(vec![Vec::new(); rows.len()]);
         }
         let (backend, config) = (&self.backend, &self.encoder.config);
-        let (batch, step) = upload_rows(backend, rows, &masked)?;
+        let (batch, step) = upload_rows(backend, rows, &masked, false)?;
         let mut a = OnDevice(backend);
         let mut hidden = EncoderActs::<B>::new(&mut a, config, step.tokens, Some(m))?;
         let mut acts = MlmActs::<B>::new(&mut a, config, m)?;

@@ -24,16 +24,18 @@ pub(super) fn check_rows(config: &ElectraConfig, rows: &[Vec<u32>]) -> Result<()
     Ok(())
 }
 
-/// Brings rows to the device, and the positions in all of them together that are masked.
+/// Brings rows to the device, and the positions in all of them together that are masked. `judged`:
+/// whether a discriminator judges the tokens.
 pub(super) fn upload_rows<B: Backend>(
     backend: &B,
     rows: &[Vec<u32>],
     masked: &[u32],
+    judged: bool,
 ) -> Result<(DeviceBatch<B>, StepContext)> {
     let ids: Vec<u32> = rows.concat();
     let (n, b, m) = (ids.len(), rows.len(), masked.len());
     let limits = BatchLimits { tokens: n, sequences: b, masked: m };
-    let mut batch = DeviceBatch::<B>::new(&mut OnDevice(backend), limits, false)?;
+    let mut batch = DeviceBatch::<B>::new(&mut OnDevice(backend), limits, judged)?;
     let positions: Vec<u32> = rows.iter().flat_map(|row| 0..row.len() as u32).collect();
     let lengths: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
     let mut bounds = vec![0];
