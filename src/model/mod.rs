@@ -20,6 +20,7 @@ mod detector;
 mod encoder;
 mod filler;
 pub mod hf;
+mod init;
 mod input;
 mod linear;
 mod mlm_head;
@@ -34,6 +35,7 @@ mod step;
 pub use acts::{BatchLimits, PlanEntry};
 pub use detector::Discriminator;
 pub use filler::{Candidate, Filler};
+pub use init::Init;
 pub use input::{IGNORE, PaddedInput};
 pub use params::{ParamTable, Params, TensorSpec};
 pub use pass::Losses;
@@ -114,6 +116,8 @@ pub struct Options {
     pub temperature: f64,
     /// Never sample the original token.
     pub disallow_correct: bool,
+    /// How weights that no checkpoint gives are drawn.
+    pub init: Init,
     /// Of initial weights, dropout and samples.
     pub seed: u64,
 }
@@ -127,6 +131,7 @@ impl Default for Options {
             disc_weight: 50.0,
             temperature: 1.0,
             disallow_correct: false,
+            init: Init::default(),
             seed: 0,
         }
     }

@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::config::{Architecture, ElectraConfig};
 use super::hf::{Checkpoint, HostTensor, parameter_shapes};
+use super::init::{Init, WORD, fresh, point_heads};
 use super::{Options, Share};
 use crate::backend::{Backend, Float};
-use crate::rng::{Philox, Site, open_unit};
+use crate::rng::Philox;
 use crate::{Error, Result};
 
 /// Tensors (but those that must touch) start at multiples of this many elements: 16-byte accesses on every device.
@@ -60,7 +59,6 @@ pub(super) const MODEL: &str = "model.";
 
 /// Suffix of the discriminator's own part of the word embeddings under gradient-disentangled sharing.
 pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings.delta";
-const WORD: &str = "electra.embeddings.word_embeddings.weight";
 const DECODER_BIAS: &str = "generator_lm_head.bias";
 
 /// Which tensors of the discriminator are the generator's.
@@ -189,9 +187,9 @@ impl ParamTable {
         self.get(name).map(TensorSpec::range)
     }
 
-    /// The initial flat buffer: tensors of the checkpoints, and fresh ones (normal with the config's standard
-    /// deviation, biases and \[PAD\] 0, LayerNorm 1) where a checkpoint has none. Of one network alone
-    /// the checkpoint is the first.
+    /// The initial flat buffer: tensors of the checkpoints, and fresh ones (see
+    /// [`Init`](super::Init)) where a checkpoint has none. Of one network alone the checkpoint is
+    /// the first.
     pub fn initial(
         &self,
         generator: &Checkpoint,
@@ -212,10 +210,39 @@ impl ParamTable {
             };
             match checkpoint.tensors.get(name) {
                 Some(tensor) => target.copy_from_slice(&tensor.data),
-                None => fresh(name, &checkpoint.config, philox, number as u32, target),
+                None => {
+                    let stream = (philox, number as u32);
+                    fresh((name, &spec.shape), &checkpoint.config, options.init, stream, target);
+                }
             }
         }
+        if options.init == Init::Local {
+            self.point_heads(generator, discriminator, &mut flat);
+        }
         flat
+    }
+
+    /// Makes the heads of fresh layers attend to neighbours.
+    fn point_heads(&self, generator: &Checkpoint, discriminator: Option<&Checkpoint>, flat: &mut [f32]) {
+        const QUERY: &str = "attention.self.query.weight";
+        for spec in self.specs.iter().filter(|spec| spec.name.ends_with(QUERY)) {
+            let checkpoint = match discriminator {
+                Some(discriminator) if spec.name.starts_with(DISCRIMINATOR) => discriminator,
+                _ => generator,
+            };
+            let layer = spec.name.split_once("layer.").and_then(|(_, rest)| rest.split_once('.'));
+            let (Some((layer, _)), Some((_, own_name))) = (layer, spec.name.split_once('.')) else {
+                continue;
+            };
+            let key =
+                self.by_name.get(&spec.name.replace("query", "key")).map(|&key| self.specs[key].range());
+            let (Ok(layer), Some(key)) = (layer.parse(), key) else { continue };
+            if !checkpoint.tensors.contains_key(own_name) {
+                // Queries lie in front of the keys.
+                let (before, keys) = flat.split_at_mut(key.start);
+                point_heads(&checkpoint.config, layer, &keys[..key.len()], &mut before[spec.range()]);
+            }
+        }
     }
 }
 
@@ -226,35 +253,6 @@ fn initial_delta(generator: &Checkpoint, discriminator: &Checkpoint, delta: &mut
             *d = t - g;
         }
     }
-}
-
-/// BERT's initial values, drawn from the stream of the tensor's number.
-fn fresh(name: &str, config: &ElectraConfig, philox: Philox, number: u32, target: &mut [f32]) {
-    if name.ends_with("LayerNorm.weight") {
-        target.fill(1.0);
-    } else if !name.ends_with("bias") {
-        target.par_chunks_mut(4).with_min_len(1 << 12).enumerate().for_each(|(block, four)| {
-            let words = philox.block(block as u32, number, Site::INIT, 0);
-            for (x, z) in four.iter_mut().zip(normals(words)) {
-                *x = (config.initializer_range * z) as f32;
-            }
-        });
-        if let (true, Some(pad)) = (name == WORD, config.pad_token_id) {
-            let width = config.embedding_size;
-            target[pad as usize * width..][..width].fill(0.0);
-        }
-    }
-}
-
-/// Four independent standard normal numbers (Box & Muller 1958).
-fn normals(words: [u32; 4]) -> [f64; 4] {
-    let pair = |a: u32, b: u32| {
-        let radius = (-2.0 * f64::from(open_unit(a)).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * f64::from(open_unit(b))).sin_cos();
-        (radius * cos, radius * sin)
-    };
-    let ((a, b), (c, d)) = (pair(words[0], words[1]), pair(words[2], words[3]));
-    [a, b, c, d]
 }
 
 /// The parameters on a device: masters, the working copy that ops read, and gradients.

@@ -342,6 +342,14 @@ fn is_up_to(line: &[u8], step: u64) -> bool {
     value.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step)
 }
 
+/// The directory of a run's first stage, masked language modelling, within the run's.
+pub const FIRST_STAGE: &str = "mlm";
+
+/// Whether a directory holds a run, or the first stage of one, that has begun to train.
+pub fn is_begun(dir: &Path) -> bool {
+    holds_run(dir) || holds_run(&dir.join(FIRST_STAGE))
+}
+
 /// Whether a directory holds a run that has begun to train: lines of the log, a checkpoint or a model. A
 /// run that was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {

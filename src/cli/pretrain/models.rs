@@ -100,7 +100,7 @@ pub(super) fn refuse_moved(config: &RunConfig) -> Result<()> {
 }
 
 /// The class of the discriminator.
-fn architecture(head: Head) -> Architecture {
+pub(super) fn architecture(head: Head) -> Architecture {
     match head {
         Head::Pretraining => Architecture::PreTraining,
         Head::TokenClassification => Architecture::TokenClassification,
