@@ -225,7 +225,8 @@ fn a_run_leaves_one_model_and_its_own_figures() {
     for network in ["generator", "discriminator"] {
         assert_eq!(planned[network]["hidden_size"], 64, "{network}");
     }
-    let discriminator = succeed(&[&next[..], &["--discriminator", model, "--output", &output]].concat());
+    let own = ["--discriminator", model, "--share", "none", "--output", &output];
+    let discriminator = succeed(&[&next[..], &own].concat());
     let planned: Value = serde_json::from_str(&discriminator).unwrap();
     assert_eq!(planned["discriminator"]["hidden_size"], 64);
     let of_run = ["pretrain", "--train", &book, "--base", &run, "--output", &output];
