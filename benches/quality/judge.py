@@ -136,10 +136,13 @@ def judge(generator, discriminator, rows, tokenizer, share=0.15, seed=1, frequen
         replaced = corrupted != rows
         result["discriminator"] = dict(maskable=detection(scores[maskable], replaced[maskable]),
                                        all=detection(scores.flatten(), replaced.flatten()))
-        sample = last[maskable][:20000]
-        result["effective_rank"] = dict(value=effective_rank(sample),
-                                        centred=effective_rank(sample - sample.mean(0)),
-                                        of=last.shape[-1])
+    else:
+        last = torch.cat([generator(input_ids=shown[i : i + batch].to(device),
+                                    output_hidden_states=True).hidden_states[-1].float().cpu()
+                          for i in range(0, len(rows), batch)])
+    sample = last[maskable][:20000]
+    result["effective_rank"] = dict(value=effective_rank(sample), of=last.shape[-1],
+                                    centred=effective_rank(sample - sample.mean(0)))
     return result
 
 def load(kind, path):
@@ -167,9 +170,9 @@ def summary(result):
                          f"{number(x['precision'])}, recall {number(x['recall'])}, replaced "
                          f"{number(x['replaced'])}, standard deviation of the logits "
                          f"{number(x['logit_std'])}")
-        r = result["effective_rank"]
-        lines.append(f"effective rank of the last layer: {number(r['value'], 1)} of {r['of']} "
-                     f"({number(r['centred'], 1)} after subtracting the mean)")
+    r = result["effective_rank"]
+    lines.append(f"effective rank of the last layer: {number(r['value'], 1)} of {r['of']} "
+                 f"({number(r['centred'], 1)} after subtracting the mean)")
     return "\n".join(lines)
 
 def check_self():

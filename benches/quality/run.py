@@ -39,6 +39,10 @@ def arguments():
                         choices=list(CONTENDERS))
     group = parser.add_argument_group("pre-training, for all contenders alike")
     group.add_argument("--tokens", type=float, default=12e6)
+    group.add_argument("--minutes", type=float, help="equal time instead of equal tokens: each "
+                       "contender gets the tokens that it trains in this time at its --speeds")
+    group.add_argument("--speeds", nargs="+", default=[], metavar="NAME=TOKENS_PER_SECOND",
+                       help="of mlm, rtd and torch, measured before on this machine")
     group.add_argument("--preset", default="tiny")
     group.add_argument("--tokenizer", help="directory or vocab.txt [default: one is trained]")
     group.add_argument("--vocab-size", type=int, help="of a trained one [default: the preset's]")
@@ -79,6 +83,14 @@ def arguments():
         args.tokens, args.seq, args.vocab_size = min(args.tokens, 1e5), min(args.seq, 32), 1000
         args.limit, args.epochs, args.seeds = args.limit or 300, 1, min(args.seeds, 2)
         args.learning_rates, args.judge_rows = args.learning_rates[-2:], 100
+    args.budgets = {name: args.tokens for name in CONTENDERS}
+    if args.minutes or args.speeds:
+        speeds = dict(pair.partition("=")[::2] for pair in args.speeds)
+        missing = [c for c in args.contenders if c not in ("random", "init") and not speeds.get(c)]
+        if not args.minutes or missing or not set(speeds) <= set(CONTENDERS):
+            parser.error("--minutes and --speeds belong together, with a speed of every contender: "
+                         "--minutes 8 --speeds mlm=2.5e6 rtd=1.9e6 torch=1.67e6")
+        args.budgets |= {name: float(speed) * 60 * args.minutes for name, speed in speeds.items()}
     if bool(args.domain) != bool(args.domain_valid):
         parser.error("--continue and --continue-valid belong together")
     for path in [*args.train, *args.valid, *args.domain, *args.domain_valid, args.tasks]:
@@ -193,8 +205,8 @@ class Stages:
         if code == 75 or (self.stopping and code != 0):
             raise Stopped
         if code:
-            tail = "".join(open(log, errors="replace").readlines()[-8:])
-            raise Failed(f"exit code {code}; the end of {log}:\n{tail}")
+            said = open(log, errors="replace").read().rpartition("\n$ ")[2].splitlines()[1:]
+            raise Failed("\n  ".join([f"exit code {code}; the end of {log}:", *said[-8:]]))
         return seconds
 
 def merged(flags, extra):
@@ -321,7 +333,7 @@ class Study:
 
     def pretrain_torch(self, stage, folder, seed):
         args = self.args
-        steps = self.steps(args.tokens, args.batch, args.seq)
+        steps = self.steps(args.budgets["torch"], args.batch, args.seq)
         flags = merged({"--train": args.train, "--valid": args.valid, "--tokenizer": [self.vocabulary],
                         "--configs": [self.configs], "--seq": [args.seq], "--batch": [args.batch],
                         "--steps": [steps], "--warmup": [round(args.warmup_ratio * steps)],
@@ -335,7 +347,7 @@ class Study:
                  "--save-every", "500", "--log", str(self.log_steps()), "--device", args.device],
                 self.at("logs", folder + ".log"), clock)
             seen = last_tokens(metrics)
-            self.check(run, args.tokens, seen)
+            self.check(run, args.budgets["torch"], seen)
             return dict(run=run, tokens=seen, seconds=round(seconds, 1))
         return self.stages.run(stage, dict(flags=flags), work)
 
@@ -347,13 +359,14 @@ class Study:
         if which == "torch":
             return self.pretrain_torch(stage, folder, seed)
         extra = args.mlm_args if which == "mlm" else args.rtd_args
-        flags = self.flags(which, args.tokens, args.learning_rate, seed, args.train, args.valid, extra)
+        tokens = args.budgets[which]
+        flags = self.flags(which, tokens, args.learning_rate, seed, args.train, args.valid, extra)
         if which == "init":
             # A step too small to change anything: the weights as the recipe draws them.
             flags = merged({}, shlex.join(flags) + " --steps 1 --warmup-steps 0 --learning-rate 1e-12 "
                            "--weight-decay 0")
         return self.pretrain_elektron(stage, folder, flags, self.log_steps(),
-                                      None if which == "init" else args.tokens)
+                                      None if which == "init" else tokens)
 
     def judge(self, stage, run, text, training_text):
         args = self.args

@@ -26,7 +26,7 @@ def judged(figures):
     return [number(at and at["loss"]), number(at and at["accuracy"]), number(m and m["auc"]),
             number(d and d["all"]["auc"]), number(m and m["precision"]), number(m and m["recall"]),
             number(m and m["logit_std"]),
-            number(figures["effective_rank"]["value"], 1) if d else "–"]
+            number(figures["effective_rank"]["value"], 1)]
 
 JUDGED = ["loss at [MASK]", "accuracy at [MASK]", "AUC", "AUC with special tokens", "precision",
           "recall", "std of logits", "effective rank"]
@@ -53,11 +53,13 @@ def smoothed(points, span):
     return out
 
 def write_tables(args, stages, chosen, names):
-    pieces = ["# Quality at equal tokens\n"]
+    pieces = [""]
     record = lambda stage: stages.record(stage)
     seeds = range(1, args.pretrain_seeds + 1)
     trained = [which for which in args.contenders if which != "random"]
-    pieces.append(f"`{args.preset}`, {args.tokens / 1e6:g} M tokens of pre-training in rows of {args.seq}, "
+    amount = f"{args.minutes:g} minutes" if args.minutes else f"{args.tokens / 1e6:g} M tokens"
+    pieces[0] = f"# Quality after {amount}\n"
+    pieces.append(f"`{args.preset}`, {amount} of pre-training in rows of {args.seq}, "
                   f"{args.batch} rows per step, learning rate {args.learning_rate:g}. Flags of single "
                   "contenders: " + ("; ".join(f"{n} `{getattr(args, n + '_args')}`" for n in
                                     ("rtd", "mlm", "torch") if getattr(args, n + "_args")) or "none")
@@ -116,7 +118,7 @@ def write_tables(args, stages, chosen, names):
              statistics.stdev(of[task, c]["test"]) if count > 1 else 0.0, i)
             for i, c in enumerate(args.contenders) if (task, c) in of]) for task in tasks]
         with open(os.path.join(args.out, "finetuning.svg"), "w") as f:
-            f.write(svg.bars(groups, f"Fine-tuned after {args.tokens / 1e6:g} M tokens"))
+            f.write(svg.bars(groups, f"Fine-tuned after {amount} of pre-training"))
         pieces.append("![fine-tuned scores](finetuning.svg)\n")
 
     rows, chance = [], []
