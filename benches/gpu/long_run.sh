@@ -17,8 +17,9 @@
 #   TRAIN      most seconds of the training                                             [480]
 #   RESULTS    where to work; kept between calls on the same machine    [/tmp/elektron-long]
 #   OUT        where to put what comes back: at most 8 files of 16 MiB    [$RESULTS/out]
-#   PRESET, BATCH, SEQ, RATE, EXTRA   the model, rows per step, tokens per row, learning rate and
-#              further flags of `elektron pretrain`          [small, 128, 128, 5e-4, none]
+#   PRESET, BATCH, SEQ, RATE   the model, rows per step, tokens per row, learning rate
+#                                                                   [small, 128, 128, 5e-4]
+#   EXTRA      other flags of `elektron pretrain`, such as "--bias-correction true"     [none]
 #   DEVICE     cuda, or cpu for a rehearsal                                            [cuda]
 #   REHEARSE=1 tiny, on the CPU, within two minutes, to see that every stage works
 # Stages are called by their names.
@@ -35,7 +36,8 @@ pack() { # FOLDER TRAIN_DIR VALID_DIR [TASKS_DIR]
         program="$(mktemp)"
         cp "${ELEKTRON:?the bundle has no elektron.gz: run bundle.sh first, or name the program by ELEKTRON}" "$program"
         strip "$program"
-        gzip -9c "$program" > "$folder/elektron.gz"
+        gzip -9c "$program" > "$folder/elektron.gz.part"
+        mv "$folder/elektron.gz.part" "$folder/elektron.gz"
         rm "$program"
     fi
     program="$(mktemp -d)"
@@ -269,19 +271,13 @@ stage_train() {
 }
 
 stage_judge() {
-    part eval 60 "$elektron" eval --generator "$run/generator" --discriminator "$run/discriminator" \
-        --input text/valid.txt.xz --device "$DEVICE" --seq-len "$SEQ" --rows "$EVAL_ROWS" --json
-    if python3 -c 'import torch, transformers' 2> /dev/null; then
-        part judge 60 bash "$here/long_run.sh" __judge
-    else
-        echo "judge, finetune: python3 has no torch with transformers" | tee -a "$results/summary.txt"
-    fi
-}
-judge() {
-    xz -dc text/valid.txt.xz > "$results/valid.txt" && python3 quality/judge.py "$run" --text "$results/valid.txt" \
-        --training-text "$results/valid.txt" --rows "$EVAL_ROWS" --seq "$SEQ" --device "$DEVICE" --json "$results/judge.json"
+    # Every fourth paragraph of the training text is enough for the frequencies of its words.
+    xz -dc text/train.txt.xz | awk 'NF && ++n % 4 == 0' > "$results/frequencies.txt"
+    xz -dc text/valid.txt.xz > "$results/valid.txt"
+    python3 quality/judge.py "$run" --text "$results/valid.txt" --training-text "$results/frequencies.txt" \
+        --rows "$EVAL_ROWS" --seq "$SEQ" --device "$DEVICE" --json "$results/judge.json"
     local code=$?
-    rm -f "$results/valid.txt"
+    rm -f "$results/valid.txt" "$results/frequencies.txt"
     return "$code"
 }
 
