@@ -115,7 +115,7 @@ left() { echo $((TOTAL - (SECONDS - begin))); }
 
 bring_back() {
     tar czf "$out/results.tar.gz.part" -C "$results" --exclude=./elektron --exclude=./suite --exclude=./kernels \
-        --exclude=./shards --exclude=./out --exclude='*.safetensors' --exclude='./out*' . 2> /dev/null
+        --exclude=./shards --exclude=./out --exclude='*.safetensors' --exclude='./out*' --exclude='./*/generator' --exclude='./*/discriminator' . 2> /dev/null
     mv "$out/results.tar.gz.part" "$out/results.tar.gz"
 }
 trap bring_back EXIT
@@ -154,7 +154,7 @@ pretrain() { # output, steps, flags…
 
 # What the machine does, and whether the kernels are right on it, the cheapest first.
 stage_tests() {
-    part doctor 60 "$elektron" doctor
+    part doctor 100 "$elektron" doctor
     if [ ! -e suite.gz ]; then
         echo "tests: the bundle has no suite.gz" | tee -a "$results/summary.txt"
         return
