@@ -271,6 +271,15 @@ stage_train() {
 }
 
 stage_judge() {
+    part eval 60 "$elektron" eval --generator "$run/generator" --discriminator "$run/discriminator" \
+        --input text/valid.txt.xz --device "$DEVICE" --seq-len "$SEQ" --rows "$EVAL_ROWS" --json
+    if python3 -c 'import torch, transformers' 2> /dev/null; then
+        part judge 90 bash "$here/long_run.sh" __judge
+    else
+        echo "judge, finetune: python3 has no torch with transformers" | tee -a "$results/summary.txt"
+    fi
+}
+judge() {
     # Every fourth paragraph of the training text is enough for the frequencies of its words.
     xz -dc text/train.txt.xz | awk 'NF && ++n % 4 == 0' > "$results/frequencies.txt"
     xz -dc text/valid.txt.xz > "$results/valid.txt"

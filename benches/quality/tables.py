@@ -3,10 +3,8 @@ import json, os, statistics
 
 import svg
 
-# A curve is drawn from the first of these that a log has: figures without special tokens and at
-# [MASK] before those over every token.
-LOSS_KEYS = ("mask_loss", "gen_loss")
-AUC_KEYS = ("auc_maskable", "disc_auc")
+# Loss at the positions that show [MASK], and AUC without special tokens.
+LOSS_KEY, AUC_KEY = "gen_mask_loss", "disc_auc"
 
 def number(value, digits=3):
     return "–" if value is None else f"{value:.{digits}f}"
@@ -38,11 +36,9 @@ def by_word_frequencies(figures):
     return [["word frequencies alone", number(chance["loss"]), number(chance["accuracy"]), "0.500",
              *["–"] * 5]]
 
-def log_curve(path, keys):
+def log_curve(path, key):
     lines = [json.loads(line) for line in open(path)]
-    lines = [line for line in lines if "tokens" in line and "eval" not in line]
-    key = next((key for key in keys if any(key in line for line in lines)), None)
-    return [(line["tokens"], line[key]) for line in lines if key in line] if key else []
+    return [(line["tokens"], line[key]) for line in lines if "tokens" in line and key in line]
 
 def smoothed(points, span):
     """Running means over `span` lines of a log."""
@@ -139,7 +135,7 @@ def write_tables(args, stages, chosen, names):
         if which in ("random", "init") or not record(f"pretrain:{which}-1"):
             continue
         labels[i] = names[which]
-        losses[i], areas[i] = (log_curve(path, keys) for keys in (LOSS_KEYS, AUC_KEYS))
+        losses[i], areas[i] = (log_curve(path, key) for key in (LOSS_KEY, AUC_KEY))
         span = max(1, len(losses[i]) // 40)
         losses[i], areas[i] = smoothed(losses[i], span), smoothed(areas[i], span)
     if labels:
@@ -148,8 +144,8 @@ def write_tables(args, stages, chosen, names):
             made = record(f"judge:{which}-1")
             if made and made["figures"].get("word_frequencies"):
                 levels = [(made["figures"]["word_frequencies"]["loss"], "word frequencies alone (held out)")]
-        panels = [("loss of the masked tokens (training)", losses, levels),
-                  ("AUC of the discriminator (training)", {i: a for i, a in areas.items() if a},
+        panels = [("loss at [MASK] (training)", losses, levels),
+                  ("AUC of the discriminator, special tokens left out (training)", {i: a for i, a in areas.items() if a},
                    [(0.5, "chance")])]
         with open(os.path.join(args.out, "curves.svg"), "w") as f:
             f.write(svg.curves(panels, "Pre-training by tokens, seed 1", labels))
