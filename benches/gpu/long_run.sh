@@ -7,6 +7,11 @@
 #     # on the machine with the GPU:
 #     bash gpu-bundle/long_run.sh [STAGE…]
 #
+# Where a call may last ten minutes, two calls on the same machine give the training eight of them:
+#
+#     TOTAL=200 bash gpu-bundle/long_run.sh tests timing precision
+#     TOTAL=580 bash gpu-bundle/long_run.sh train judge finetune
+#
 # Stages, in this order: tests, timing, precision, train, judge, finetune. Each has a time limit of its
 # own, a failed one does not stop the others, and one that is done is passed over. After every stage
 # the logs so far are in $OUT/results.tar.gz; the models come as $OUT/models.tar.xz.00, .01, …:
