@@ -271,7 +271,7 @@ stage_train() {
     [ -e "$run/metrics.jsonl" ] || return
     part report 20 "$elektron" report "$run" --x tokens --output "$results/report.html" --svg "$results/curves.svg"
     if [ -e "$run/discriminator/model.safetensors" ]; then
-        part models 60 bash "$here/long_run.sh" __pack_models
+        part models 90 bash "$here/long_run.sh" __pack_models
     fi
 }
 
