@@ -20,7 +20,7 @@
 # Environment:
 #   TOTAL      seconds for the whole call; the training takes what is left of them      [570]
 #   TRAIN      most seconds of the training                                             [480]
-#   RESULTS    where to work; kept between calls on the same machine    [/tmp/elektron-long]
+#   RESULTS    where to work; kept between calls on the same machine    [$HOME/elektron-long]
 #   OUT        where to put what comes back: at most 8 files of 16 MiB    [$RESULTS/out]
 #   PRESET, BATCH, SEQ, RATE   the model, rows per step, tokens per row, learning rate
 #                                                                   [small, 128, 128, 5e-4]
@@ -96,7 +96,7 @@ fi
 : "${DEVICE:=cuda}" "${PRESET:=small}" "${BATCH:=128}" "${SEQ:=128}" "${RATE:=5e-4}" "${TOTAL:=570}" "${TRAIN:=480}"
 : "${TIMING_STEPS:=400}" "${PRECISION_STEPS:=300}" "${EVAL_SECONDS:=30}" "${EVAL_ROWS:=400}"
 read -ra extra <<< "${EXTRA:-}"
-results="${RESULTS:-/tmp/elektron-long}"
+results="${RESULTS:-$HOME/elektron-long}"
 mkdir -p "$results"
 results="$(cd "$results" && pwd)"
 out="${OUT:-$results/out}"
