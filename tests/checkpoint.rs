@@ -175,8 +175,8 @@ fn presets_are_the_papers() {
     assert_eq!(sizes(Preset::Base.generator(1)), (12, 768, 256, 4, 1024));
     assert_eq!(sizes(Preset::Large.discriminator(1)), (24, 1024, 1024, 16, 4096));
     assert_eq!(sizes(Preset::Large.generator(1)), (24, 1024, 256, 4, 1024));
-    assert_eq!(sizes(Preset::Tiny.discriminator(1)), (4, 128, 128, 2, 512));
-    assert_eq!(sizes(Preset::Tiny.generator(1)), (4, 128, 64, 1, 256));
+    assert_eq!(sizes(Preset::Tiny.discriminator(1)), (2, 128, 128, 2, 512));
+    assert_eq!(sizes(Preset::Tiny.generator(1)), (2, 128, 64, 1, 256));
 }
 
 /// A link to a disk that is not mounted is not a run without checkpoints.

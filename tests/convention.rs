@@ -376,7 +376,7 @@ fn rows_are_as_long_as_the_tokenizer_allows_in_txtais_flavour() {
     assert_eq!(seq_len(&[&txtai[..], &[&long]].concat()), 64);
     assert_eq!(seq_len(&[&txtai[..], &[&endless]].concat()), 64);
     assert_eq!(seq_len(&[&txtai[..], &[&short, "--seq-len", "32"]].concat()), 32);
-    assert_eq!(dry_run(&["--preset", "tiny", "--tokenizer", &short])["seq-len"], 128);
+    assert_eq!(dry_run(&["--preset", "tiny", "--tokenizer", &short])["seq-len"], 64);
     assert_eq!(dry_run(&["--flavour", "txtai", "--preset", "tiny"])["seq-len"], 128);
 
     // A continued run keeps its rows, also where the tokenizer's settings changed.

@@ -20,6 +20,7 @@ fn a_run_does_not_grow() {
     let (text, output) = (path("book.txt"), path("run"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_elektron"))
         .args(["pretrain", "--train", &text, "--output", &output, "--preset", "tiny", "--vocab-size", "300"])
+        .args(["--recipe", "paper"])
         .args(["--seq-len", "16", "--batch-size", "1", "--steps", &steps.to_string(), "--threads", "1"])
         .args(["--log-every", "10", "--save-every", "100000", "--quiet", "--device", "cpu"])
         .stdout(Stdio::null())

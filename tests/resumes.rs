@@ -71,7 +71,8 @@ fn a_dry_run_of_a_resumed_run_checks_the_runs_own_tokenizer() {
     let scratch = Scratch::new();
     let (book, output) = (scratch.book(60), scratch.path("run"));
     let start = ["pretrain", "--train", &book, "--output", &output, "--preset", "tiny", "--quiet"];
-    let sizes = ["--vocab-size", "400", "--seq-len", "16", "--batch-size", "2", "--steps", "1"];
+    let sizes =
+        ["--recipe", "paper", "--vocab-size", "400", "--seq-len", "16", "--batch-size", "2", "--steps", "1"];
     succeed(&[&start[..], &sizes, &["--device", "cpu"]].concat());
     let (code, said) = resume(&output, &["--dry-run"]);
     assert_eq!(code, Some(0), "{said}");

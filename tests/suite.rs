@@ -22,6 +22,8 @@ mod hostile;
 mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
+#[cfg(unix)]
+mod learning;
 mod memory;
 #[cfg(unix)]
 mod micro_batch;

@@ -269,7 +269,7 @@ fn flags_without_effect_are_refused_by_name() {
     }
     let run = |flags: &[&str]| {
         let start = ["pretrain", "--train", &text, "--preset", "tiny", "--device", "cpu", "--steps", "1"];
-        let end = ["--batch-size", "2", "--seq-len", "32", "--log-to", "jsonl"];
+        let end = ["--batch-size", "2", "--seq-len", "32", "--log-to", "jsonl", "--recipe", "paper"];
         elektron(&[&start[..], &end, flags].concat())
     };
     for flags in [
@@ -325,7 +325,8 @@ fn unknown_tokens_are_warned_of_and_refused() {
         let _ = fs::remove_dir_all(&output);
         let start =
             ["pretrain", "--train", train, "--tokenizer", &vocabulary, "--preset", "tiny", "--steps", "1"];
-        let end = ["--batch-size", "2", "--seq-len", "32", "--log-to", "jsonl", "--device", "cpu", "--quiet"];
+        let end = "--batch-size 2 --seq-len 32 --log-to jsonl --device cpu --quiet --recipe paper";
+        let end: Vec<&str> = end.split(' ').collect();
         let output = ["--output", output.to_str().unwrap()];
         elektron(&[&start[..], &end, &output, more].concat())
     };

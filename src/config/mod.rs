@@ -141,7 +141,7 @@ settings! {
     /// How paragraphs become rows [default: segments in the electra flavour, concat in txtai's]
     #[arg(long, help_heading = "Text")]
     merge: Merge,
-    /// Longest row, in tokens [default: 128; 512 for base and large; txtai the `model_max_length`
+    /// Longest row, in tokens [default: 128; 64 for tiny; 512 for base and large; txtai the `model_max_length`
     /// of the given tokenizer, at most the models' positions]
     #[arg(long, visible_aliases = ["maxlength", "max-seq-length"], value_name = "T", help_heading = "Text")]
     seq_len: usize,
@@ -238,7 +238,7 @@ settings! {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Objective")]
     disallow_correct: bool,
 
-    /// Rows of a micro-batch [default: 32; tiny 16; txtai 8]
+    /// Rows of a micro-batch [default: 32; txtai 8]
     #[arg(long, visible_alias = "per-device-train-batch-size", value_name = "B", help_heading = "Optimization")]
     batch_size: usize,
     /// Micro-batches of a step [default: 1]

@@ -185,7 +185,7 @@ impl ElectraConfig {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
-    /// 4 layers, hidden 128; generator 64.
+    /// 2 layers, hidden 128; generator 64.
     Tiny,
     /// 12 layers, hidden 256, embeddings 128; generator 64.
     #[default]
@@ -205,7 +205,7 @@ impl Preset {
     /// (E, C, L, hidden size of the generator)
     fn sizes(self) -> (usize, usize, usize, usize) {
         match self {
-            Self::Tiny => (128, 128, 4, 64),
+            Self::Tiny => (128, 128, 2, 64),
             Self::Small => (128, 256, 12, 64),
             Self::Base => (768, 768, 12, 256),
             Self::Large => (1024, 1024, 24, 256),
@@ -237,6 +237,6 @@ impl Preset {
 
     /// Size of a vocabulary trained for it.
     pub fn vocab_size(self) -> usize {
-        if self == Self::Tiny { 8192 } else { 30522 }
+        if self == Self::Tiny { 2048 } else { 30522 }
     }
 }

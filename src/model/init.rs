@@ -193,3 +193,98 @@ fn normals(words: [u32; 4]) -> [f64; 4] {
     let ((a, b), (c, d)) = (pair(words[0], words[1]), pair(words[2], words[3]));
     [a, b, c, d]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUERY: &str = "electra.encoder.layer.0.attention.self.query.weight";
+    const KEY: &str = "electra.encoder.layer.0.attention.self.key.weight";
+
+    fn tensor(name: &str, shape: [usize; 2], config: &ElectraConfig, number: u32) -> Vec<f32> {
+        let mut target = vec![0.0; shape[0] * shape[1]];
+        fresh((name, &shape), config, Init::Local, (Philox::new(5), number), &mut target);
+        target
+    }
+
+    fn product(matrix: &[f32], x: &[f64]) -> Vec<f64> {
+        let row = |row: &[f32]| row.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum();
+        matrix.chunks_exact(x.len()).map(row).collect()
+    }
+
+    /// By the definition of attention, from the embeddings of a row of different words: logits are
+    /// largest at the offset of the head, and there about as large as they are meant to be.
+    #[test]
+    fn heads_attend_to_their_offsets() {
+        let config = ElectraConfig {
+            vocab_size: 100,
+            hidden_size: 256,
+            embedding_size: 256,
+            max_position_embeddings: 64,
+            ..ElectraConfig::default()
+        };
+        let (c, size) = (config.hidden_size, config.head_size());
+        let words = tensor(WORD, [100, c], &config, 0);
+        let positions = tensor(POSITION, [64, c], &config, 1);
+        let key = tensor(KEY, [c, c], &config, 3);
+        let mut query = tensor(QUERY, [c, c], &config, 2);
+        point_heads(&config, 0, &key, &mut query);
+        let hidden = |at: usize| -> Vec<f64> {
+            let row = |table: &[f32], row: usize| table[row * c..][..c].to_vec();
+            let (word, position) = (row(&words, 1 + at), row(&positions, at));
+            let sum: Vec<f64> =
+                word.iter().zip(position).map(|(&w, p)| f64::from(w) + f64::from(p)).collect();
+            let mean = sum.iter().sum::<f64>() / c as f64;
+            let variance = sum.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+            sum.iter().map(|x| (x - mean) / variance.sqrt()).collect()
+        };
+        let (keys, queries): (Vec<_>, Vec<_>) =
+            (0..64).map(|at| (product(&key, &hidden(at)), product(&query, &hidden(at)))).unzip();
+        for (head, offset) in OFFSETS.into_iter().enumerate() {
+            let part = |x: &[f64]| x[head * size..][..size].to_vec();
+            let logit = |at: usize, other: usize| {
+                let products = part(&queries[at]).into_iter().zip(part(&keys[other]));
+                products.map(|(q, k)| q * k).sum::<f64>() / (size as f64).sqrt()
+            };
+            let (mut found, mut peak) = (0, 0.0);
+            for at in 4..60 {
+                let best = (0..64).max_by(|&a, &b| logit(at, a).total_cmp(&logit(at, b))).unwrap();
+                let wanted = (at as f64 + offset) as usize;
+                found += usize::from(best == wanted);
+                peak += logit(at, wanted) / 56.0;
+            }
+            assert!(found > 45, "head {head}: {found} of 56");
+            assert!((0.5 * PEAK..1.5 * PEAK).contains(&peak), "head {head}: {peak}");
+        }
+    }
+
+    #[test]
+    fn parts_have_the_stated_variances() {
+        let config = ElectraConfig { vocab_size: 2000, pad_token_id: Some(7), ..ElectraConfig::default() };
+        let width = position_width(&config);
+        assert_eq!(width, 32);
+        let words = tensor(WORD, [2000, 128], &config, 0);
+        let of = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+            let all: Vec<f64> = values.map(f64::from).collect();
+            (all.iter().map(|x| x * x).sum::<f64>() / all.len() as f64).sqrt()
+        };
+        let rows = || words.chunks_exact(128);
+        assert_eq!(of(&mut rows().flat_map(|row| row[..width].iter().copied())), 0.0);
+        let words = of(&mut rows().flat_map(|row| row[width..].iter().copied()));
+        approx::assert_relative_eq!(words, 0.2, max_relative = 0.02);
+        let positions = tensor(POSITION, [512, 128], &config, 1);
+        let energy = of(&mut positions.iter().copied()).powi(2) * 128.0;
+        approx::assert_relative_eq!(energy, 0.04 * 96.0, max_relative = 1e-3);
+        let norm = tensor(HEAD_NORM, [1, 128], &config, 2);
+        assert!(norm.iter().all(|&x| x == 0.1));
+        let head = tensor("discriminator_predictions.dense.weight", [256, 256], &config, 3);
+        let head = of(&mut head.iter().copied());
+        approx::assert_relative_eq!(head, 0.7 / 16.0, max_relative = 0.02);
+        // The projection hands positions on as they are.
+        let projection = tensor(PROJECTION, [256, 128], &config, 4);
+        for (index, row) in projection.chunks_exact(128).enumerate() {
+            let unit = |column: usize| if index == column { 1.0 } else { 0.0 };
+            assert!(row[..width].iter().enumerate().all(|(column, &x)| x == unit(column)), "row {index}");
+        }
+    }
+}
