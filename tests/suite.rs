@@ -22,6 +22,7 @@ mod hub;
 #[cfg(feature = "simt")]
 mod kernels;
 mod memory;
+mod metrics;
 #[cfg(unix)]
 mod micro_batch;
 mod models;
