@@ -20,6 +20,7 @@ use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, as_path, locate};
 use crate::model::hf::Checkpoint;
 use crate::model::{Options, TokenDetection};
+use crate::train::baseline::Baseline;
 use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
@@ -123,8 +124,13 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
             Inputs::new(&config, tokenizer)?;
         }
         let (machine, products) = (arguments.json, choice.products);
+        let frequencies = |tokenizer| {
+            let mask = loader_spec(&config, tokenizer).mask;
+            Baseline::new(&corpus::known_frequencies(&config, tokenizer)?, &mask)
+        };
+        let baseline = tokenizer.as_ref().and_then(frequencies);
         let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
-        with_backend(choice, DryRun { config: &config, pair, machine, products })?;
+        with_backend(choice, DryRun { config: &config, pair, baseline, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;

@@ -46,11 +46,18 @@ fn for_programs(config: &RunConfig, summary: &Summary) -> Map<String, Value> {
         "rollbacks": summary.rollbacks,
         "tok_per_s": rate(summary).round(),
         "eval": summary.held_out,
+        "baseline": summary.baseline,
+        "warnings": warnings(summary),
         "output": config.output,
         "generator": config.output.join("generator"),
         "discriminator": config.output.join("discriminator"),
     });
     value.as_object().cloned().unwrap_or_default()
+}
+
+/// What the run did not learn by its end.
+fn warnings(summary: &Summary) -> Vec<String> {
+    summary.findings.iter().flatten().map(|finding| finding.in_words()).collect()
 }
 
 fn for_people(config: &RunConfig, summary: &Summary) -> String {
@@ -79,8 +86,21 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
         rows.push(("steps skipped", skipped));
     }
     if let Some(m) = &summary.held_out {
-        rows.push(("held-out generator", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
-        rows.push(("held-out discriminator", format!("loss {:.4}, AUC {:.3}", m.disc_loss, m.disc_auc)));
+        let generator = match &summary.baseline {
+            Some(baseline) => format!(
+                "{}; accuracy there {:.3} against {:.3}",
+                baseline.in_words(m),
+                m.gen_mask_acc,
+                baseline.unigram_acc
+            ),
+            None => format!("{:.2} at [MASK], accuracy there {:.3}", m.gen_mask_loss, m.gen_mask_acc),
+        };
+        rows.push(("held-out generator", generator));
+        let discriminator = format!(
+            "AUC {:.3}, loss {:.4} against {:.4} for a constant output",
+            m.disc_auc, m.disc_loss, m.disc_constant_loss
+        );
+        rows.push(("held-out discriminator", discriminator));
         let baseline = format!("{:.3}, always \"original\" {:.3}", m.disc_acc, 1.0 - m.fake_rate);
         rows.push(("its accuracy", baseline));
     }
@@ -92,6 +112,9 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     }
     for (name, value) in rows {
         text += &format!("  {name:<24}{value}\n");
+    }
+    for warning in warnings(summary) {
+        text += &format!("warning: {warning}\n");
     }
     text += "next, look at the curves, and at which words of a text look replaced:\n";
     text += &format!("  elektron report {out}\n");

@@ -37,14 +37,22 @@ pub struct Look {
 #[derive(Clone, Copy, PartialEq)]
 enum Baseline {
     None,
+    /// Loss of predicting tokens by how often they occur.
+    UnigramLoss,
+    /// Accuracy of always predicting the most frequent token.
+    UnigramAccuracy,
     /// Accuracy of always saying "original".
     Original,
-    /// Loss of always saying the rate of replacements: its entropy.
+    /// Loss of the same score for all tokens: the entropy of the rate of replacements.
     Entropy,
     /// AUC of chance.
     Half,
     /// Precision of calling tokens replaced by chance.
     Rate,
+    /// As `Original`, of all tokens.
+    OriginalOfAll,
+    /// As `Rate`, of all tokens.
+    RateOfAll,
 }
 
 struct Kind {
@@ -57,24 +65,51 @@ struct Kind {
     marks: bool,
     /// Whether the first steps are far off and would flatten the rest: they may leave the plot.
     settles: bool,
+    /// Whether it is drawn only where a run has no figures without special tokens, because an earlier version logged it.
+    earlier: bool,
 }
 
 const fn kind(metric: Metric, title: &'static str, baseline: Baseline, note: &'static str) -> Kind {
-    Kind { metric, title, baseline, note, from_zero: false, log: false, marks: false, settles: false }
+    Kind {
+        metric,
+        title,
+        baseline,
+        note,
+        from_zero: false,
+        log: false,
+        marks: false,
+        settles: false,
+        earlier: false,
+    }
 }
 
-const KINDS: [Kind; 11] = {
+const KINDS: [Kind; 18] = {
     use Baseline as B;
     use Metric as M;
     [
-        Kind { marks: true, ..kind(M::GenLoss, "Generator loss", B::None, "cross-entropy at masked tokens") },
+        kind(
+            M::GenMaskLoss,
+            "Generator loss at [MASK]",
+            B::UnigramLoss,
+            "dashed: word frequencies only; context shows below",
+        ),
+        Kind {
+            marks: true,
+            ..kind(M::GenLoss, "Generator loss", B::None, "at all masked tokens, kept ones too")
+        },
         Kind {
             marks: true,
             settles: true,
-            ..kind(M::DiscLoss, "Discriminator loss", B::Entropy, "dashed: knowing their rate only")
+            ..kind(M::DiscLoss, "Discriminator loss", B::Entropy, "dashed: a constant output")
         },
-        kind(M::GenAcc, "Generator accuracy", B::None, "masked tokens found"),
-        kind(M::DiscAuc, "Discriminator AUC", B::Half, "dashed: chance"),
+        kind(M::DiscAuc, "Discriminator AUC", B::Half, "without special tokens; dashed: chance"),
+        kind(
+            M::GenMaskAcc,
+            "Generator accuracy at [MASK]",
+            B::UnigramAccuracy,
+            "dashed: always the most frequent token",
+        ),
+        kind(M::GenAcc, "Generator accuracy", B::None, "of all masked tokens, kept ones too"),
         Kind {
             settles: true,
             ..kind(M::DiscAcc, "Discriminator accuracy", B::Original, "dashed: always saying “original”")
@@ -90,6 +125,45 @@ const KINDS: [Kind; 11] = {
             ..kind(
                 M::DiscRecall,
                 "Discriminator recall",
+                B::None,
+                "replaced tokens called so; always “original”: 0",
+            )
+        },
+        Kind {
+            from_zero: true,
+            ..kind(
+                M::DiscScoreStd,
+                "Spread of the discriminator's scores",
+                B::None,
+                "standard deviation; 0: a constant output",
+            )
+        },
+        kind(M::DiscAllAuc, "Discriminator AUC, all tokens", B::Half, "special tokens too; dashed: chance"),
+        Kind {
+            settles: true,
+            earlier: true,
+            ..kind(
+                M::DiscAllAcc,
+                "Discriminator accuracy, all tokens",
+                B::OriginalOfAll,
+                "dashed: always saying “original”",
+            )
+        },
+        Kind {
+            earlier: true,
+            ..kind(
+                M::DiscAllPrecision,
+                "Discriminator precision, all tokens",
+                B::RateOfAll,
+                "of tokens called replaced; dashed: by chance",
+            )
+        },
+        Kind {
+            from_zero: true,
+            earlier: true,
+            ..kind(
+                M::DiscAllRecall,
+                "Discriminator recall, all tokens",
                 B::None,
                 "replaced tokens called so; always “original”: 0",
             )
@@ -162,17 +236,33 @@ impl<'a> Prepared<'a> {
     }
 
     fn baseline(&self, baseline: Baseline) -> Option<Vec<f64>> {
-        let of_rate: fn(f64) -> f64 = match baseline {
-            Baseline::None => return None,
-            Baseline::Half => return Some(vec![0.5; self.xs.len()]),
-            Baseline::Original => |rate| 1.0 - rate,
-            Baseline::Entropy => {
-                |p| if p > 0.0 && p < 1.0 { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() } else { 0.0 }
-            }
-            Baseline::Rate => |rate| rate,
+        let constant = |value: f64| Some(vec![value; self.xs.len()]);
+        let of_rate = |metric: Metric, of: fn(f64) -> f64| {
+            Some(self.smoothed(metric).into_iter().map(of).collect::<Vec<f64>>())
         };
-        Some(self.smoothed(Metric::FakeRate).into_iter().map(of_rate).collect())
+        let unigram = self.run.unigram;
+        match baseline {
+            Baseline::None => None,
+            Baseline::UnigramLoss => constant(unigram?.0),
+            Baseline::UnigramAccuracy => constant(unigram?.1),
+            Baseline::Half => constant(0.5),
+            Baseline::Original => of_rate(Metric::FakeRate, |rate| 1.0 - rate),
+            Baseline::OriginalOfAll => of_rate(Metric::AllFakeRate, |rate| 1.0 - rate),
+            Baseline::Rate => of_rate(Metric::FakeRate, |rate| rate),
+            Baseline::RateOfAll => of_rate(Metric::AllFakeRate, |rate| rate),
+            Baseline::Entropy => {
+                // Where special tokens are known to be original, the loss of the others alone counts.
+                let known = self.smoothed(Metric::DiscConstantLoss);
+                let all = self.smoothed(Metric::AllFakeRate).into_iter().map(entropy);
+                Some(known.into_iter().zip(all).map(|(a, b)| if a.is_finite() { a } else { b }).collect())
+            }
+        }
     }
+}
+
+/// Entropy in nats of an event of this probability: the loss of always predicting it.
+fn entropy(p: f64) -> f64 {
+    if p > 0.0 && p < 1.0 { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() } else { 0.0 }
 }
 
 /// The pieces of one curve, in values.
@@ -195,6 +285,10 @@ pub(super) fn panels(runs: &[Prepared<'_>], look: &Look) -> Vec<Panel> {
 }
 
 fn panel(kind: &Kind, runs: &[Prepared<'_>], look: &Look, x: Scale) -> Option<Panel> {
+    let is_earlier = |run: &&Prepared<'_>| run.run.column(Metric::DiscAuc).iter().all(|value| value.is_nan());
+    if kind.earlier && !runs.iter().any(|run| is_earlier(&run)) {
+        return None;
+    }
     let buckets = (2400 / runs.len().max(1)).clamp(24, 360);
     let curves: Vec<Curve> =
         runs.iter().enumerate().map(|(number, run)| curve(kind, number, run, look, buckets)).collect();

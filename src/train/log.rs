@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::baseline::Baseline;
 use super::checkpoint::Checkpoints;
+use super::health::Findings;
 use super::metrics::Metrics;
 use super::sink::Sink;
 use super::tensorboard::Events;
@@ -38,6 +40,8 @@ pub struct Line {
     pub spike: Option<f64>,
     /// Steps since the line before that changed nothing, because the loss or a gradient was not finite.
     pub skipped: u64,
+    /// What the run was found not to learn, told once.
+    pub warnings: Findings,
     /// Tokens a second of training since the line before.
     pub tok_per_s: f64,
     /// Seconds to go.
@@ -64,6 +68,10 @@ pub struct Log {
     events: Option<Events>,
     progress: Progress,
     terminal: bool,
+    /// What metrics are compared with.
+    baseline: Option<Baseline>,
+    /// Its line, which goes before the next one: a log without another line is that of a run that has not begun.
+    baseline_line: Option<Value>,
 }
 
 impl Log {
@@ -78,6 +86,26 @@ impl Log {
             dir,
             progress,
             terminal: std::io::stderr().is_terminal(),
+            baseline: None,
+            baseline_line: None,
+        }
+    }
+
+    /// What the metrics of the run, which is taken up after `step` steps, are compared with. It has a line in the log,
+    /// unless it was written when the run began.
+    pub fn baseline(&mut self, step: u64, baseline: Baseline) {
+        self.baseline = Some(baseline);
+        if step > 0 && has_baseline(&self.dir.join(METRICS)) {
+            return;
+        }
+        self.baseline_line = Some(json!({ "step": step, "baseline": baseline }));
+        match self.progress {
+            Progress::Quiet => {}
+            Progress::Json => {
+                let Ok(Value::Object(object)) = serde_json::to_value(baseline) else { return };
+                say(&tagged("baseline", object));
+            }
+            Progress::Text => crate::note!("{}", baseline.describe()),
         }
     }
 
@@ -117,6 +145,11 @@ impl Log {
         if line.skipped > 0 {
             object.insert("skipped".into(), json!(line.skipped));
         }
+        let warnings: Vec<String> =
+            line.warnings.iter().flatten().map(|finding| finding.in_words()).collect();
+        if !warnings.is_empty() {
+            object.insert("warnings".into(), json!(warnings));
+        }
         self.scalars("train", line.step, &object);
         self.write(&Value::Object(object.clone()));
         match self.progress {
@@ -128,8 +161,19 @@ impl Log {
             Progress::Text => {
                 let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
                 // Progress that nobody can read is no reason to stop training.
-                let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(line));
+                let _ = write!(
+                    std::io::stderr(),
+                    "{}{}{end}",
+                    self.clear(),
+                    progress(line, self.baseline.as_ref())
+                );
             }
+        }
+        // The last line's are told by the summary.
+        if self.progress != Progress::Quiet && line.step < line.steps {
+            warnings.iter().for_each(|warning| {
+                crate::note!("{}warning: by step {} {warning}", self.clear(), line.step);
+            });
         }
     }
 
@@ -144,7 +188,10 @@ impl Log {
                 object.insert("step".into(), json!(step));
                 say(&tagged("eval", object));
             }
-            Progress::Text => crate::note!("{}held out at step {step}: {}", self.clear(), in_words(metrics)),
+            Progress::Text => {
+                let words = in_words(metrics, self.baseline.as_ref());
+                crate::note!("{}held out at step {step}: {words}", self.clear());
+            }
         }
     }
 
@@ -161,8 +208,11 @@ impl Log {
     }
 
     fn write(&mut self, line: &Value) {
+        let before = self.baseline_line.take();
         if let Some(jsonl) = &mut self.jsonl {
-            jsonl.add(format!("{line}\n").as_bytes());
+            for line in before.iter().chain([line]) {
+                jsonl.add(format!("{line}\n").as_bytes());
+            }
         }
     }
 
@@ -227,26 +277,34 @@ fn say(line: &Value) {
 }
 
 /// Held-out metrics on one line.
-pub fn in_words(m: &Metrics) -> String {
+pub fn in_words(m: &Metrics, baseline: Option<&Baseline>) -> String {
+    let at_mask = match baseline {
+        Some(baseline) => baseline.in_words(m),
+        None => format!("{:.2} at [MASK]", m.gen_mask_loss),
+    };
     format!(
-        "generator {:.4} (accuracy {:.3}), discriminator {:.4} (accuracy {:.3}, always \"original\" {:.3}, AUC {:.3})",
+        "generator {at_mask} (accuracy there {:.3}, trained loss {:.4}); discriminator {:.4} against {:.4} for a \
+         constant output (AUC {:.3}; accuracy {:.3}, always \"original\" {:.3})",
+        m.gen_mask_acc,
         m.gen_loss,
-        m.gen_acc,
         m.disc_loss,
+        m.disc_constant_loss,
+        m.disc_auc,
         m.disc_acc,
         1.0 - m.fake_rate,
-        m.disc_auc
     )
 }
 
-fn progress(line: &Line) -> String {
+fn progress(line: &Line, baseline: Option<&Baseline>) -> String {
     let m = &line.metrics;
+    let unigram = baseline.map_or(String::new(), |baseline| format!("/{:.2}", baseline.unigram_loss));
     format!(
-        "step {}/{} gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
+        "step {}/{} gen {:.3} [MASK] {:.2}{unigram} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
         line.step,
         line.steps,
         m.gen_loss,
-        m.gen_acc,
+        m.gen_mask_loss,
+        m.gen_mask_acc,
         m.disc_loss,
         m.disc_acc,
         m.disc_auc,
@@ -295,6 +353,20 @@ fn metrics_file(dir: &Path, step: u64, bytes: u64, wanted: bool) -> Option<Sink>
         }
         options.open(&path).map_err(Error::io("write", &path))
     }))
+}
+
+/// Whether a log begins with a line of what its metrics are compared with.
+fn has_baseline(path: &Path) -> bool {
+    let head = || -> Option<Vec<u8>> {
+        // Opening a FIFO would wait for its writer.
+        fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let mut head = Vec::new();
+        File::open(path).ok()?.take(1 << 16).read_to_end(&mut head).ok()?;
+        Some(head)
+    };
+    let head = head().unwrap_or_default();
+    let mut lines = head.split(|&byte| byte == b'\n');
+    lines.any(|line| serde_json::from_slice::<Value>(line).is_ok_and(|line| line.get("baseline").is_some()))
 }
 
 /// Drops what follows the first `bytes` bytes, and within these the lines of steps after `step`.
