@@ -1,13 +1,16 @@
-// Losses of a forward pass, and what it adds to the run's metrics: the generator's hits and losses, and histograms of the
-// discriminator's scores for original tokens that could have been masked, for replaced tokens, and for tokens that cannot be masked;
-// accuracy, precision, recall and the area under the ROC curve follow from these.
+// Losses of a forward pass, and what it adds to the run's metrics: the generator's hits and losses,
+// and histograms of the discriminator's scores for original tokens that could have been masked, for
+// replaced tokens, and for tokens that cannot be masked; accuracy, precision, recall and the area
+// under the ROC curve follow from these.
 //
-// Decomposition: each block has a span of tokens and of masked positions. It counts into shared memory, then adds its counts to the
-// totals, which grow over the steps until the host reads them. The last block adds up the blocks' shares of the losses.
-// Tokens that cannot be masked are about two of a row: they go to the totals directly, since a third histogram would exceed
-// 48 KiB of shared memory.
+// Decomposition: each block has a span of tokens and of masked positions. It counts into shared
+// memory, then adds its counts to the totals, which grow over the steps until the host reads them.
+// The last block adds up the blocks' shares of the losses. Tokens that cannot be masked are about
+// two of a row: they go to the totals directly, since a third histogram would exceed 48 KiB of
+// shared memory.
 // Bytes per token, bf16: 18 read; per masked position: 24. Bound: memory.
-// Determinism: counts are integers, the losses they sum are in fixed point, mean losses are added in order.
+// Determinism: counts are integers, the losses they sum are in fixed point, mean losses are added
+// in order.
 #include "common/bf16.cuh"
 #include "common/reduce.cuh"
 
@@ -20,7 +23,8 @@ DEVICE u32 score_bin(float score) {
     return (bits >> 31 ? ~bits : bits | 0x80000000u) >> 20;
 }
 
-/// Tokens that cannot be masked, and the one that stands for a masked token; mirrors `SpecialArgs` of the launcher.
+/// Tokens that cannot be masked, and the one that stands for a masked token; mirrors `SpecialArgs`
+/// of the launcher.
 struct Special {
     u32 never[5];
     u32 mask;
@@ -33,8 +37,9 @@ DEVICE bool may_be_masked(const Special& special, u32 id) {
     return may;
 }
 
-/// counts: masked positions, hits, positions that show [MASK], hits there, their losses in nats and in 65536ths of one; then the
-/// tokens by bin: originals that could have been masked, replaced ones, those that cannot be masked. partials: 2 floats per block.
+/// counts: masked positions, hits, positions that show [MASK], hits there, their losses in nats and
+/// in 65536ths of one; then the tokens by bin: originals that could have been masked, replaced
+/// ones, those that cannot be masked. partials: 2 floats per block.
 KERNEL(METRICS_THREADS) metrics(const X* logits, const u32* is_fake, const u32* ids, const float* rtd_nll, const float* rtd_weight,
                                 const u32* best, const u32* targets, const u32* masked_ids, const u32* masked_index,
                                 const float* mlm_nll, const float* mlm_weight, float* losses, u64* counts, float* partials,

@@ -241,7 +241,7 @@ fn any_setting_makes_valid_front_matter() {
     };
     let config = RunConfig::resolve(settings).unwrap();
     let summary = Summary {
-        held_out: Some(Metrics { gen_loss: f64::NAN, ..Metrics::default() }),
+        held_out: Some(Metrics { gen_mask_loss: f64::NAN, ..Metrics::default() }),
         ..Summary::default()
     };
     let facts = Facts { files: vec![evil.to_owned(); 30], device: evil.to_owned(), ..Facts::default() };

@@ -399,11 +399,12 @@ pub struct Metrics<'a, B: Backend> {
     pub mlm_weight: B::Slice<'a, B::F>,
     /// (2) Σ weight · nll of the generator and of the discriminator, set.
     pub losses: B::SliceMut<'a, B::F>,
-    /// ([`COUNTS`]) `+=`: first [`GENERATOR_COUNTS`] counts of the masked positions whose loss is finite: all; those
-    /// where the most probable token is the original; those that show \[MASK\]; those of them where the most
-    /// probable token is the original; and the sum of their losses by [`loss_parts`], whole nats and 65536ths of
-    /// one. Then the tokens by [`score_bin`], in three histograms: original tokens that could have been masked,
-    /// replaced tokens, and tokens that cannot be masked (those that were replaced nevertheless are in the second).
+    /// ([`COUNTS`]) `+=`: first [`GENERATOR_COUNTS`] counts of the masked positions whose loss is
+    /// finite: all; those where the most probable token is the original; those that show \[MASK\];
+    /// those of them where the most probable token is the original; and the sum of their losses by
+    /// [`loss_parts`], whole nats and 65536ths of one. Then the tokens by [`score_bin`], in three
+    /// histograms: original tokens that could have been masked, replaced tokens, and tokens that
+    /// cannot be masked (those that were replaced nevertheless are in the second).
     pub counts: B::SliceMut<'a, u64>,
 }
 
@@ -414,8 +415,8 @@ pub const GENERATOR_COUNTS: usize = 6;
 /// Length of [`Metrics::counts`].
 pub const COUNTS: usize = GENERATOR_COUNTS + 3 * SCORE_BINS;
 
-/// A loss as whole nats and 65536ths of one, so that sums of losses are sums of integers, the same in every order.
-/// What lies outside of 0 to 65,535 nats is moved to the nearer end.
+/// A loss as whole nats and 65536ths of one, so that sums of losses are sums of integers, the same
+/// in every order. What lies outside of 0 to 65,535 nats is moved to the nearer end.
 pub fn loss_parts(nll: f32) -> [u64; 2] {
     let fixed = (nll.clamp(0.0, 65535.0) * 65536.0 + 0.5) as u32;
     [u64::from(fixed >> 16), u64::from(fixed & 0xffff)]

@@ -95,7 +95,8 @@ pub(super) fn rows(
     }
 }
 
-/// How often each token occurs in the text of an epoch, if all of it was tokenized before: nothing is tokenized here.
+/// How often each token occurs in the text of an epoch, if all of it was tokenized before: nothing
+/// is tokenized here.
 pub(super) fn known_frequencies(config: &RunConfig, tokenizer: &Tokenizer) -> Option<Vec<f64>> {
     let reading = config.reading().ok()?;
     let mixture = TextSource::mixture(&config.train, &config.columns).ok()?;

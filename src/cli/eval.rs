@@ -83,8 +83,8 @@ pub(super) struct Arguments {
     threads: Option<usize>,
 }
 
-/// What the figures are compared with: of the run that made the generator, if it lies in the run's directory, else of the
-/// text that is evaluated.
+/// What the figures are compared with: of the run that made the generator, if it lies in the run's
+/// directory, else of the text that is evaluated.
 fn baseline(generator: &Path, rows: &Rows, mask: &MaskSpec) -> Option<(Baseline, &'static str)> {
     let run = generator
         .parent()

@@ -40,8 +40,8 @@ pub struct Batch {
     pub rtd_weight: Vec<f32>,
     /// Given, the model masks the batch where it computes, and `masked_ids`, `masked_index` and `masked_weight` are empty.
     pub masking: Option<Masking>,
-    /// Tokens that metrics count apart, because they cannot be masked; not given, those that the model's configuration
-    /// names.
+    /// Tokens that metrics count apart, because they cannot be masked; not given, those that the
+    /// model's configuration names.
     pub special: Option<SpecialIds>,
 }
 

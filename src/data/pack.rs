@@ -131,8 +131,8 @@ impl Rows {
         self.corpora.iter().map(|corpus| corpus.packed.part.tokens()).sum()
     }
 
-    /// How often each token of a vocabulary occurs in the text of an epoch: in each corpus, times its weight. Special
-    /// tokens that rows are framed with are not counted.
+    /// How often each token of a vocabulary occurs in the text of an epoch: in each corpus, times
+    /// its weight. Special tokens that rows are framed with are not counted.
     pub fn frequencies(&self, vocab_size: usize) -> Vec<f64> {
         let mut sums = vec![0.0; vocab_size];
         for Corpus { packed, visits, .. } in &self.corpora {

@@ -196,7 +196,8 @@ impl Shard {
         }
     }
 
-    /// Adds how often each token occurs to `counts`, which has an entry for each id of the vocabulary.
+    /// Adds how often each token occurs to `counts`, which has an entry for each id of the
+    /// vocabulary.
     fn add_frequencies(&self, counts: &mut [u64]) {
         if self.header.frequencies == 0 {
             return self.add_counts(0..self.tokens(), counts);

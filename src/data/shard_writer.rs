@@ -15,8 +15,8 @@ use crate::{Error, Result};
 /// Names of unfinished shards begin so.
 pub(super) const UNFINISHED: &str = ".writing-shard-";
 
-/// Memory besides the buffer: 8 bytes per paragraph, the keys of the shard and 8 bytes per token of the vocabulary, so a
-/// shard has a bounded number of each.
+/// Memory besides the buffer: 8 bytes per paragraph, the keys of the shard and 8 bytes per token of
+/// the vocabulary, so a shard has a bounded number of each.
 pub(super) struct ShardWriter {
     out: BufWriter<AtomicFile>,
     checksum: Checksum,
@@ -100,8 +100,8 @@ impl ShardWriter {
         file.commit_as(path)
     }
 
-    /// The section that says how often each token occurs, if it takes fewer bytes than the tokens, which else are as
-    /// quickly counted.
+    /// The section that says how often each token occurs, if it takes fewer bytes than the tokens,
+    /// which else are as quickly counted.
     fn frequencies(&self) -> Vec<u64> {
         let occurring = self.counts.iter().enumerate().filter(|&(_, &count)| count > 0);
         let words: Vec<u64> = occurring.flat_map(|(id, &count)| frequency_words(id as u32, count)).collect();

@@ -133,8 +133,8 @@ impl Part {
         self.dataset.copy_paragraph(self.original(paragraph), from, most, to);
     }
 
-    /// How often each token of a vocabulary occurs. Where most of the corpus belongs to the part, what does not is
-    /// counted and taken off the corpus's counts, which the shards have stored.
+    /// How often each token of a vocabulary occurs. Where most of the corpus belongs to the part,
+    /// what does not is counted and taken off the corpus's counts, which the shards have stored.
     pub(super) fn frequencies(&self, vocab_size: usize) -> Vec<u64> {
         let end_of = |run: usize| {
             let next = self.runs.get(run + 1).map_or(self.paragraphs, |next| next.at.0);

@@ -7,6 +7,7 @@
 use super::axis::Scale;
 use super::bands::Reference;
 use super::draw::{Anchor, COLOURED, Drawing, Ink, Point, Shape, Stroke};
+use super::kinds::{Baseline, KINDS, Kind};
 use super::png::text_width;
 use super::run::{Mark, Metric, Run};
 use super::series::{pieces, smooth, usual_window};
@@ -32,155 +33,6 @@ pub struct Look {
     /// A headline.
     pub title: Option<String>,
 }
-
-/// What a model has that learnt nothing but how often tokens are replaced.
-#[derive(Clone, Copy, PartialEq)]
-enum Baseline {
-    None,
-    /// Loss of predicting tokens by how often they occur.
-    UnigramLoss,
-    /// Accuracy of always predicting the most frequent token.
-    UnigramAccuracy,
-    /// Accuracy of always saying "original".
-    Original,
-    /// Loss of the same score for all tokens: the entropy of the rate of replacements.
-    Entropy,
-    /// AUC of chance.
-    Half,
-    /// Precision of calling tokens replaced by chance.
-    Rate,
-    /// As `Original`, of all tokens.
-    OriginalOfAll,
-    /// As `Rate`, of all tokens.
-    RateOfAll,
-}
-
-struct Kind {
-    metric: Metric,
-    title: &'static str,
-    baseline: Baseline,
-    note: &'static str,
-    from_zero: bool,
-    log: bool,
-    marks: bool,
-    /// Whether the first steps are far off and would flatten the rest: they may leave the plot.
-    settles: bool,
-    /// Whether it is drawn only where a run has no figures without special tokens, because an earlier version logged it.
-    earlier: bool,
-}
-
-const fn kind(metric: Metric, title: &'static str, baseline: Baseline, note: &'static str) -> Kind {
-    Kind {
-        metric,
-        title,
-        baseline,
-        note,
-        from_zero: false,
-        log: false,
-        marks: false,
-        settles: false,
-        earlier: false,
-    }
-}
-
-const KINDS: [Kind; 18] = {
-    use Baseline as B;
-    use Metric as M;
-    [
-        kind(
-            M::GenMaskLoss,
-            "Generator loss at [MASK]",
-            B::UnigramLoss,
-            "dashed: word frequencies only; context shows below",
-        ),
-        Kind {
-            marks: true,
-            ..kind(M::GenLoss, "Generator loss", B::None, "at all masked tokens, kept ones too")
-        },
-        Kind {
-            marks: true,
-            settles: true,
-            ..kind(M::DiscLoss, "Discriminator loss", B::Entropy, "dashed: a constant output")
-        },
-        kind(M::DiscAuc, "Discriminator AUC", B::Half, "without special tokens; dashed: chance"),
-        kind(
-            M::GenMaskAcc,
-            "Generator accuracy at [MASK]",
-            B::UnigramAccuracy,
-            "dashed: always the most frequent token",
-        ),
-        kind(M::GenAcc, "Generator accuracy", B::None, "of all masked tokens, kept ones too"),
-        Kind {
-            settles: true,
-            ..kind(M::DiscAcc, "Discriminator accuracy", B::Original, "dashed: always saying “original”")
-        },
-        kind(
-            M::DiscPrecision,
-            "Discriminator precision",
-            B::Rate,
-            "of tokens called replaced; dashed: by chance",
-        ),
-        Kind {
-            from_zero: true,
-            ..kind(
-                M::DiscRecall,
-                "Discriminator recall",
-                B::None,
-                "replaced tokens called so; always “original”: 0",
-            )
-        },
-        Kind {
-            from_zero: true,
-            ..kind(
-                M::DiscScoreStd,
-                "Spread of the discriminator's scores",
-                B::None,
-                "standard deviation; 0: a constant output",
-            )
-        },
-        kind(M::DiscAllAuc, "Discriminator AUC, all tokens", B::Half, "special tokens too; dashed: chance"),
-        Kind {
-            settles: true,
-            earlier: true,
-            ..kind(
-                M::DiscAllAcc,
-                "Discriminator accuracy, all tokens",
-                B::OriginalOfAll,
-                "dashed: always saying “original”",
-            )
-        },
-        Kind {
-            earlier: true,
-            ..kind(
-                M::DiscAllPrecision,
-                "Discriminator precision, all tokens",
-                B::RateOfAll,
-                "of tokens called replaced; dashed: by chance",
-            )
-        },
-        Kind {
-            from_zero: true,
-            earlier: true,
-            ..kind(
-                M::DiscAllRecall,
-                "Discriminator recall, all tokens",
-                B::None,
-                "replaced tokens called so; always “original”: 0",
-            )
-        },
-        Kind { from_zero: true, ..kind(M::Lr, "Learning rate", B::None, "of the last step of each line") },
-        Kind {
-            log: true,
-            marks: true,
-            ..kind(M::GradNorm, "Gradient norm", B::None, "before clipping, logarithmic")
-        },
-        Kind {
-            from_zero: true,
-            ..kind(M::TokPerS, "Tokens a second", B::None, "of training, without pauses")
-        },
-        Kind { from_zero: true, ..kind(M::GpuMemory, "GPU memory", B::None, "MiB in use") },
-    ]
-};
 
 /// A chart that is laid out.
 pub(super) struct Panel {
@@ -251,7 +103,8 @@ impl<'a> Prepared<'a> {
             Baseline::Rate => of_rate(Metric::FakeRate, |rate| rate),
             Baseline::RateOfAll => of_rate(Metric::AllFakeRate, |rate| rate),
             Baseline::Entropy => {
-                // Where special tokens are known to be original, the loss of the others alone counts.
+                // Where special tokens are known to be original, the loss of the others alone
+                // counts.
                 let known = self.smoothed(Metric::DiscConstantLoss);
                 let all = self.smoothed(Metric::AllFakeRate).into_iter().map(entropy);
                 Some(known.into_iter().zip(all).map(|(a, b)| if a.is_finite() { a } else { b }).collect())

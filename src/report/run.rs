@@ -43,7 +43,8 @@ pub enum Metric {
     DiscAllRecall,
     /// As `FakeRate`, over all tokens.
     AllFakeRate,
-    /// Loss of a discriminator that gives the same score to every token that could have been masked.
+    /// Loss of a discriminator that gives the same score to every token that could have been
+    /// masked.
     DiscConstantLoss,
     /// Standard deviation of the discriminator's scores.
     DiscScoreStd,
@@ -104,7 +105,8 @@ pub struct Run {
     pub columns: [Vec<f64>; METRICS],
     /// Held-out metrics by step.
     pub held_out: Vec<(u64, Values)>,
-    /// Loss and accuracy of predicting tokens by how often they occur; none in logs of earlier versions.
+    /// Loss and accuracy of predicting tokens by how often they occur; none in logs of earlier
+    /// versions.
     pub unigram: Option<(f64, f64)>,
     /// What happened where.
     pub marks: Vec<(u64, Mark)>,
@@ -159,8 +161,8 @@ struct BaselineLine {
     unigram_acc: Option<f64>,
 }
 
-/// Whether the figures of the discriminator in a line of the log are over the tokens that could have been masked. Earlier
-/// versions logged those over all tokens under the same names.
+/// Whether the figures of the discriminator in a line of the log are over the tokens that could
+/// have been masked. Earlier versions logged those over all tokens under the same names.
 pub fn has_maskable(line: &Map<String, Value>) -> bool {
     line.contains_key("disc_all_auc")
 }

@@ -1,5 +1,6 @@
-//! What models have that know nothing: a generator that draws by word frequencies, and a discriminator whose output is
-//! constant. A loss is judged by its distance from these, which depend on the text and the vocabulary.
+//! What models have that know nothing: a generator that draws by word frequencies, and a
+//! discriminator whose output is constant. A loss is judged by its distance from these, which
+//! depend on the text and the vocabulary.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,20 +14,20 @@ pub struct Baseline {
     pub unigram_loss: f64,
     /// Accuracy of always predicting the most frequent token.
     pub unigram_acc: f64,
-    /// About the rate of replacements, among the tokens that can be masked, of a generator that keeps every token it sees
-    /// and draws by word frequencies where it sees \[MASK\].
+    /// About the rate of replacements, among the tokens that can be masked, of a generator that
+    /// keeps every token it sees and draws by word frequencies where it sees \[MASK\].
     pub fake_rate: f64,
     /// Loss of a discriminator that gives every token the same score, at that rate.
     pub disc_loss: f64,
 }
 
-/// A generator whose loss is not below the word frequencies' by this share has not learnt from context. What topics and
-/// positions alone can give is less.
+/// A generator whose loss is not below the word frequencies' by this share has not learnt from
+/// context. What topics and positions alone can give is less.
 const MARGIN: f64 = 0.02;
 
 impl Baseline {
-    /// Of a text in which each token occurs so often. Tokens that cannot be masked are left out; none if there is no
-    /// other.
+    /// Of a text in which each token occurs so often. Tokens that cannot be masked are left out;
+    /// none if there is no other.
     pub fn new(frequencies: &[f64], mask: &MaskSpec) -> Option<Self> {
         let never = mask.never();
         let maskable = |id: usize| !never.contains(&(id as u32));

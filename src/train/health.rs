@@ -1,8 +1,8 @@
-//! Whether a run learns: a discriminator that gives every token the same score, and a generator that has not left the
-//! plateau of word frequencies. The losses of such runs look ordinary.
+//! Whether a run learns: a discriminator that gives every token the same score, and a generator
+//! that has not left the plateau of word frequencies. The losses of such runs look ordinary.
 //!
-//! Each quarter of a run is judged as a whole, from the second on: before that every run lies on the plateau. Where a
-//! quarter holds too little to tell, nothing is said.
+//! Each quarter of a run is judged as a whole, from the second on: before that every run lies on
+//! the plateau. Where a quarter holds too little to tell, nothing is said.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,14 +13,16 @@ use crate::model::Losses;
 
 /// Shorter runs are not judged.
 const FEWEST_STEPS: u64 = 200;
-/// Positions showing \[MASK\]: the mean loss of fewer scatters by more than what the plateau is told by.
+/// Positions showing \[MASK\]: the mean loss of fewer scatters by more than what the plateau is
+/// told by.
 const FEWEST_MASKED: u64 = 5000;
 /// A standard error of the AUC above which the scores are not judged, about 200 replaced tokens.
 const LARGEST_ERROR: f64 = 0.02;
-/// An AUC that much above ½, or three standard errors if these are more, has been learnt from context.
+/// An AUC that much above ½, or three standard errors if these are more, has been learnt from
+/// context.
 const LEAST_AUC: f64 = 0.02;
-/// Scores with a smaller standard deviation are constant, whatever their order: e to this power changes the odds by a
-/// twentieth.
+/// Scores with a smaller standard deviation are constant, whatever their order: e to this power
+/// changes the odds by a twentieth.
 const LEAST_DEVIATION: f64 = 0.05;
 
 /// Something that a run does not learn.
@@ -107,7 +109,8 @@ impl Health {
         add_counts(&mut self.counts, counts);
     }
 
-    /// After `step` of `steps` steps: judges a quarter that has ended. Returns what is to be told for the first time.
+    /// After `step` of `steps` steps: judges a quarter that has ended. Returns what is to be told
+    /// for the first time.
     pub fn check(
         &mut self,
         (step, steps): (u64, u64),
@@ -148,8 +151,9 @@ mod tests {
     const BASELINE: Baseline =
         Baseline { unigram_loss: 5.7, unigram_acc: 0.05, fake_rate: 0.125, disc_loss: 0.37 };
 
-    /// `tokens` tokens that could have been masked, every eighth of them replaced, scored by a function of number and
-    /// class; the same number of special tokens with scores far below; `masked` positions of one loss.
+    /// `tokens` tokens that could have been masked, every eighth of them replaced, scored by a
+    /// function of number and class; the same number of special tokens with scores far below;
+    /// `masked` positions of one loss.
     fn counts(tokens: u64, masked: u64, loss: f32, score: impl Fn(u64, bool) -> f32) -> Vec<u64> {
         let mut counts = vec![0; COUNTS];
         let [nats, rest] = loss_parts(loss);
@@ -176,12 +180,8 @@ mod tests {
         assert_eq!(found(&counts(60_000, 9000, 5.68, |_, _| -1.97)), [true, true]);
         assert_eq!(found(&counts(60_000, 9000, 5.68, |i, _| noise(i))), [true, true], "scores at random");
         // In order, but of no use: all odds are the same.
-        assert_eq!(
-            found(&counts(60_000, 9000, 5.0, |i, fake| -3.9
-                + 0.01 * noise(i)
-                + if fake { 0.03 } else { 0.0 }))[0],
-            true
-        );
+        let narrow = |i: u64, fake: bool| -3.9 + 0.01 * noise(i) + if fake { 0.03 } else { 0.0 };
+        assert!(found(&counts(60_000, 9000, 5.0, narrow))[0]);
         // An AUC of 0.56, and a generator that is 0.2 nats better than word frequencies.
         let healthy = counts(60_000, 9000, 5.5, |i, fake| noise(i) + if fake { 0.25 } else { 0.0 });
         let auc = Metrics::new(Losses::default(), &healthy).disc_auc;

@@ -70,7 +70,8 @@ pub struct Log {
     terminal: bool,
     /// What metrics are compared with.
     baseline: Option<Baseline>,
-    /// Its line, which goes before the next one: a log without another line is that of a run that has not begun.
+    /// Its line, which goes before the next one: a log without another line is that of a run that
+    /// has not begun.
     baseline_line: Option<Value>,
 }
 
@@ -91,8 +92,8 @@ impl Log {
         }
     }
 
-    /// What the metrics of the run, which is taken up after `step` steps, are compared with. It has a line in the log,
-    /// unless it was written when the run began.
+    /// What the metrics of the run, which is taken up after `step` steps, are compared with. It has
+    /// a line in the log, unless it was written when the run began.
     pub fn baseline(&mut self, step: u64, baseline: Baseline) {
         self.baseline = Some(baseline);
         if step > 0 && has_baseline(&self.dir.join(METRICS)) {

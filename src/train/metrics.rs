@@ -7,9 +7,9 @@ use crate::model::Losses;
 
 /// Metrics of one step, of the mean over several, or of a whole text.
 ///
-/// Figures of the discriminator are over the tokens that could have been masked: special tokens are never replaced, which
-/// a discriminator learns at once, and which would hide whether it has learnt anything else. `disc_all_…` are over all
-/// tokens, as google-research/electra reports them.
+/// Figures of the discriminator are over the tokens that could have been masked: special tokens are
+/// never replaced, which a discriminator learns at once, and which would hide whether it has learnt
+/// anything else. `disc_all_…` are over all tokens, as google-research/electra reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Metrics {
@@ -21,7 +21,8 @@ pub struct Metrics {
     pub disc_loss: f64,
     /// Share of masked positions where the most probable token is the original.
     pub gen_acc: f64,
-    /// The same of the masked positions that show \[MASK\], where the token must be found from its context.
+    /// The same of the masked positions that show \[MASK\], where the token must be found from its
+    /// context.
     pub gen_mask_acc: f64,
     /// Cross-entropy at the masked positions that show \[MASK\].
     pub gen_mask_loss: f64,
@@ -31,7 +32,8 @@ pub struct Metrics {
     pub disc_acc: f64,
     /// Area under the ROC curve: chance that a replaced token scores above an original one.
     pub disc_auc: f64,
-    /// Standard error of `disc_auc` where the scores tell nothing; ½ where there are no replaced or no original tokens.
+    /// Standard error of `disc_auc` where the scores tell nothing; ½ where there are no replaced or
+    /// no original tokens.
     pub disc_auc_error: f64,
     /// Share of tokens called replaced that were.
     pub disc_precision: f64,
@@ -39,7 +41,8 @@ pub struct Metrics {
     pub disc_recall: f64,
     /// Standard deviation of the scores (log-odds that a token was replaced).
     pub disc_score_std: f64,
-    /// Loss over all tokens of a discriminator that knows special tokens and gives every other token the same score.
+    /// Loss over all tokens of a discriminator that knows special tokens and gives every other
+    /// token the same score.
     pub disc_constant_loss: f64,
     /// Share of tokens that were replaced.
     pub fake_rate: f64,
@@ -82,7 +85,7 @@ impl Metrics {
             gen_acc: ratio(hits, masked),
             gen_mask_acc: ratio(shown_hits, shown),
             gen_mask_loss: if shown == 0 { 0.0 } else { mask_nats / shown as f64 },
-            gen_kept_acc: ratio(hits - shown_hits, masked - shown),
+            gen_kept_acc: ratio(hits.saturating_sub(shown_hits), masked.saturating_sub(shown)),
             disc_acc: own.accuracy,
             disc_auc: auc(originals, fakes),
             disc_auc_error: auc_error(total(originals), total(fakes)),
@@ -128,7 +131,8 @@ pub fn entropy(p: f64) -> f64 {
     if p > 0.0 && p < 1.0 { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() } else { 0.0 }
 }
 
-/// Standard deviation of the scores, from the middles of their bins. Scores that are not finite are left out.
+/// Standard deviation of the scores, from the middles of their bins. Scores that are not finite are
+/// left out.
 fn score_std(originals: &[u64], fakes: &[u64]) -> f64 {
     let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
     for (bin, (a, b)) in originals.iter().zip(fakes).enumerate() {
@@ -141,8 +145,9 @@ fn score_std(originals: &[u64], fakes: &[u64]) -> f64 {
     if count > 0.0 { (squares / count - mean * mean).max(0.0).sqrt() } else { 0.0 }
 }
 
-/// Standard error of the area under the ROC curve of scores that tell nothing (Mann & Whitney 1947); no estimate of it
-/// can be further from the truth than ½, which stands for classes without a member.
+/// Standard error of the area under the ROC curve of scores that tell nothing (Mann & Whitney
+/// 1947); no estimate of it can be further from the truth than ½, which stands for classes without
+/// a member.
 fn auc_error(negatives: u64, positives: u64) -> f64 {
     let (n, m) = (negatives as f64, positives as f64);
     ((n + m + 1.0) / (12.0 * n * m)).sqrt().min(0.5)
@@ -230,7 +235,8 @@ mod tests {
         assert_eq!((m.disc_precision, m.disc_recall), (0.5, 0.5));
         assert_eq!((m.disc_all_acc, m.all_fake_rate), (4.0 / 7.0, 2.0 / 7.0));
         assert_eq!((m.disc_all_precision, m.disc_all_recall), (1.0 / 3.0, 0.5));
-        // Of six pairs the replaced tokens win 1 > -3, 1 > 0 and -1 > -3; of ten pairs 1 > -9 and -1 > -9 as well.
+        // Of six pairs the replaced tokens win 1 > -3, 1 > 0 and -1 > -3; of ten pairs 1 > -9 and
+        // -1 > -9 as well.
         assert_abs_diff_eq!(m.disc_auc, 3.0 / 6.0, epsilon = 1e-12);
         assert_abs_diff_eq!(m.disc_all_auc, 5.0 / 10.0, epsilon = 1e-12);
         let constant = -(0.4 * 0.4f64.ln() + 0.6 * 0.6f64.ln());

@@ -54,8 +54,8 @@ impl Window {
     }
 }
 
-/// Adds counts to sums. Sums of another length are from a checkpoint of an earlier version, whose counts had another
-/// meaning: they are dropped, so that the next line is of the steps since.
+/// Adds counts to sums. Sums of another length are from a checkpoint of an earlier version, whose
+/// counts had another meaning: they are dropped, so that the next line is of the steps since.
 pub fn add_counts(sums: &mut Vec<u64>, counts: &[u64]) {
     if sums.len() != counts.len() {
         sums.clear();

@@ -1,4 +1,5 @@
-//! How often each token occurs: stored with shards, counted where it is not, for parts and mixtures of corpora.
+//! How often each token occurs: stored with shards, counted where it is not, for parts and mixtures
+//! of corpora.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use twox_hash::xxhash3_64::Hasher as Checksum;
 use super::*;
 
 const HEADER: usize = 256;
-/// Where the header has the checksum of the rest, the words of the section of frequencies, and its own checksum.
+/// Where the header has the checksum of the rest, the words of the section of frequencies, and its
+/// own checksum.
 const CHECKSUM: usize = 80;
 const FREQUENCIES: usize = 168;
 const HEADER_SUM: usize = 248;

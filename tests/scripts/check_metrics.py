@@ -4,10 +4,12 @@
     pip install torch transformers numpy
     python check_metrics.py RUN --elektron target/release/elektron --text HELD_OUT.txt [--rows 400]
 
-The text is tokenized by AutoTokenizer, chained into rows of [CLS] … [SEP] as --merge concat does, masked by the paper's rule and
-filled with samples of the generator. Masks and samples are drawn here, by numpy, so both sides see other positions of the same rows:
-figures must agree within four standard errors of their difference. The baseline of the training text is counted by numpy as well, if
---train names the file that the run was trained on (without held-out documents: --held-out 0), and must agree to six digits.
+The text is tokenized by AutoTokenizer, chained into rows of [CLS] … [SEP] as --merge concat does,
+masked by the paper's rule and filled with samples of the generator. Masks and samples are drawn
+here, by numpy, so both sides see other positions of the same rows: figures must agree within four
+standard errors of their difference. The baseline of the training text is counted by numpy as well,
+if --train names the file that the run was trained on (without held-out documents: --held-out 0),
+and must agree to six digits.
 """
 import argparse, json, math, os, subprocess, sys
 
@@ -47,7 +49,8 @@ assert ours["rows"] == used, (ours["rows"], used)
 assert ours["baseline_of"] == "the run's training text"
 baseline, ours = ours["baseline"], ours["eval"]
 
-# The paper's rule: round(0.15 · T) positions of a row that are not special; 85 % show [MASK], the others their token.
+# The paper's rule: round(0.15 · T) positions of a row that are not special; 85 % show [MASK], the
+# others their token.
 masked = np.zeros(rows.shape, bool)
 for row, marks in zip(rows, masked):
     may = np.flatnonzero(~np.isin(row, special))

@@ -129,8 +129,8 @@ pub fn prepare(
     })
 }
 
-/// The shards of every file of `source`, where all of them are known to be in `dir` without reading the text; nothing is
-/// tokenized, and nothing in `dir` changes.
+/// The shards of every file of `source`, where all of them are known to be in `dir` without reading
+/// the text; nothing is tokenized, and nothing in `dir` changes.
 pub fn find(source: &TextSource, tokenizer: &Tokenizer, dir: &Path, dedup: Dedup) -> Option<Dataset> {
     let index = Index::load(dir);
     let settings = settings(tokenizer, dedup).ok()?;

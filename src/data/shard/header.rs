@@ -49,8 +49,8 @@ pub(in crate::data) struct Header {
     /// How many of its tokens are the unknown token. `None` in shards of earlier versions, which do not
     /// store this.
     pub(in crate::data) unknown: Option<Unknown>,
-    /// Words of the section that says how often each token occurs. 0 where it would be no smaller than the tokens, and in
-    /// shards of earlier versions: then the tokens are counted.
+    /// Words of the section that says how often each token occurs. 0 where it would be no smaller
+    /// than the tokens, and in shards of earlier versions: then the tokens are counted.
     pub(in crate::data) frequencies: u64,
 }
 

@@ -10,9 +10,10 @@ use crate::data::tokenizer::Tokenizer;
 const NO_TOKEN: u32 = u32::MAX;
 
 impl ElectraConfig {
-    /// The special tokens that a configuration names, for batches that come without a tokenizer: padding, and \[CLS\],
-    /// \[SEP\] and \[MASK\] where it has `cls_token_id` (or `bos_token_id`), `sep_token_id` (or `eos_token_id`) and
-    /// `mask_token_id`. Where it does not name \[MASK\], no position counts as showing it.
+    /// The special tokens that a configuration names, for batches that come without a tokenizer:
+    /// padding, and \[CLS\], \[SEP\] and \[MASK\] where it has `cls_token_id` (or `bos_token_id`),
+    /// `sep_token_id` (or `eos_token_id`) and `mask_token_id`. Where it does not name \[MASK\], no
+    /// position counts as showing it.
     pub fn special_ids(&self) -> SpecialIds {
         let named = |names: &[&str]| {
             let ids = names.iter().filter_map(|name| self.other.get(*name)?.as_u64());
