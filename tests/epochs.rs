@@ -276,6 +276,6 @@ mod runs {
         let out =
             command.args(["pretrain", "--resume"]).arg(&output).args(["--epochs", "2"]).output().unwrap();
         let error = text(&out.stderr);
-        assert!(out.status.code() == Some(1) && error.contains("full batches alone"), "{error}");
+        assert!(out.status.code() == Some(1) && error.contains("full batches only"), "{error}");
     }
 }

@@ -280,9 +280,19 @@ fn shells_and_man_know_every_command() {
     }
     assert!(fs::read_to_string(dir.join("elektron-pretrain.1")).unwrap().contains("learning\\-rate"));
     assert!(succeed(&["man"]).contains(".TH"));
-    for command in
-        ["pretrain", "prepare", "forward", "eval", "detect", "doctor", "report", "runs", "completions", "man"]
-    {
+    for command in [
+        "pretrain",
+        "prepare",
+        "forward",
+        "eval",
+        "detect",
+        "fill",
+        "doctor",
+        "report",
+        "runs",
+        "completions",
+        "man",
+    ] {
         assert!(succeed(&[command, "--help"]).contains("elektron "), "{command}");
         assert!(succeed(&[command, "--help"]).contains("Examples:"), "{command}");
     }

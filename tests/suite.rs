@@ -14,6 +14,7 @@ mod emulated;
 mod epochs;
 #[cfg(unix)]
 mod faults;
+mod fill;
 mod folders;
 mod golden;
 mod hostile;
@@ -25,6 +26,7 @@ mod memory;
 mod metrics;
 #[cfg(unix)]
 mod micro_batch;
+mod mlm;
 mod models;
 mod nothing_masked;
 #[cfg(unix)]

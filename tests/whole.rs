@@ -231,14 +231,15 @@ fn the_plan_counts_what_the_model_has() {
     use elektron::model::ParamTable;
     use elektron::model::config::Preset;
     let (generator, discriminator) = (Preset::Small.generator(30522), Preset::Small.discriminator(30522));
-    let table = ParamTable::new(&generator, &discriminator, Architecture::PreTraining, Share::All).unwrap();
+    let table =
+        ParamTable::new(&generator, Some((&discriminator, Architecture::PreTraining)), Share::All).unwrap();
     let embeddings = (30522 + 512 + 2 + 2) * 128;
     let encoder = |c: usize| 12 * (4 * c * c + 4 * c + 8 * c * c + 5 * c + 4 * c) + 128 * c + c;
     let heads = (64 * 128 + 128 + 256 + 30522) + (256 * 256 + 256 + 257);
     assert_eq!(table.parameter_count(), embeddings + encoder(64) + encoder(256) + heads);
     let limits = BatchLimits { tokens: 1024, sequences: 8, masked: 152 };
     let (head, cpu) = (Architecture::PreTraining, Cpu::<f32>::new());
-    let plan = memory_plan(&cpu, &generator, &discriminator, head, Share::All, limits).unwrap();
+    let plan = memory_plan(&cpu, &generator, Some((&discriminator, head)), Share::All, limits).unwrap();
     let parameters: u64 = plan.families()[0].1;
     assert_eq!(parameters, 5 * 4 * table.len() as u64);
     assert!(plan.total_bytes() > parameters && plan.bytes_per_token() > 0);

@@ -1,24 +1,20 @@
 //! `elektron detect`: how likely is each token of a text to have been replaced?
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
 
-use super::{check_vocabulary, print, report_left_out, set_threads, warn_without_text};
+use super::lines::{LINES_AT_ONCE, Reader, Texts};
+use super::{check_vocabulary, print, set_threads};
 use crate::backend::Cpu;
 use crate::backend::cpu::in_pool;
-use crate::data::source::{Paragraph, TextSource, read_stream, spool};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::Discriminator;
 use crate::model::hf::Checkpoint;
 use crate::{Error, Result};
-
-/// Lines run through the model at once.
-const LINES_AT_ONCE: usize = 16;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -35,14 +31,8 @@ pub(super) struct Arguments {
     /// Tokenizer [default: the discriminator's]
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
-    /// Text; without it and --input, standard input is read
-    text: Vec<String>,
-    /// Files, folders and globs, as for `pretrain --train`, a line at a time; - for standard input
-    #[arg(long, num_args = 1.., value_name = "PATH")]
-    input: Vec<PathBuf>,
-    /// Text columns of csv, tsv, JSON, Parquet and Arrow files
-    #[arg(long, value_delimiter = ',', default_value = "text", value_name = "NAME")]
-    columns: Vec<String>,
+    #[command(flatten)]
+    texts: Texts,
     /// A JSON object a line, instead of words
     #[arg(long)]
     json: bool,
@@ -53,16 +43,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(a: &Arguments) -> Result<()> {
     set_threads(a.threads)?;
-    let (streams, mut files): (Vec<PathBuf>, Vec<PathBuf>) =
-        a.input.iter().cloned().partition(|path| path == Path::new("-"));
-    let scratch = tempfile::tempdir().map_err(Error::io("create a directory in", std::env::temp_dir()))?;
-    for pipe in spool(&mut files, scratch.path(), false)? {
-        pipe.copy()?;
-    }
-    let source = if files.is_empty() { None } else { Some(TextSource::held_out(&files, &a.columns)?) };
-    if let Some(source) = &source {
-        report_left_out(source, false);
-    }
+    let lines = a.texts.open()?;
     let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     let checkpoint = Checkpoint::load(&locate(&a.discriminator, Part::Model, false)?)?;
@@ -70,28 +51,12 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let model = Discriminator::load(Cpu::<f32>::new(), checkpoint)
         .map_err(|e| Error::file(&a.discriminator, e.to_string()))?;
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (rows, lines, cut) = (Vec::new(), 0, 0);
-    let mut judge = Judge { model, tokenizer, json: a.json, colours, rows, lines, cut };
-    for text in &a.text {
-        text.lines().try_for_each(|line| judge.line(line))?;
-    }
-    if let Some(source) = source {
-        source.for_each(|p| judge.line(p.text))?;
-        warn_without_text(&source);
-    }
-    if !streams.is_empty() || (a.text.is_empty() && a.input.is_empty()) {
-        judge.standard_input()?;
-    }
-    judge.show()?;
+    let mut judge = Judge { model, tokenizer, json: a.json, colours, rows: Vec::new(), lines: 0, cut: 0 };
+    lines.read(&mut judge)?;
     if judge.cut > 1 {
         crate::note!("warning: {} of {} lines were cut", judge.cut, judge.lines);
     }
-    match judge.lines {
-        0 => {
-            Err(Error::config("there is no text: give it as an argument, with --input, or on standard input"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Shows lines as soon as there are enough of them, so that text may be of any length.
@@ -116,11 +81,8 @@ struct Row {
     left_out: usize,
 }
 
-impl Judge {
+impl Reader for Judge {
     fn line(&mut self, line: &str) -> Result<()> {
-        if line.trim().is_empty() {
-            return Ok(());
-        }
         self.lines += 1;
         let special = self.tokenizer.special();
         let positions = self.model.config().max_position_embeddings;
@@ -141,24 +103,6 @@ impl Judge {
         let framed = [special.cls].into_iter().chain(tokens.into_iter().take(most)).chain([special.sep]);
         self.rows.push(Row { ids: framed.collect(), left_out });
         if self.rows.len() == LINES_AT_ONCE { self.show() } else { Ok(()) }
-    }
-
-    /// Reads in a thread of its own, so that the lines read so far are shown while the reader waits
-    /// for more.
-    fn standard_input(&mut self) -> Result<()> {
-        let (to_us, lines) = sync_channel::<String>(LINES_AT_ONCE);
-        let reader = std::thread::spawn(move || {
-            let mut send = |p: Paragraph<'_>| to_us.send(p.text.to_owned()).map_err(|_| Error::OutputClosed);
-            read_stream("standard input", std::io::stdin().lock(), &mut send)
-        });
-        while let Ok(line) = lines.recv() {
-            self.line(&line)?;
-            while let Ok(line) = lines.try_recv() {
-                self.line(&line)?;
-            }
-            self.show()?;
-        }
-        reader.join().map_err(|_| Error::run("the thread that reads standard input failed"))?
     }
 
     fn show(&mut self) -> Result<()> {

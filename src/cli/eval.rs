@@ -1,4 +1,4 @@
-//! `elektron eval`: held-out metrics of a saved pair.
+//! `elektron eval`: held-out metrics of a saved pair, or of a masked language model.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use serde_json::json;
 use super::device::{Choice, OnBackend, Place, with_backend};
 use super::prepare::tokenize;
 use super::{
-    check_pairs, check_positions, check_token_types, check_vocabulary, load_pair, print, report_left_out,
-    set_threads,
+    check_pairs, check_positions, check_token_types, check_vocabulary, load_masked_lm, load_pair, print,
+    report_left_out, set_threads,
 };
 use crate::backend::Backend;
 use crate::config::{Device, Precision, reading, uses_token_types};
@@ -21,10 +21,11 @@ use crate::data::source::{TextSource, spool};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::hf::Checkpoint;
-use crate::model::{Flavour, Options, Share, TokenDetection};
+use crate::model::{Flavour, Objective, Options, Share, TokenDetection};
 use crate::report::status::Status;
 use crate::train::baseline::Baseline;
 use crate::train::evaluate;
+use crate::train::figures::figures;
 use crate::train::metrics::Metrics;
 use crate::{Error, Result};
 
@@ -33,13 +34,14 @@ use crate::{Error, Result};
   elektron eval --generator out/run/generator --discriminator out/run/discriminator --input held-out.txt
   elektron eval --generator google/generator --discriminator google/discriminator --input held-out.txt --merge segments --json")]
 pub(super) struct Arguments {
-    /// Directory of the generator, or its name on the Hugging Face hub
+    /// Directory of the generator or another ElectraForMaskedLM, or its name on the Hugging Face hub
     #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
     generator: PathBuf,
-    /// Directory of the discriminator, or its name on the Hugging Face hub
+    /// Directory of the discriminator, or its name on the Hugging Face hub; without it the masked
+    /// language model is evaluated alone
     #[arg(long, value_name = "DIR|NAME", help_heading = "Models")]
-    discriminator: PathBuf,
-    /// Tokenizer [default: the discriminator's]
+    discriminator: Option<PathBuf>,
+    /// Tokenizer [default: the discriminator's, or that of the only model]
     #[arg(long, value_name = "PATH", help_heading = "Models")]
     tokenizer: Option<PathBuf>,
     /// Files, folders, globs and pipes, as for --train; - for standard input
@@ -100,7 +102,7 @@ fn baseline(generator: &Path, rows: &Rows, mask: &MaskSpec) -> Option<(Baseline,
 }
 
 struct Evaluation<'a> {
-    pair: (Checkpoint, Checkpoint),
+    networks: (Checkpoint, Option<Checkpoint>),
     options: Options,
     rows: &'a Rows,
     spec: &'a LoaderSpec,
@@ -110,7 +112,7 @@ struct Evaluation<'a> {
 impl OnBackend for Evaluation<'_> {
     type Output = Metrics;
     fn run<B: Backend>(self, backend: B, _: &Place) -> Result<Metrics> {
-        let (generator, discriminator) = self.pair;
+        let (generator, discriminator) = self.networks;
         let mut model = TokenDetection::with_options(backend, generator, discriminator, self.options)?;
         evaluate(&mut model, self.rows, self.spec, self.limit)
     }
@@ -129,11 +131,19 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let reading = reading(a.flavour, a.merge, &a.columns)?;
     let source = TextSource::held_out(&input, &a.columns)?.with_reading(reading);
     report_left_out(&source, false);
-    let tokenizer = a.tokenizer.as_ref().unwrap_or(&a.discriminator);
+    let of_models = a.discriminator.as_ref().unwrap_or(&a.generator);
+    let tokenizer = a.tokenizer.as_ref().unwrap_or(of_models);
     let tokenizer = Tokenizer::load(&locate(tokenizer, Part::Tokenizer, false)?)?;
     check_pairs(&tokenizer, reading, &a.columns)?;
-    let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
-    for (checkpoint, what) in [(&generator, "generator"), (&discriminator, "discriminator")] {
+    let networks = match &a.discriminator {
+        Some(discriminator) => {
+            let (generator, discriminator) = load_pair(&a.generator, discriminator)?;
+            (generator, Some(discriminator))
+        }
+        None => (load_masked_lm(&a.generator)?, None),
+    };
+    let named = [(Some(&networks.0), "generator"), (networks.1.as_ref(), "discriminator")];
+    for (checkpoint, what) in named.into_iter().filter_map(|(network, what)| Some((network?, what))) {
         check_vocabulary(&tokenizer, &checkpoint.config, what)?;
         check_positions(a.seq_len, &checkpoint.config, what)?;
         check_token_types(uses_token_types(a.flavour, a.merge, &a.columns), &checkpoint.config, what)?;
@@ -159,17 +169,30 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         on_device: false,
     };
     let choice = Choice::new(a.device, a.precision);
-    let pair = (generator, discriminator);
-    let m = with_backend(choice, Evaluation { pair, options, rows: &rows, spec: &spec, limit: a.rows })?;
+    let evaluation = Evaluation { networks, options, rows: &rows, spec: &spec, limit: a.rows };
+    let m = with_backend(choice, evaluation)?;
+    let objective = if a.discriminator.is_some() { Objective::Electra } else { Objective::Mlm };
     let used = rows.len().min(a.rows);
     let baseline = baseline(&a.generator, &rows, &mask);
     if a.json {
-        let mut object = json!({ "rows": used, "eval": m });
+        let mut object = json!({ "rows": used, "eval": figures(objective, &m) });
         if let Some((baseline, of)) = baseline {
             object["baseline"] = json!(baseline);
             object["baseline_of"] = json!(of);
         }
         return print(&object.to_string());
+    }
+    if objective == Objective::Mlm {
+        let (words, of) = match &baseline {
+            Some((baseline, of)) => (baseline.in_words(&m), format!(" (frequencies in {of})")),
+            None => (format!("{:.2} at [MASK]", m.gen_mask_loss), String::new()),
+        };
+        return print(&format!(
+            "{used} rows of up to {} tokens\nloss {words}{of}\n\
+             [MASK] loss {:.4}  accuracy {:.4}; kept tokens accuracy {:.4}; all masked positions loss {:.4}  \
+             accuracy {:.4}",
+            a.seq_len, m.gen_mask_loss, m.gen_mask_acc, m.gen_kept_acc, m.gen_loss, m.gen_acc
+        ));
     }
     let (generator, unigram) = match &baseline {
         Some((baseline, of)) => (

@@ -103,6 +103,7 @@ fn run_on<B: Backend>(backend: B, a: &Arguments, input: &PaddedInput) -> Result<
         temperature: a.temperature,
         disallow_correct: a.disallow_correct,
         seed: a.seed,
+        ..Options::default()
     };
     let (generator, discriminator) = load_pair(&a.generator, &a.discriminator)?;
     let mut model = TokenDetection::with_options(backend, generator, discriminator, options)?;

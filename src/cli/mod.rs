@@ -6,7 +6,9 @@ mod detect;
 mod device;
 mod doctor;
 mod eval;
+mod fill;
 mod forward;
+mod lines;
 mod prepare;
 mod pretrain;
 mod report;
@@ -36,6 +38,7 @@ use crate::{Error, Result};
   elektron pretrain --train book.txt --preset tiny --steps 300 --output out/first
   elektron report out/first
   elektron detect --discriminator out/first/discriminator \"The chef ate the meal.\"
+  elektron fill --model out/first \"To Sherlock [MASK] she is always the woman.\"
   elektron pretrain --help")]
 pub struct Cli {
     #[command(subcommand)]
@@ -44,7 +47,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a generator and a discriminator on text
+    /// Train a generator and a discriminator on text, or a masked language model alone
     Pretrain(Box<pretrain::Arguments>),
     /// Tokenize text into shards, without training
     Prepare(prepare::Arguments),
@@ -52,10 +55,12 @@ enum Command {
     Tokenizer(tokenizer::Arguments),
     /// Run one batch through a pair and write losses, logits and gradients
     Forward(forward::Arguments),
-    /// Held-out metrics of a saved pair
+    /// Held-out metrics of a saved pair, or of a masked language model
     Eval(eval::Arguments),
     /// Show how likely each token of a text is to have been replaced
     Detect(detect::Arguments),
+    /// Show which tokens a model expects where a text has [MASK]
+    Fill(fill::Arguments),
     /// Look for a GPU and its libraries, compile the kernels, test them
     Doctor(doctor::Arguments),
     /// Draw runs: a page with their curves, what they were set to, and whether that is normal
@@ -131,6 +136,7 @@ impl Command {
             Self::Forward(arguments) => forward::run(&arguments),
             Self::Eval(arguments) => eval::run(&arguments),
             Self::Detect(arguments) => detect::run(&arguments),
+            Self::Fill(arguments) => fill::run(&arguments),
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Report(arguments) => report::run(&arguments),
             Self::Runs(arguments) => runs::run(&arguments),
@@ -165,15 +171,8 @@ fn advised(command: &mut clap::Command, error: &clap::Error) -> Option<clap::Err
 
 /// A generator and a discriminator, each with its head.
 fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Checkpoint)> {
-    let load = |name: &Path| Checkpoint::load(&locate(name, Part::Model, false)?);
-    let (ours, theirs) = (load(generator)?, load(discriminator)?);
-    if ours.architecture != Architecture::MaskedLm {
-        let class = ours.architecture.class_name();
-        return Err(Error::file(
-            generator,
-            format!("the generator must be an ElectraForMaskedLM, this is an {class}"),
-        ));
-    }
+    let ours = load_masked_lm(generator)?;
+    let theirs = Checkpoint::load(&locate(discriminator, Part::Model, false)?)?;
     if theirs.architecture == Architecture::MaskedLm {
         return Err(Error::file(
             discriminator,
@@ -182,6 +181,19 @@ fn load_pair(generator: &Path, discriminator: &Path) -> Result<(Checkpoint, Chec
         ));
     }
     Ok((ours, theirs))
+}
+
+/// A generator or another masked language model.
+fn load_masked_lm(generator: &Path) -> Result<Checkpoint> {
+    let ours = Checkpoint::load(&locate(generator, Part::Model, false)?)?;
+    if ours.architecture != Architecture::MaskedLm {
+        let class = ours.architecture.class_name();
+        return Err(Error::file(
+            generator,
+            format!("the generator must be an ElectraForMaskedLM, this is an {class}"),
+        ));
+    }
+    Ok(ours)
 }
 
 /// Every id of the tokenizer has a row in the model.

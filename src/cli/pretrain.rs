@@ -18,24 +18,25 @@ use crate::data::source::{Spooled, TextSource, moved_copy, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, as_path, locate};
-use crate::model::hf::Checkpoint;
-use crate::model::{Options, TokenDetection};
+use crate::model::{Flavour, Options, TokenDetection};
 use crate::train::baseline::Baseline;
 use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
-use crate::train::log::{Progress, holds_run};
+use crate::train::log::{Progress, is_begun};
 use crate::train::micro_batch::Splits;
 use crate::train::signals::Stop;
 use crate::train::{Ending, Run, Summary, train, weights_not_finite};
 use crate::{Error, Result};
 
+mod first_stage;
 mod inputs;
 mod models;
 mod plan;
 
+use first_stage::{FirstStage, first_stage};
 use inputs::Inputs;
-use models::{Starts, refuse_moved};
+use models::{Networks, Starts, refuse_moved};
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -45,6 +46,7 @@ use plan::{DryRun, check_memory, plan};
   elektron pretrain --train corpus/ --tokenizer my-vocab/ --preset small --output out/run --validation held-out.txt
   elektron pretrain --train corpus/ --output out/more --generator google/electra-small-generator \\
       --discriminator google/electra-small-discriminator
+  elektron pretrain --train corpus/ --objective mlm --output out/bert
   elektron pretrain --resume out/run
   elektron pretrain --config run.toml --json | jq 'select(.event == \"eval\")'
 
@@ -113,6 +115,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let mut paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
     config.train = paths.by_ref().take(config.train.len()).collect();
     config.validation = paths.collect();
+    if !arguments.quiet && !arguments.json && config.flavour == Flavour::Electra {
+        crate::note!("{}", config.about_recipe());
+    }
     if arguments.dry_run {
         let before = if resume { check_directory(&mut config, &settings, resume)? } else { None };
         let (starts, known) = starts(&mut config, &settings, arguments.json)?;
@@ -129,8 +134,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
             Baseline::new(&corpus::known_frequencies(&config, tokenizer)?, &mask)
         };
         let baseline = tokenizer.as_ref().and_then(frequencies);
-        let pair = starts.networks(&config, tokenizer.as_ref(), machine)?;
-        with_backend(choice, DryRun { config: &config, pair, baseline, machine, products })?;
+        let networks = starts.networks(&config, tokenizer.as_ref(), machine)?;
+        with_backend(choice, DryRun { config: &config, networks, baseline, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;
@@ -158,16 +163,22 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     tokenizer.check_export()?;
     let inputs = Inputs::new(&config, &tokenizer)?;
     // What a continued run began with was reported when it began.
-    let is_reported = quiet || (resume && holds_run(&config.output));
-    let pair = starts.networks(&config, Some(&tokenizer), is_reported)?;
+    let is_reported = quiet || (resume && is_begun(&config.output));
+    let networks = starts.networks(&config, Some(&tokenizer), is_reported)?;
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,
         (false, true) => Progress::Json,
         (false, false) => Progress::Text,
     };
     let settings = &settings;
-    let training =
-        Training { config: &config, settings, pair, tokenizer, inputs, resume, progress, verbose, stop };
+    let mut training =
+        Training { config: &config, settings, networks, tokenizer, inputs, resume, progress, verbose, stop };
+    training.record()?;
+    match first_stage(&training, choice)? {
+        FirstStage::NotNeeded => {}
+        FirstStage::Discriminator(network) => training.networks.discriminator = Some(*network),
+        FirstStage::Interrupted(summary) => return Ok(finish(&config, &summary, arguments.json)),
+    }
     let summary = with_backend(choice, training)?;
     Ok(finish(&config, &summary, arguments.json))
 }
@@ -189,7 +200,7 @@ fn take_directory(
     create_dir(output)?;
     let lock = RunLock::take(output)?;
     let before = check_directory(config, settings, resume)?;
-    for dir in ["", "generator", "discriminator", "tokenizer", "shards", "pipes"] {
+    for dir in ["", "generator", "discriminator", "model", "tokenizer", "shards", "pipes"] {
         remove_unfinished(&output.join(dir))?;
     }
     Ok((lock, before))
@@ -201,7 +212,7 @@ fn check_directory(config: &mut RunConfig, settings: &Settings, resume: bool) ->
     let output = &config.output.clone();
     let path = output.join(RESOLVED);
     let mut before = None;
-    if holds_run(output) {
+    if is_begun(output) {
         if !resume {
             return Err(Error::file(
                 output,
@@ -259,7 +270,7 @@ fn starts(config: &mut RunConfig, settings: &Settings, quiet: bool) -> Result<(S
 struct Training<'a> {
     config: &'a RunConfig,
     settings: &'a Settings,
-    pair: (Checkpoint, Checkpoint),
+    networks: Networks,
     tokenizer: Tokenizer,
     inputs: Inputs,
     resume: bool,
@@ -268,24 +279,33 @@ struct Training<'a> {
     stop: Stop,
 }
 
+impl Training<'_> {
+    /// Writes the settings and the hashes of the inputs, so that --resume works whenever the process
+    /// ends.
+    fn record(&self) -> Result<()> {
+        write_settings(&self.config.output.join(TYPED), self.settings)?;
+        write_settings(&self.config.output.join(RESOLVED), self.config)?;
+        self.inputs.write(&self.config.output)
+    }
+}
+
 impl OnBackend for Training<'_> {
     type Output = Summary;
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<Summary> {
-        let Self { config, settings, tokenizer, mut inputs, resume, progress, verbose, stop, .. } = self;
-        let (generator, discriminator) = self.pair;
+        // Before the text is read.
+        self.record()?;
+        let Self { config, tokenizer, mut inputs, resume, progress, verbose, stop, .. } = self;
+        let networks = self.networks;
         let quiet = progress == Progress::Quiet;
-        let (pair, auto) = ((&generator, &discriminator), config.micro_batch == Some(MicroBatch::Auto));
+        let auto = config.micro_batch == Some(MicroBatch::Auto);
         let least = if auto { config.split_into(1) } else { config.clone() };
-        check_memory(&backend, &least, pair, place)?;
-        let layers = discriminator.config.num_hidden_layers;
-        let found = || Splits::of(config, layers, place.free_bytes, |config| plan(&backend, config, pair));
-        let splits = auto.then(found).transpose()?;
-        let mut model = TokenDetection::with_options(backend, generator, discriminator, options(config))?;
+        check_memory(&backend, &least, &networks, place)?;
+        let layers = networks.deepest().num_hidden_layers;
+        let planned = |config: &RunConfig| plan(&backend, config, &networks);
+        let splits = auto.then(|| Splits::of(config, layers, place.free_bytes, planned)).transpose()?;
+        let Networks { masked_lm, discriminator } = networks;
+        let mut model = TokenDetection::with_options(backend, masked_lm, discriminator, options(config))?;
         model.set_tokenizer(tokenizer.clone());
-        // Before the text is read, so that --resume works whenever the process ends.
-        write_settings(&config.output.join(TYPED), settings)?;
-        write_settings(&config.output.join(RESOLVED), config)?;
-        inputs.write(&config.output)?;
         let (rows, validation) = corpus::rows(config, &tokenizer, quiet, verbose)?;
         inputs.set_texts(config, &rows, validation.as_ref());
         inputs.write(&config.output)?;
@@ -353,9 +373,12 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             return Err(Error::file(&dir, problem));
         }
         let resolved = dir.join(RESOLVED);
-        if settings.seq_len.is_none() && resolved.is_file() && holds_run(&dir) {
-            // Rows keep their length, whatever the default would be now.
-            settings.seq_len = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?.seq_len.into();
+        if resolved.is_file() && is_begun(&dir) {
+            // These stay as they are, whatever the defaults would be now.
+            let before = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?;
+            settings.seq_len = settings.seq_len.or(Some(before.seq_len));
+            settings.batch_size = settings.batch_size.or(Some(before.batch_size));
+            settings.recipe = settings.recipe.or((before.flavour != Flavour::Txtai).then_some(before.recipe));
         }
         settings.output = Some(dir);
     }
@@ -416,7 +439,7 @@ fn known_tokenizer(config: &RunConfig, settings: &Settings, quiet: bool) -> Resu
 /// The tokenizer that this run trained before, if it is whole and still the one to use.
 fn saved_tokenizer(config: &RunConfig, before: Option<&RunConfig>) -> Result<Option<Tokenizer>> {
     let own = config.output.join("tokenizer");
-    let is_same = holds_run(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
+    let is_same = is_begun(&config.output) || before.is_some_and(|before| config.same_vocabulary(before));
     // The last of its files to be written: without it the tokenizer is not whole.
     let is_whole = own.join("tokenizer.json").is_file();
     (is_same && is_whole).then(|| Tokenizer::load(&own)).transpose()
@@ -454,6 +477,7 @@ fn options(config: &RunConfig) -> Options {
         disc_weight: config.weight,
         temperature: config.temperature,
         disallow_correct: config.disallow_correct,
+        init: config.init,
         seed: config.seed,
     }
 }

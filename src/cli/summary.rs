@@ -4,8 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Outcome, confirm};
 use crate::config::RunConfig;
+use crate::model::Objective;
 use crate::report::thousands;
+use crate::train::figures::figures;
 use crate::train::log::{duration, tagged};
+use crate::train::metrics::Metrics;
 use crate::train::{Ending, Summary};
 
 /// Prints a table and the next command for people, or one object for programs. The run is saved by
@@ -45,14 +48,15 @@ fn for_programs(config: &RunConfig, summary: &Summary) -> Map<String, Value> {
         "skipped": summary.skipped,
         "rollbacks": summary.rollbacks,
         "tok_per_s": rate(summary).round(),
-        "eval": summary.held_out,
+        "eval": summary.held_out.map(|metrics| figures(config.objective, &metrics)),
         "baseline": summary.baseline,
         "warnings": warnings(summary),
         "output": config.output,
-        "generator": config.output.join("generator"),
-        "discriminator": config.output.join("discriminator"),
     });
-    value.as_object().cloned().unwrap_or_default()
+    let mut object = value.as_object().cloned().unwrap_or_default();
+    let directories = config.objective.directories().iter();
+    object.extend(directories.map(|&name| (name.to_owned(), json!(config.output.join(name)))));
+    object
 }
 
 /// What the run did not learn by its end.
@@ -85,17 +89,21 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
         );
         rows.push(("steps skipped", skipped));
     }
-    if let Some(m) = &summary.held_out {
-        let generator = match &summary.baseline {
-            Some(baseline) => format!(
-                "{}; accuracy there {:.3} against {:.3}",
-                baseline.in_words(m),
-                m.gen_mask_acc,
-                baseline.unigram_acc
-            ),
-            None => format!("{:.2} at [MASK], accuracy there {:.3}", m.gen_mask_loss, m.gen_mask_acc),
-        };
-        rows.push(("held-out generator", generator));
+    let is_masked_lm = config.objective == Objective::Mlm;
+    let of_generator = |m: &Metrics| match &summary.baseline {
+        Some(baseline) => format!(
+            "{}; accuracy there {:.3} against {:.3}",
+            baseline.in_words(m),
+            m.gen_mask_acc,
+            baseline.unigram_acc
+        ),
+        None => format!("{:.2} at [MASK], accuracy there {:.3}", m.gen_mask_loss, m.gen_mask_acc),
+    };
+    if let Some(m) = summary.held_out.as_ref().filter(|_| is_masked_lm) {
+        rows.push(("held-out", of_generator(m)));
+    }
+    if let Some(m) = summary.held_out.as_ref().filter(|_| !is_masked_lm) {
+        rows.push(("held-out generator", of_generator(m)));
         let discriminator = format!(
             "AUC {:.3}, loss {:.4} against {:.4} for a constant output",
             m.disc_auc, m.disc_loss, m.disc_constant_loss
@@ -104,7 +112,9 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
         let baseline = format!("{:.3}, always \"original\" {:.3}", m.disc_acc, 1.0 - m.fake_rate);
         rows.push(("its accuracy", baseline));
     }
-    rows.push(("models", format!("{out}/generator, {out}/discriminator")));
+    let directories = config.objective.directories().iter();
+    let models: Vec<String> = directories.map(|name| format!("{out}/{name}")).collect();
+    rows.push((if is_masked_lm { "model" } else { "models" }, models.join(", ")));
     let mut text = String::from("finished\n");
     if summary.position == summary.started_at {
         let step = thousands(summary.position.step);
@@ -115,6 +125,13 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     }
     for warning in warnings(summary) {
         text += &format!("warning: {warning}\n");
+    }
+    if is_masked_lm {
+        return text
+            + &format!(
+                "next, look at the curves, and at which words it expects in a text:\n  elektron report \
+                 {out}\n  elektron fill --model {out} \"To Sherlock [MASK] she is always the woman.\""
+            );
     }
     text += "next, look at the curves, and at which words of a text look replaced:\n";
     text += &format!("  elektron report {out}\n");

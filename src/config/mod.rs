@@ -13,19 +13,22 @@ use crate::data::pack::Merge;
 use crate::data::source::Reading;
 use crate::data::tokenizer::{Kind, PreTokenizer};
 use crate::model::config::Preset;
-use crate::model::{Flavour, Share};
+use crate::model::{Flavour, Init, Objective, Share};
 use crate::suggest::{closest, possible_value};
 use crate::train::schedule::{LrScheduler, SchedulerKwargs};
 use crate::{Error, Result};
 
 mod format;
 mod micro_batch;
+mod recipe;
+mod refused;
 mod run;
 mod trainer_names;
 mod utf8_path;
 mod vocabulary;
 
 pub use micro_batch::MicroBatch;
+pub use recipe::Recipe;
 pub use run::RunConfig;
 pub(crate) use trainer_names::advice;
 use utf8_path::Utf8Path;
@@ -196,20 +199,36 @@ settings! {
     /// Head of the discriminator [default: pretraining]
     #[arg(long, help_heading = "Model")]
     head: Head,
-    /// What the two networks share [default: all in the electra flavour, word in txtai's]
+    /// What the two networks share [default: all in the electra flavour, word in txtai's, none with
+    /// --mlm-first]
     #[arg(long, help_heading = "Model")]
     share: Share,
 
+    /// What is trained: a generator and a discriminator, or one masked language model of the
+    /// discriminator's size [default: electra]
+    #[arg(long, help_heading = "Objective")]
+    objective: Objective,
     /// Whose details to follow: the paper's or txtai's [default: electra]
     #[arg(long, help_heading = "Objective")]
     flavour: Flavour,
+    /// Where the defaults of the electra flavour come from [default: auto]
+    #[arg(long, help_heading = "Objective")]
+    recipe: Recipe,
+    /// First train the discriminator's network as a masked language model, for X times the steps or
+    /// epochs of the run, and let the discriminator begin with its encoder; 0 for not
+    /// [default: 1 with the recipe short, else 0]
+    #[arg(long, value_name = "X", help_heading = "Objective")]
+    mlm_first: f64,
+    /// How fresh weights are drawn [default: local with the recipe short, else bert]
+    #[arg(long, help_heading = "Model")]
+    init: Init,
     /// Weight of the discriminator's loss [default: 50]
     #[arg(long, value_name = "X", help_heading = "Objective")]
     weight: f64,
     /// Weight of the generator's loss [default: 1]
     #[arg(long, value_name = "X", help_heading = "Objective")]
     gen_weight: f64,
-    /// Share of tokens that are masked [default: 0.15; 0.25 for large]
+    /// Share of tokens that are masked [default: 0.15; 0.25 for large; short 0.3]
     #[arg(long, value_name = "P", help_heading = "Objective")]
     mask_prob: f64,
     /// Divides the generator's logits before sampling [default: 1]
@@ -238,7 +257,8 @@ settings! {
     /// [default: 1; txtai 3]
     #[arg(long, visible_alias = "num-train-epochs", value_name = "X", help_heading = "Optimization")]
     epochs: f64,
-    /// Highest learning rate [default: 5e-4; 2e-4 for base and large; txtai 5e-5]
+    /// Highest learning rate [default: 5e-4; 2e-4 for base and large; txtai 5e-5; short 2e-3 for
+    /// tiny, 1e-3 for small, 5e-4 for base and large]
     #[arg(long, value_name = "X", help_heading = "Optimization")]
     learning_rate: f64,
     /// Steps of linear warm-up [default: a tenth of the steps, 10,000 at most; txtai 0]
@@ -265,17 +285,17 @@ settings! {
     /// Adam's epsilon [default: 1e-6; txtai 1e-8]
     #[arg(long, value_name = "X", help_heading = "Optimization")]
     adam_epsilon: f64,
-    /// Adam's bias correction [default: false; txtai true]
+    /// Adam's bias correction [default: false; txtai and short true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Optimization")]
     bias_correction: bool,
-    /// Largest gradient norm; 0 for none [default: 1]
+    /// Largest gradient norm; 0 for none [default: 1; short 20]
     #[arg(long, visible_alias = "max-grad-norm", value_name = "X", help_heading = "Optimization")]
     clip: f64,
     /// Of everything random [default: 1]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     seed: u64,
 
-    /// Directory of the run: checkpoints, metrics.jsonl, generator/ and discriminator/
+    /// Directory of the run: checkpoints, metrics.jsonl, generator/ and discriminator/, or model/
     #[arg(long, visible_alias = "output-dir", value_name = "DIR", help_heading = "Run")]
     output: PathBuf,
     /// Steps between checkpoints [default: 1000]

@@ -2,11 +2,14 @@
 
 use std::path::{PathBuf, absolute};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::recipe::{Defaults, check_mlm_first};
 use super::{
-    Device, Head, LogFormat, MicroBatch, Precision, Settings, VocabularySettings, reading, uses_token_types,
+    Device, Head, LogFormat, MicroBatch, Precision, Recipe, Settings, VocabularySettings, reading, refused,
+    uses_token_types,
 };
 use crate::data::dedup::Dedup;
 use crate::data::mask::MaskStyle;
@@ -14,13 +17,18 @@ use crate::data::pack::Merge;
 use crate::data::source::Reading;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Preset;
-use crate::model::{Flavour, Share};
+use crate::model::{Flavour, Init, Objective, Share};
 use crate::train::schedule::{LrScheduler, Schedule, SchedulerKwargs};
 use crate::{Error, Result};
 
 /// Both where nothing is given: an event file costs little.
 fn all_formats() -> Vec<LogFormat> {
     vec![LogFormat::Jsonl, LogFormat::Tensorboard]
+}
+
+/// Of runs that were begun before there were recipes.
+fn paper() -> Recipe {
+    Recipe::Paper
 }
 
 fn adam_betas() -> [f64; 2] {
@@ -57,7 +65,20 @@ pub struct RunConfig {
     pub discriminator: Option<String>,
     pub head: Head,
     pub share: Share,
+    #[serde(default)]
+    pub objective: Objective,
     pub flavour: Flavour,
+    /// `Auto` is decided.
+    #[serde(default = "paper")]
+    pub recipe: Recipe,
+    /// Why it is this one.
+    #[serde(skip)]
+    pub recipe_reason: String,
+    /// Steps of masked language modelling for each step of the run, before it begins.
+    #[serde(default)]
+    pub mlm_first: f64,
+    #[serde(default)]
+    pub init: Init,
     pub weight: f64,
     pub gen_weight: f64,
     pub mask_prob: f64,
@@ -115,8 +136,11 @@ impl RunConfig {
         let flavour = s.flavour.unwrap_or_default();
         let preset = s.preset.unwrap_or_default();
         let txtai = flavour == Flavour::Txtai;
-        let big = matches!(preset, Preset::Base | Preset::Large);
-        refuse_blank_paths(&s)?;
+        let objective = s.objective.unwrap_or_default();
+        refused::blank_paths(&s)?;
+        if objective == Objective::Mlm {
+            refused::settings_of_pairs(&s)?;
+        }
         let by_flavour = |txtai_value: f64, electra: f64| if txtai { txtai_value } else { electra };
         if s.base.is_some() {
             for (name, given) in [
@@ -134,6 +158,32 @@ impl RunConfig {
         if let Some(path) = &s.tokenizer {
             s.refuse_vocabulary(&format!("--tokenizer {}", path.display()))?;
         }
+        let seq_len = s.seq_len.unwrap_or(match preset {
+            Preset::Tiny if !txtai => 64,
+            Preset::Tiny | Preset::Small => 128,
+            Preset::Base | Preset::Large => 512,
+        });
+        let batch_size = s.batch_size.unwrap_or(if txtai { 8 } else { 32 });
+        let grad_accumulation = s.grad_accumulation.unwrap_or(1);
+        let defaults = Defaults::of(&s, batch_size * grad_accumulation * seq_len)?;
+        let is_pair = objective == Objective::Electra;
+        let mlm_first = s.mlm_first.unwrap_or(match s.share {
+            // Another --share than none leaves no room for embeddings of the discriminator's own.
+            Some(share) if share != Share::None => 0.0,
+            _ => {
+                if is_pair {
+                    defaults.mlm_first
+                } else {
+                    0.0
+                }
+            }
+        });
+        check_mlm_first(&s, mlm_first)?;
+        let share = match mlm_first > 0.0 {
+            true => Share::None,
+            false if txtai => Share::Word,
+            false => Share::All,
+        };
         let vocabulary = s.vocabulary();
         let output =
             s.output.ok_or_else(|| Error::config("missing --output DIR, the directory of the run"))?;
@@ -148,34 +198,35 @@ impl RunConfig {
             allow_unknown: s.allow_unknown.unwrap_or(false),
             dedup: s.dedup.unwrap_or_default(),
             merge: s.merge.unwrap_or(if txtai { Merge::Concat } else { Merge::Segments }),
-            seq_len: s.seq_len.unwrap_or(if big { 512 } else { 128 }),
+            seq_len,
             shards: s.shards.unwrap_or_else(|| output.join("shards")),
             preset,
             base: s.base,
             generator: s.generator,
             discriminator: s.discriminator,
             head: s.head.unwrap_or_default(),
-            share: s.share.unwrap_or(if txtai { Share::Word } else { Share::All }),
+            share: s.share.unwrap_or(share),
+            objective,
             flavour,
+            recipe: defaults.recipe,
+            recipe_reason: defaults.reason,
+            mlm_first,
+            init: s.init.unwrap_or(defaults.init),
             weight: s.weight.unwrap_or(50.0),
             gen_weight: s.gen_weight.unwrap_or(1.0),
-            mask_prob: s.mask_prob.unwrap_or(if preset == Preset::Large { 0.25 } else { 0.15 }),
+            mask_prob: s.mask_prob.unwrap_or(defaults.mask_prob),
             mask_style: if txtai { MaskStyle::Txtai } else { MaskStyle::Electra },
             temperature: s.temperature.unwrap_or(1.0),
             disallow_correct: s.disallow_correct.unwrap_or(false),
-            batch_size: s.batch_size.unwrap_or(match (txtai, preset) {
-                (true, _) => 8,
-                (_, Preset::Tiny) => 16,
-                _ => 32,
-            }),
-            grad_accumulation: s.grad_accumulation.unwrap_or(1),
+            batch_size,
+            grad_accumulation,
             micro_batch: s.micro_batch,
             // What google-research/electra counts in steps is a stream of full batches; epochs are
             // the Trainer's.
             short_batches: txtai || s.steps.is_none(),
             steps: s.steps,
             epochs: s.epochs.unwrap_or(by_flavour(3.0, 1.0)),
-            learning_rate: s.learning_rate.unwrap_or(by_flavour(5e-5, if big { 2e-4 } else { 5e-4 })),
+            learning_rate: s.learning_rate.unwrap_or(defaults.learning_rate),
             warmup_steps: s.warmup_steps.or((txtai && s.warmup_ratio.is_none()).then_some(0)),
             warmup_ratio: s.warmup_ratio,
             lr_scheduler: s.lr_scheduler.unwrap_or(if txtai {
@@ -195,8 +246,8 @@ impl RunConfig {
                 })?,
             },
             adam_epsilon: s.adam_epsilon.unwrap_or(by_flavour(1e-8, 1e-6)),
-            bias_correction: s.bias_correction.unwrap_or(txtai),
-            clip: s.clip.unwrap_or(1.0),
+            bias_correction: s.bias_correction.unwrap_or(defaults.bias_correction),
+            clip: s.clip.unwrap_or(defaults.clip),
             seed: s.seed.unwrap_or(1),
             output,
             save_every: s.save_every.unwrap_or(1000),
@@ -382,6 +433,43 @@ impl RunConfig {
         Schedule::new(self.lr_scheduler, &self.lr_scheduler_kwargs, self.learning_rate)
     }
 
+    /// The recipe, why it is this one, and what it decides, in a sentence.
+    pub fn about_recipe(&self) -> String {
+        let Self { mask_prob, learning_rate, clip, mlm_first, .. } = self;
+        let (name, other) = match self.recipe {
+            Recipe::Short => ("short", "paper"),
+            _ => ("paper", "short"),
+        };
+        let named = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or(String::new(), |value| value.get_name().to_owned())
+        };
+        let of_pair = match self.objective {
+            Objective::Electra => {
+                format!(" --mlm-first {mlm_first} --share {}", named(self.share.to_possible_value()))
+            }
+            Objective::Mlm => String::new(),
+        };
+        format!(
+            "recipe {name}, since {}: --init {} --mask-prob {mask_prob} --learning-rate {learning_rate} \
+             --clip {clip} --bias-correction {}{of_pair} (--recipe {other} for the other one)",
+            self.recipe_reason,
+            named(self.init.to_possible_value()),
+            self.bias_correction,
+        )
+    }
+
+    /// The settings that have a meaning for the run's objective.
+    pub fn shown(&self) -> Result<Map<String, Value>> {
+        let Value::Object(mut all) = serde_json::to_value(self).map_err(|e| Error::config(e.to_string()))?
+        else {
+            return Ok(Map::new());
+        };
+        if self.objective == Objective::Mlm {
+            all.retain(|name, _| !refused::OF_PAIRS.contains(&name.as_str()));
+        }
+        Ok(all)
+    }
+
     /// Whether a vocabulary trained on the text by these settings is the one of `before`.
     pub fn same_vocabulary(&self, before: &Self) -> bool {
         let parts = |config: &Self| {
@@ -394,9 +482,11 @@ impl RunConfig {
     pub fn continued_as(&self, before: &Self) -> Result<()> {
         let value = |config: &Self| serde_json::to_value(config).map_err(|e| Error::config(e.to_string()));
         let (now, then) = (value(self)?, value(before)?);
-        const FIXED: [&str; 33] = [
-            // First, since it decides the defaults of others.
+        const FIXED: [&str; 37] = [
+            // First, since they decide the defaults of others.
             "flavour",
+            "recipe",
+            "objective",
             "train",
             "columns",
             "vocab-size",
@@ -418,6 +508,8 @@ impl RunConfig {
             "discriminator",
             "head",
             "share",
+            "mlm-first",
+            "init",
             "weight",
             "gen-weight",
             "mask-prob",
@@ -467,28 +559,4 @@ const STARTS: [&str; 3] = ["base", "generator", "discriminator"];
 /// Whether two texts, read as paths, mean the same place, such as `model` and `./model`.
 fn same_path(one: &str, other: &str) -> bool {
     matches!((absolute(one), absolute(other)), (Ok(one), Ok(other)) if one == other)
-}
-
-/// An error if a path is given that is empty, as it is where a variable of a script is not set.
-fn refuse_blank_paths(settings: &Settings) -> Result<()> {
-    let texts = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
-    let text = |path: &Option<String>| path.iter().map(PathBuf::from).collect();
-    let path = |path: &Option<PathBuf>| path.iter().cloned().collect();
-    let given: [(&str, Vec<PathBuf>); 8] = [
-        ("train", texts(&settings.train)),
-        ("validation", texts(&settings.validation)),
-        ("base", text(&settings.base)),
-        ("generator", text(&settings.generator)),
-        ("discriminator", text(&settings.discriminator)),
-        ("tokenizer", path(&settings.tokenizer)),
-        ("shards", path(&settings.shards)),
-        ("output", path(&settings.output)),
-    ];
-    let is_blank = |path: &PathBuf| path.to_string_lossy().trim().is_empty();
-    match given.iter().find(|(_, paths)| paths.iter().any(is_blank)) {
-        Some((name, _)) => {
-            Err(Error::config(format!("--{name} is empty: give a path, or leave the setting out")))
-        }
-        None => Ok(()),
-    }
 }

@@ -140,6 +140,22 @@ impl Settings {
         }
     }
 
+    /// The same without what decides a vocabulary, for a tokenizer that is there already.
+    pub fn without_vocabulary(&self) -> Self {
+        Self {
+            vocab_size: None,
+            kind: None,
+            pre_tokenizer: None,
+            cased: None,
+            accents: None,
+            chinese: None,
+            alphabet: None,
+            min_frequency: None,
+            sample_bytes: None,
+            ..self.clone()
+        }
+    }
+
     /// An error if the vocabulary has any settings, while the one of `tokenizer` is used.
     pub fn refuse_vocabulary(&self, tokenizer: &str) -> Result<()> {
         let given = [

@@ -91,7 +91,7 @@ impl<B: Backend> Allocator<B> for Counting<'_, B> {
 /// A line of the memory plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanEntry {
-    /// `parameters`, `generator`, `discriminator`, `scratch`.
+    /// `parameters`, `generator`, `discriminator` or `model`, `scratch`.
     pub family: &'static str,
     /// The field, summed over layers.
     pub name: String,
@@ -339,7 +339,8 @@ pub(super) struct DeviceBatch<B: Backend> {
 }
 
 impl<B: Backend> DeviceBatch<B> {
-    pub(super) fn new(a: &mut impl Allocator<B>, limits: BatchLimits) -> Result<Self> {
+    /// `judged`: whether a discriminator judges the tokens.
+    pub(super) fn new(a: &mut impl Allocator<B>, limits: BatchLimits, judged: bool) -> Result<Self> {
         let (n, b, m) = (limits.tokens, limits.sequences, limits.masked);
         Ok(Self {
             ids: a.index("batch", n)?,
@@ -351,7 +352,7 @@ impl<B: Backend> DeviceBatch<B> {
             masked_index: a.index("batch", m)?,
             targets: a.index("batch", m)?,
             mlm_weight: a.exact("batch", m)?,
-            rtd_weight: a.exact("batch", n)?,
+            rtd_weight: a.exact("batch", if judged { n } else { 0 })?,
         })
     }
 }

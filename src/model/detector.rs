@@ -1,13 +1,14 @@
 //! A trained discriminator on its own: how likely is each token of a text to have been replaced?
 
 use super::Options;
-use super::acts::{BatchLimits, DeviceBatch, EncoderActs, OnDevice, RtdActs};
+use super::acts::{EncoderActs, OnDevice, RtdActs};
 use super::config::{Architecture, ElectraConfig};
-use super::encoder::{Encoder, StepContext};
+use super::encoder::Encoder;
 use super::hf::Checkpoint;
-use super::params::{ParamTable, Params};
+use super::params::{DISCRIMINATOR, ParamTable, Params};
+use super::rows::{check_rows, upload_rows};
 use super::rtd_head::RtdHead;
-use crate::backend::{Backend, Dropout, Float};
+use crate::backend::{Backend, Float};
 use crate::rng::Site;
 use crate::{Error, Result};
 
@@ -30,9 +31,9 @@ impl<B: Backend> Discriminator<B> {
             ));
         }
         checkpoint.config.validate()?;
-        let table = ParamTable::discriminator(&checkpoint.config, architecture)?;
-        let initial = table.initial(&checkpoint, &checkpoint, &Options::default());
-        let encoder = Encoder::new(&table, &checkpoint.config, "discriminator.", Site::DISCRIMINATOR)?;
+        let table = ParamTable::single(DISCRIMINATOR, &checkpoint.config, architecture);
+        let initial = table.initial(&checkpoint, None, &Options::default());
+        let encoder = Encoder::new(&table, &checkpoint.config, DISCRIMINATOR, Site::DISCRIMINATOR)?;
         let head = RtdHead::new(&table, architecture)?;
         let params = Params::new(&backend, table, &initial)?;
         Ok(Self { backend, params, encoder, head, architecture })
@@ -47,51 +48,15 @@ impl<B: Backend> Discriminator<B> {
     /// be no longer than the model's positions.
     pub fn probabilities(&mut self, rows: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
         let config = &self.encoder.config;
-        for (i, row) in rows.iter().enumerate() {
-            if row.is_empty() || row.len() > config.max_position_embeddings {
-                let (len, limit) = (row.len(), config.max_position_embeddings);
-                return Err(Error::argument(format!(
-                    "row {i} has {len} tokens; the model takes 1 to {limit}"
-                )));
-            }
-            if let Some(id) = row.iter().find(|&&id| id as usize >= config.vocab_size) {
-                let vocabulary = config.vocab_size;
-                return Err(Error::argument(format!(
-                    "token {id} is outside the vocabulary of {vocabulary} tokens"
-                )));
-            }
-        }
-        let ids: Vec<u32> = rows.concat();
-        let n = ids.len();
-        if n == 0 {
+        check_rows(config, rows)?;
+        if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let limits = BatchLimits { tokens: n, sequences: rows.len(), masked: 0 };
-        let mut a = OnDevice(&self.backend);
-        let mut batch = DeviceBatch::<B>::new(&mut a, limits)?;
+        let backend = &self.backend;
+        let (batch, step) = upload_rows(backend, rows, &[], true)?;
+        let (n, mut a) = (step.tokens, OnDevice(backend));
         let mut hidden = EncoderActs::<B>::new(&mut a, config, n, None)?;
         let mut acts = RtdActs::<B>::new(&mut a, config, self.architecture, n)?;
-        let positions: Vec<u32> = rows.iter().flat_map(|row| 0..row.len() as u32).collect();
-        let lengths: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
-        let mut bounds = vec![0];
-        bounds.extend(lengths.iter().scan(0, |end, &len| {
-            *end += len;
-            Some(*end)
-        }));
-        let backend = &self.backend;
-        backend.upload(&ids, B::slice_mut(&mut batch.ids, 0..n))?;
-        backend.upload(&positions, B::slice_mut(&mut batch.positions, 0..n))?;
-        backend.upload(&bounds, B::slice_mut(&mut batch.cu_seqlens, 0..rows.len() + 1))?;
-        backend.upload(&lengths, B::slice_mut(&mut batch.key_len, 0..rows.len()))?;
-        let max_seqlen = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let step = StepContext {
-            noise: Dropout::OFF,
-            training: false,
-            tokens: n,
-            masked: 0,
-            sequences: rows.len(),
-            max_seqlen,
-        };
         self.encoder.forward(backend, &self.params, &step, &batch, &batch.ids, &mut hidden)?;
         self.head.forward(backend, &self.params, &step, &batch, &self.encoder, &hidden, 0.0, &mut acts)?;
         let logits = backend.download(B::slice(&acts.logits, 0..n * self.head.labels()))?;

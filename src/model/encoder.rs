@@ -7,7 +7,7 @@ use super::acts::{DeviceBatch, EncoderActs, LayerActs, Scratch};
 use super::config::ElectraConfig;
 use super::linear::{Also, Behind, Linear};
 use super::norm::{Norm, Rows};
-use super::params::{DELTA, ParamTable, Params};
+use super::params::{DELTA, DISCRIMINATOR, ParamTable, Params};
 use crate::Result;
 use crate::backend::{
     AttentionBwd, AttentionFwd, Backend, Dropout, EmbedBwd, EmbedFwd, EmbedTables, Sequences, WeightGrad,
@@ -74,11 +74,11 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// `prefix` is `generator.` or `discriminator.`.
+    /// `prefix` is what the names of its parameters begin with.
     pub(super) fn new(table: &ParamTable, config: &ElectraConfig, prefix: &str, site: Site) -> Result<Self> {
         let electra = format!("{prefix}electra");
         let block = format!("{electra}.embeddings");
-        let delta = (prefix == "discriminator.").then(|| table.range(DELTA).ok()).flatten();
+        let delta = (prefix == DISCRIMINATOR).then(|| table.range(DELTA).ok()).flatten();
         let embedding = Embedding {
             word: table.range(&format!("{block}.word_embeddings.weight"))?,
             delta,

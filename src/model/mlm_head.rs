@@ -27,14 +27,15 @@ pub(super) struct Sampling {
     pub(super) noise: Dropout,
     /// Multiplies the loss in the gradient.
     pub(super) scale: f64,
-    /// Whether samples are drawn; else those already in place are kept.
+    /// Whether samples are drawn; else those already in place are kept, or there are none.
     pub(super) draw: bool,
     /// Whether the logits become their gradient.
     pub(super) gradient: bool,
 }
 
 impl MlmHead {
-    pub(super) fn new<B: Backend>(table: &ParamTable, encoder: &Encoder) -> Result<Self> {
+    /// `prefix` is what the names of its parameters begin with.
+    pub(super) fn new<B: Backend>(table: &ParamTable, encoder: &Encoder, prefix: &str) -> Result<Self> {
         let config = &encoder.config;
         // As wide as rows of logits are apart: libraries multiply such sizes faster than any vocabulary. Behind the last token parameters and
         // the logits' gradient are 0.
@@ -43,7 +44,8 @@ impl MlmHead {
             outputs <= config.vocab_size.next_multiple_of(VOCABULARY_ROWS),
             "rows behind the last token"
         );
-        let (weight, bias) = (encoder.word().start, table.range("generator.generator_lm_head.bias")?.start);
+        let (weight, bias) =
+            (encoder.word().start, table.range(&format!("{prefix}generator_lm_head.bias"))?.start);
         let decoder = Linear {
             weight: weight..weight + outputs * inputs,
             bias: bias..bias + outputs,
@@ -51,10 +53,10 @@ impl MlmHead {
             outputs,
             pitch: outputs,
         };
-        let name = "generator.generator_predictions";
+        let name = format!("{prefix}generator_predictions");
         Ok(Self {
             transform: Linear::new(table, &format!("{name}.dense"))?,
-            norm: Norm::new(table, name, config.layer_norm_eps)?,
+            norm: Norm::new(table, &name, config.layer_norm_eps)?,
             decoder,
             vocabulary: config.vocab_size,
         })

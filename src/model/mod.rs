@@ -1,4 +1,5 @@
-//! ELECTRA: generator, discriminator and the joint objective (Clark et al. 2020).
+//! ELECTRA: generator, discriminator and the joint objective (Clark et al. 2020); and masked language
+//! modelling alone, which pre-training is compared with.
 //!
 //! ```text
 //! masked ids ─ generator: embed → encoder → mlm head ─┬─ loss_mlm
@@ -17,7 +18,9 @@ mod acts;
 pub mod config;
 mod detector;
 mod encoder;
+mod filler;
 pub mod hf;
+mod init;
 mod input;
 mod linear;
 mod mlm_head;
@@ -25,11 +28,14 @@ mod norm;
 mod params;
 mod pass;
 mod plan;
+mod rows;
 mod rtd_head;
 mod step;
 
 pub use acts::{BatchLimits, PlanEntry};
 pub use detector::Discriminator;
+pub use filler::{Candidate, Filler};
+pub use init::Init;
 pub use input::{IGNORE, PaddedInput};
 pub use params::{ParamTable, Params, TensorSpec};
 pub use pass::Losses;
@@ -37,6 +43,27 @@ pub use plan::{MemoryPlan, memory_plan, step_tally};
 pub use step::{Output, Phase, StepOutput, TokenDetection};
 
 use serde::{Deserialize, Serialize};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// A generator and a discriminator, by replaced token detection.
+    #[default]
+    Electra,
+    /// One network, by masked language modelling as BERT is.
+    Mlm,
+}
+
+impl Objective {
+    /// The directories in which the networks of a run are saved.
+    pub fn directories(self) -> &'static [&'static str] {
+        match self {
+            Self::Electra => &["generator", "discriminator"],
+            Self::Mlm => &["model"],
+        }
+    }
+}
 
 /// Whose details are followed where the two implementations of the objective differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -89,6 +116,8 @@ pub struct Options {
     pub temperature: f64,
     /// Never sample the original token.
     pub disallow_correct: bool,
+    /// How weights that no checkpoint gives are drawn.
+    pub init: Init,
     /// Of initial weights, dropout and samples.
     pub seed: u64,
 }
@@ -102,6 +131,7 @@ impl Default for Options {
             disc_weight: 50.0,
             temperature: 1.0,
             disallow_correct: false,
+            init: Init::default(),
             seed: 0,
         }
     }

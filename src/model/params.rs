@@ -1,4 +1,4 @@
-//! Every parameter of the pair once, in one flat buffer described by one table.
+//! Every parameter of the networks once, in one flat buffer described by one table.
 //!
 //! The table gives each tensor its Hugging Face name, shape, place, initial values and weight decay; checkpoints,
 //! optimizer, gradients and tests all read it. A shared tensor stands in it once, under its generator name, with the
@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::config::{Architecture, ElectraConfig};
 use super::hf::{Checkpoint, HostTensor, parameter_shapes};
+use super::init::{Init, WORD, fresh, point_heads};
 use super::{Options, Share};
 use crate::backend::{Backend, Float};
-use crate::rng::{Philox, Site, open_unit};
+use crate::rng::Philox;
 use crate::{Error, Result};
 
 /// Tensors (but those that must touch) start at multiples of this many elements: 16-byte accesses on every device.
@@ -24,7 +23,7 @@ pub(super) const VOCABULARY_ROWS: usize = 128;
 /// One tensor of the flat buffer.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
-    /// `generator.` or `discriminator.` and the Hugging Face name.
+    /// `generator.`, `discriminator.` or `model.` and the Hugging Face name.
     pub name: String,
     /// The other name of a shared tensor.
     pub alias: Option<String>,
@@ -51,9 +50,15 @@ pub struct ParamTable {
     len: usize,
 }
 
+/// What the names of a network's parameters begin with.
+pub(super) const GENERATOR: &str = "generator.";
+/// The same for the discriminator.
+pub(super) const DISCRIMINATOR: &str = "discriminator.";
+/// The same for a masked language model that is trained alone.
+pub(super) const MODEL: &str = "model.";
+
 /// Suffix of the discriminator's own part of the word embeddings under gradient-disentangled sharing.
 pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings.delta";
-const WORD: &str = "electra.embeddings.word_embeddings.weight";
 const DECODER_BIAS: &str = "generator_lm_head.bias";
 
 /// Which tensors of the discriminator are the generator's.
@@ -66,19 +71,22 @@ fn is_shared(name: &str, share: Share) -> bool {
 }
 
 impl ParamTable {
-    /// Lays out generator and discriminator; an error if what is to be shared does not fit.
+    /// Lays out generator and discriminator; an error if what is to be shared does not fit. Without a
+    /// discriminator the first is a masked language model by itself.
     pub fn new(
         generator: &ElectraConfig,
-        discriminator: &ElectraConfig,
-        head: Architecture,
+        discriminator: Option<(&ElectraConfig, Architecture)>,
         share: Share,
     ) -> Result<Self> {
+        let Some((discriminator, head)) = discriminator else {
+            return Ok(Self::single(MODEL, generator, Architecture::MaskedLm));
+        };
         let mut table = Self::default();
         let ours = parameter_shapes(generator, Architecture::MaskedLm);
-        table.add_network("generator.", &ours, |_| false);
+        table.add_network(GENERATOR, &ours, |_| false);
         let theirs = parameter_shapes(discriminator, head);
         for (name, shape) in theirs.iter().filter(|(name, _)| is_shared(name, share)) {
-            let Some(&index) = table.by_name.get(&format!("generator.{name}")) else { continue };
+            let Some(&index) = table.by_name.get(&format!("{GENERATOR}{name}")) else { continue };
             let spec = &mut table.specs[index];
             if spec.shape != *shape {
                 return Err(Error::config(format!(
@@ -87,11 +95,11 @@ impl ParamTable {
                     spec.shape
                 )));
             }
-            let alias = format!("discriminator.{name}");
+            let alias = format!("{DISCRIMINATOR}{name}");
             spec.alias = Some(alias.clone());
             table.by_name.insert(alias, index);
         }
-        table.add_network("discriminator.", &theirs, |name| is_shared(name, share));
+        table.add_network(DISCRIMINATOR, &theirs, |name| is_shared(name, share));
         if share == Share::Gdes {
             table.align();
             table.push(DELTA.to_owned(), vec![discriminator.vocab_size, discriminator.embedding_size]);
@@ -100,12 +108,12 @@ impl ParamTable {
         Ok(table)
     }
 
-    /// A discriminator alone.
-    pub(super) fn discriminator(config: &ElectraConfig, head: Architecture) -> Result<Self> {
+    /// One network alone, the names of its tensors behind `prefix`.
+    pub(super) fn single(prefix: &str, config: &ElectraConfig, architecture: Architecture) -> Self {
         let mut table = Self::default();
-        table.add_network("discriminator.", &parameter_shapes(config, head), |_| false);
+        table.add_network(prefix, &parameter_shapes(config, architecture), |_| false);
         table.align();
-        Ok(table)
+        table
     }
 
     fn add_network(&mut self, prefix: &str, shapes: &[(String, Vec<usize>)], skip: impl Fn(&str) -> bool) {
@@ -179,27 +187,62 @@ impl ParamTable {
         self.get(name).map(TensorSpec::range)
     }
 
-    /// The initial flat buffer: tensors of the checkpoints, and fresh ones (normal with the config's standard
-    /// deviation, biases and \[PAD\] 0, LayerNorm 1) where a checkpoint has none.
-    pub fn initial(&self, generator: &Checkpoint, discriminator: &Checkpoint, options: &Options) -> Vec<f32> {
+    /// The initial flat buffer: tensors of the checkpoints, and fresh ones (see
+    /// [`Init`](super::Init)) where a checkpoint has none. Of one network alone the checkpoint is
+    /// the first.
+    pub fn initial(
+        &self,
+        generator: &Checkpoint,
+        discriminator: Option<&Checkpoint>,
+        options: &Options,
+    ) -> Vec<f32> {
         let mut flat = vec![0.0; self.len];
         let philox = Philox::new(options.seed);
         for (number, spec) in self.specs.iter().enumerate() {
             let target = &mut flat[spec.range()];
-            if spec.name == DELTA {
-                initial_delta(generator, discriminator, target);
-                continue;
-            }
-            let (checkpoint, name) = match spec.name.strip_prefix("generator.") {
-                Some(name) => (generator, name),
-                None => (discriminator, spec.name.trim_start_matches("discriminator.")),
+            let (checkpoint, name) = match (discriminator, spec.name.strip_prefix(DISCRIMINATOR)) {
+                (Some(discriminator), Some(_)) if spec.name == DELTA => {
+                    initial_delta(generator, discriminator, target);
+                    continue;
+                }
+                (Some(discriminator), Some(name)) => (discriminator, name),
+                _ => (generator, spec.name.split_once('.').map_or(spec.name.as_str(), |(_, name)| name)),
             };
             match checkpoint.tensors.get(name) {
                 Some(tensor) => target.copy_from_slice(&tensor.data),
-                None => fresh(name, &checkpoint.config, philox, number as u32, target),
+                None => {
+                    let stream = (philox, number as u32);
+                    fresh((name, &spec.shape), &checkpoint.config, options.init, stream, target);
+                }
             }
         }
+        if options.init == Init::Local {
+            self.point_heads(generator, discriminator, &mut flat);
+        }
         flat
+    }
+
+    /// Makes the heads of fresh layers attend to neighbours.
+    fn point_heads(&self, generator: &Checkpoint, discriminator: Option<&Checkpoint>, flat: &mut [f32]) {
+        const QUERY: &str = "attention.self.query.weight";
+        for spec in self.specs.iter().filter(|spec| spec.name.ends_with(QUERY)) {
+            let checkpoint = match discriminator {
+                Some(discriminator) if spec.name.starts_with(DISCRIMINATOR) => discriminator,
+                _ => generator,
+            };
+            let layer = spec.name.split_once("layer.").and_then(|(_, rest)| rest.split_once('.'));
+            let (Some((layer, _)), Some((_, own_name))) = (layer, spec.name.split_once('.')) else {
+                continue;
+            };
+            let key =
+                self.by_name.get(&spec.name.replace("query", "key")).map(|&key| self.specs[key].range());
+            let (Ok(layer), Some(key)) = (layer.parse(), key) else { continue };
+            if !checkpoint.tensors.contains_key(own_name) {
+                // Queries lie in front of the keys.
+                let (before, keys) = flat.split_at_mut(key.start);
+                point_heads(&checkpoint.config, layer, &keys[..key.len()], &mut before[spec.range()]);
+            }
+        }
     }
 }
 
@@ -210,35 +253,6 @@ fn initial_delta(generator: &Checkpoint, discriminator: &Checkpoint, delta: &mut
             *d = t - g;
         }
     }
-}
-
-/// BERT's initial values, drawn from the stream of the tensor's number.
-fn fresh(name: &str, config: &ElectraConfig, philox: Philox, number: u32, target: &mut [f32]) {
-    if name.ends_with("LayerNorm.weight") {
-        target.fill(1.0);
-    } else if !name.ends_with("bias") {
-        target.par_chunks_mut(4).with_min_len(1 << 12).enumerate().for_each(|(block, four)| {
-            let words = philox.block(block as u32, number, Site::INIT, 0);
-            for (x, z) in four.iter_mut().zip(normals(words)) {
-                *x = (config.initializer_range * z) as f32;
-            }
-        });
-        if let (true, Some(pad)) = (name == WORD, config.pad_token_id) {
-            let width = config.embedding_size;
-            target[pad as usize * width..][..width].fill(0.0);
-        }
-    }
-}
-
-/// Four independent standard normal numbers (Box & Muller 1958).
-fn normals(words: [u32; 4]) -> [f64; 4] {
-    let pair = |a: u32, b: u32| {
-        let radius = (-2.0 * f64::from(open_unit(a)).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * f64::from(open_unit(b))).sin_cos();
-        (radius * cos, radius * sin)
-    };
-    let ((a, b), (c, d)) = (pair(words[0], words[1]), pair(words[2], words[3]));
-    [a, b, c, d]
 }
 
 /// The parameters on a device: masters, the working copy that ops read, and gradients.
@@ -289,7 +303,7 @@ impl<B: Backend> Params<B> {
                 }
             }
         }
-        if prefix == "discriminator."
+        if prefix == DISCRIMINATOR
             && let (Ok(delta), Some(word)) = (self.table.range(DELTA), tensors.get_mut(WORD))
         {
             word.data.iter_mut().zip(&flat[delta]).for_each(|(w, &d)| *w += d);

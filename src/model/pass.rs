@@ -9,7 +9,7 @@ use super::acts::{BatchLimits, DeviceBatch, EncoderActs, MlmActs, OnDevice, RtdA
 use super::encoder::StepContext;
 use super::mlm_head::Sampling;
 use super::params::Params;
-use super::step::{Phase, StepOutput, TokenDetection};
+use super::step::{Discriminating, Phase, StepOutput, TokenDetection};
 use crate::backend::{Backend, COUNTS, Clock, Dropout, Float, Mask, Metrics, Pending, Upload};
 use crate::data::mask::SpecialIds;
 use crate::data::{Batch, Masking};
@@ -23,9 +23,15 @@ pub(super) struct Activations<B: Backend> {
     batches: [DeviceBatch<B>; 2],
     generator: EncoderActs<B>,
     mlm: MlmActs<B>,
-    discriminator: EncoderActs<B>,
-    pub(super) rtd: RtdActs<B>,
+    /// Where there is a discriminator.
+    pub(super) discriminator: Option<DiscriminatorActs<B>>,
     scratch: Scratch<B>,
+}
+
+/// What the discriminator leaves.
+pub(super) struct DiscriminatorActs<B: Backend> {
+    encoder: EncoderActs<B>,
+    pub(super) rtd: RtdActs<B>,
 }
 
 /// A batch that is on its way to the device, or there.
@@ -71,7 +77,7 @@ pub struct Losses {
     pub loss: f64,
     /// Mean cross-entropy at the masked positions.
     pub gen_loss: f64,
-    /// Mean loss of the discriminator.
+    /// Mean loss of the discriminator; 0 without one.
     pub disc_loss: f64,
 }
 
@@ -109,14 +115,21 @@ impl<B: Backend> TokenDetection<B> {
         let limits = self.acts.take().map_or(limits, |acts| acts.limits.union(limits));
         (self.held, self.staged) = (None, None);
         let mut a = OnDevice(&self.backend);
-        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
+        let [ours, theirs] = self.configs();
+        let discriminator = match &self.discriminator {
+            None => None,
+            Some(d) => Some(DiscriminatorActs {
+                encoder: EncoderActs::new(&mut a, theirs, limits.tokens, None)?,
+                rtd: RtdActs::new(&mut a, theirs, d.head, limits.tokens)?,
+            }),
+        };
+        let batch = || DeviceBatch::new(&mut OnDevice(&self.backend), limits, discriminator.is_some());
         self.acts = Some(Activations {
             limits,
-            batches: [DeviceBatch::new(&mut a, limits)?, DeviceBatch::new(&mut a, limits)?],
+            batches: [batch()?, batch()?],
             generator: EncoderActs::new(&mut a, ours, limits.tokens, Some(limits.masked))?,
             mlm: MlmActs::new(&mut a, ours, limits.masked)?,
-            discriminator: EncoderActs::new(&mut a, theirs, limits.tokens, None)?,
-            rtd: RtdActs::new(&mut a, theirs, self.head, limits.tokens)?,
+            discriminator,
             scratch: Scratch::new(&mut a, [ours, theirs], limits.tokens)?,
         });
         Ok(())
@@ -132,7 +145,8 @@ impl<B: Backend> TokenDetection<B> {
         self.reserve(BatchLimits { tokens, sequences, masked })?;
         let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
         let slot = self.next_slot;
-        upload(&self.backend, slot, &mut acts.batches[slot], batch, self.options.flavour.tiny())?;
+        let (tiny, judged) = (self.options.flavour.tiny(), self.discriminator.is_some());
+        upload(&self.backend, slot, &mut acts.batches[slot], batch, (tiny, judged))?;
         let masking = batch.masking;
         // Of all batches that are evened out, so that one recording serves them.
         let max_seqlen = masking.map_or(batch.max_seqlen(), |masking| masking.spec.seq_len);
@@ -149,7 +163,7 @@ impl<B: Backend> TokenDetection<B> {
         }
     }
 
-    /// Runs both networks on a batch. `sampled` (M) takes the place of the generator's samples.
+    /// Runs the networks on a batch. `sampled` (M) takes the place of the generator's samples.
     pub fn step_forward(&mut self, batch: &Batch, phase: Phase, sampled: Option<&[u32]>) -> Result<()> {
         self.run(batch, phase, sampled, true, false)
     }
@@ -162,6 +176,9 @@ impl<B: Backend> TokenDetection<B> {
         can_go_back: bool,
         keep_logits: bool,
     ) -> Result<()> {
+        if sampled.is_some() && self.discriminator.is_none() {
+            return Err(Error::argument("samples were given, but no discriminator reads them"));
+        }
         self.stage(batch)?;
         let (staged, mut pass) = self.begin(phase)?;
         pass = Pass { draw: sampled.is_none(), can_go_back, keep_logits, ..pass };
@@ -255,25 +272,34 @@ impl<B: Backend> TokenDetection<B> {
             disallow_correct: self.options.disallow_correct,
             noise: Dropout { site: Site::GUMBEL, ..noise },
             scale: self.options.gen_weight / pass.divisor,
-            draw: pass.draw,
+            // A masked language model alone has nobody who reads samples.
+            draw: pass.draw && self.discriminator.is_some(),
             gradient: pass.can_go_back,
         };
         self.mlm.loss(backend, m, batch, sampling, &mut acts.mlm)?;
 
-        self.rtd.corrupt(backend, (n, m), batch, &acts.mlm.sampled, &mut acts.rtd)?;
-        let corrupted = &acts.rtd.corrupted;
-        self.discriminator.forward(backend, params, context, batch, corrupted, &mut acts.discriminator)?;
-        let scale = self.options.disc_weight / pass.divisor;
-        let (encoder, hidden) = (&self.discriminator, &mut acts.discriminator);
-        self.rtd.forward(backend, params, context, batch, encoder, hidden, scale, &mut acts.rtd)?;
+        if let (Some(Discriminating { encoder, rtd, .. }), Some(a)) =
+            (&self.discriminator, &mut acts.discriminator)
+        {
+            rtd.corrupt(backend, (n, m), batch, &acts.mlm.sampled, &mut a.rtd)?;
+            encoder.forward(backend, params, context, batch, &a.rtd.corrupted, &mut a.encoder)?;
+            let scale = self.options.disc_weight / pass.divisor;
+            rtd.forward(backend, params, context, batch, encoder, &a.encoder, scale, &mut a.rtd)?;
+        }
+        // Without a discriminator no token is judged: of whatever buffers, nothing is read.
+        let (judged, labels) = self.discriminator.as_ref().map_or((0, 1), |d| (n, d.rtd.labels()));
+        let (logits, is_fake, rtd_nll) = match &acts.discriminator {
+            Some(a) => (&a.rtd.logits, &a.rtd.is_fake, &a.rtd.nll),
+            None => (&acts.mlm.logits, &acts.mlm.best, &acts.mlm.nll),
+        };
         backend.metrics(Metrics {
-            labels: self.rtd.labels(),
-            logits: B::slice(&acts.rtd.logits, 0..n * self.rtd.labels()),
-            is_fake: B::slice(&acts.rtd.is_fake, 0..n),
-            rtd_nll: B::slice(&acts.rtd.nll, 0..n),
-            rtd_weight: B::slice(&batch.rtd_weight, 0..n),
+            labels,
+            logits: B::slice(logits, 0..judged * labels),
+            is_fake: B::slice(is_fake, 0..judged),
+            rtd_nll: B::slice(rtd_nll, 0..judged),
+            rtd_weight: B::slice(&batch.rtd_weight, 0..judged),
             special: staged.special,
-            ids: B::slice(&batch.ids, 0..n),
+            ids: B::slice(&batch.ids, 0..judged),
             masked_ids: B::slice(&batch.masked_ids, 0..n),
             masked_index: B::slice(&batch.masked_index, 0..m),
             best: B::slice(&acts.mlm.best, 0..m),
@@ -289,9 +315,12 @@ impl<B: Backend> TokenDetection<B> {
         let Some(acts) = &mut self.acts else { return Err(Error::argument("no memory was reserved")) };
         let (backend, params, step) = (&self.backend, &mut self.params, &step);
         let (scratch, batch) = (&mut acts.scratch, &acts.batches[staged.slot]);
-        let (encoder, hidden) = (&self.discriminator, &mut acts.discriminator);
-        self.rtd.backward(backend, params, step, encoder, hidden, &mut acts.rtd, scratch)?;
-        encoder.backward(backend, params, step, batch, &acts.rtd.corrupted, hidden, scratch)?;
+        if let (Some(Discriminating { encoder, rtd, .. }), Some(a)) =
+            (&self.discriminator, &mut acts.discriminator)
+        {
+            rtd.backward(backend, params, step, encoder, &a.encoder, &mut a.rtd, scratch)?;
+            encoder.backward(backend, params, step, batch, &a.rtd.corrupted, &mut a.encoder, scratch)?;
+        }
         self.mlm.backward(backend, params, staged.masked, &acts.generator, &mut acts.mlm, scratch)?;
         let hidden = &mut acts.generator;
         self.generator.backward(backend, params, step, batch, &batch.masked_ids, hidden, scratch)
@@ -306,8 +335,13 @@ impl<B: Backend> TokenDetection<B> {
     pub fn collect_losses(&self, pending: Pending<B::F>) -> Result<Losses> {
         let both = self.backend.collect(pending)?;
         let (gen_loss, disc_loss) = (both[0].to_f64(), both[1].to_f64());
-        let loss = self.options.gen_weight * gen_loss + self.options.disc_weight * disc_loss;
-        Ok(Losses { loss, gen_loss, disc_loss })
+        Ok(Losses { loss: self.weighted(gen_loss, disc_loss), gen_loss, disc_loss })
+    }
+
+    /// The loss that is minimized.
+    fn weighted(&self, gen_loss: f64, disc_loss: f64) -> f64 {
+        let loss = self.options.gen_weight * gen_loss;
+        if self.is_masked_lm() { loss } else { loss + self.options.disc_weight * disc_loss }
     }
 
     /// The counts of all passes since they were last taken, as [`Metrics::counts`] has them.
@@ -330,28 +364,28 @@ impl<B: Backend> TokenDetection<B> {
         };
         let nll = backend.download(B::slice(&acts.mlm.nll, 0..m))?;
         let gen_loss = mean(nll, backend.download(B::slice(&batch.mlm_weight, 0..m))?);
-        let nll = backend.download(B::slice(&acts.rtd.nll, 0..n))?;
-        let disc_loss = mean(nll, backend.download(B::slice(&batch.rtd_weight, 0..n))?);
         let best = backend.download(B::slice(&acts.mlm.best, 0..m))?;
         let targets = backend.download(B::slice(&batch.targets, 0..m))?;
-        let logits = backend.download(B::slice(&acts.rtd.logits, 0..n * self.rtd.labels()))?;
-        let logit = |x: &[B::X]| match x {
-            [real, fake] => (fake.to_f64() - real.to_f64()) as f32,
-            _ => x[0].to_f64() as f32,
-        };
-        Ok(StepOutput {
-            loss: self.options.gen_weight * gen_loss + self.options.disc_weight * disc_loss,
+        let mut output = StepOutput {
             gen_loss,
-            disc_loss,
             gen_correct: best.iter().zip(&targets).map(|(a, b)| a == b).collect(),
-            sampled_ids: backend.download(B::slice(&acts.mlm.sampled, 0..m))?,
-            disc_logits: logits.chunks(self.rtd.labels()).map(logit).collect(),
-            is_fake: backend
-                .download(B::slice(&acts.rtd.is_fake, 0..n))?
-                .into_iter()
-                .map(|x| x == 1)
-                .collect(),
-        })
+            ..StepOutput::default()
+        };
+        if let (Some(Discriminating { rtd, .. }), Some(a)) = (&self.discriminator, &acts.discriminator) {
+            let nll = backend.download(B::slice(&a.rtd.nll, 0..n))?;
+            output.disc_loss = mean(nll, backend.download(B::slice(&batch.rtd_weight, 0..n))?);
+            output.sampled_ids = backend.download(B::slice(&acts.mlm.sampled, 0..m))?;
+            let logits = backend.download(B::slice(&a.rtd.logits, 0..n * rtd.labels()))?;
+            let logit = |x: &[B::X]| match x {
+                [real, fake] => (fake.to_f64() - real.to_f64()) as f32,
+                _ => x[0].to_f64() as f32,
+            };
+            output.disc_logits = logits.chunks(rtd.labels()).map(logit).collect();
+            let is_fake = backend.download(B::slice(&a.rtd.is_fake, 0..n))?;
+            output.is_fake = is_fake.into_iter().map(|x| x == 1).collect();
+        }
+        output.loss = self.weighted(output.gen_loss, output.disc_loss);
+        Ok(output)
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
@@ -373,7 +407,7 @@ impl<B: Backend> TokenDetection<B> {
                 batch.masked()
             )));
         }
-        let (ours, theirs) = (&self.generator.config, &self.discriminator.config);
+        let [ours, theirs] = self.configs();
         let positions = ours.max_position_embeddings.min(theirs.max_position_embeddings);
         let check = |name: &str, values: &[u32], limit: usize| match values.iter().max() {
             Some(&highest) if highest as usize >= limit => {
@@ -423,13 +457,13 @@ fn mask<B: Backend>(
 }
 
 /// Stages a batch, weights divided by their sums plus `tiny`; if all weights are 0 they stay 0, and
-/// the loss is 0.
+/// the loss is 0. The discriminator's weights are left out unless tokens are `judged`.
 fn upload<B: Backend>(
     backend: &B,
     slot: usize,
     to: &mut DeviceBatch<B>,
     batch: &Batch,
-    tiny: f64,
+    (tiny, judged): (f64, bool),
 ) -> Result<()> {
     let (n, b) = (batch.tokens(), batch.sequences());
     // Where the device masks, these are its own to write.
@@ -440,7 +474,8 @@ fn upload<B: Backend>(
         weights.iter().map(|&w| B::F::from_f64(share(w))).collect()
     };
     let targets: Vec<u32> = batch.targets().collect();
-    let (mlm_weight, rtd_weight) = (share(&batch.masked_weight), share(&batch.rtd_weight));
+    let mlm_weight = share(&batch.masked_weight);
+    let rtd_weight = if judged { share(&batch.rtd_weight) } else { Vec::new() };
     backend.stage(
         slot,
         vec![
@@ -453,7 +488,7 @@ fn upload<B: Backend>(
             Upload::Index(&batch.masked_index, B::slice_mut(&mut to.masked_index, 0..m)),
             Upload::Index(&targets, B::slice_mut(&mut to.targets, 0..m)),
             Upload::Exact(&mlm_weight, B::slice_mut(&mut to.mlm_weight, 0..m)),
-            Upload::Exact(&rtd_weight, B::slice_mut(&mut to.rtd_weight, 0..n)),
+            Upload::Exact(&rtd_weight, B::slice_mut(&mut to.rtd_weight, 0..rtd_weight.len())),
         ],
     )
 }

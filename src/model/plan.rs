@@ -47,16 +47,16 @@ impl MemoryPlan {
     }
 }
 
-/// What training this pair on backend `B` holds for batches up to `limits`.
+/// What training this pair on backend `B`, or without a discriminator a masked language model alone,
+/// holds for batches up to `limits`.
 pub fn memory_plan<B: Backend>(
     backend: &B,
     generator: &ElectraConfig,
-    discriminator: &ElectraConfig,
-    head: Architecture,
+    discriminator: Option<(&ElectraConfig, Architecture)>,
     share: Share,
     limits: BatchLimits,
 ) -> Result<MemoryPlan> {
-    let table = ParamTable::new(generator, discriminator, head, share)?;
+    let table = ParamTable::new(generator, discriminator, share)?;
     let exact = (table.len() * size_of::<B::F>()) as u64;
     let parameters = [
         ("master weights", exact),
@@ -68,17 +68,21 @@ pub fn memory_plan<B: Backend>(
     let entries = parameters
         .map(|(name, bytes)| PlanEntry { family: "parameters", name: name.to_owned(), bytes })
         .to_vec();
-    let mut a = Counting { backend, family: "generator", entries };
+    let family = if discriminator.is_some() { "generator" } else { "model" };
+    let mut a = Counting { backend, family, entries };
     EncoderActs::<B>::new(&mut a, generator, limits.tokens, Some(limits.masked))?;
     MlmActs::<B>::new(&mut a, generator, limits.masked)?;
-    a.family = "discriminator";
-    EncoderActs::<B>::new(&mut a, discriminator, limits.tokens, None)?;
-    RtdActs::<B>::new(&mut a, discriminator, head, limits.tokens)?;
+    if let Some((discriminator, head)) = discriminator {
+        a.family = "discriminator";
+        EncoderActs::<B>::new(&mut a, discriminator, limits.tokens, None)?;
+        RtdActs::<B>::new(&mut a, discriminator, head, limits.tokens)?;
+    }
     a.family = "scratch";
-    Scratch::<B>::new(&mut a, [generator, discriminator], limits.tokens)?;
+    let largest = discriminator.map_or(generator, |(discriminator, _)| discriminator);
+    Scratch::<B>::new(&mut a, [generator, largest], limits.tokens)?;
     // One is read while the other is written.
-    DeviceBatch::<B>::new(&mut a, limits)?;
-    DeviceBatch::<B>::new(&mut a, limits)?;
+    DeviceBatch::<B>::new(&mut a, limits, discriminator.is_some())?;
+    DeviceBatch::<B>::new(&mut a, limits, discriminator.is_some())?;
     Ok(MemoryPlan { entries: a.entries, limits })
 }
 
@@ -86,7 +90,7 @@ pub fn memory_plan<B: Backend>(
 /// traffic with each operand of each kernel crossing the bus.
 pub fn step_tally(
     generator: Checkpoint,
-    discriminator: Checkpoint,
+    discriminator: Option<Checkpoint>,
     options: Options,
     limits: BatchLimits,
     products: Products,

@@ -1,13 +1,22 @@
-//! The joint model: what it is made of, and what `transformers` and txtai call on theirs; [`pass`](super::pass) holds its passes.
+//! The joint model: what it is made of, and what `transformers` and txtai call on theirs;
+//! [`pass`](super::pass) holds its passes.
+//!
+//! **A masked language model alone** ([`Objective::Mlm`](super::Objective)) is the same model without
+//! its second half: what trains a generator is what trains BERT, step for step, so it needs neither a
+//! second type nor a second pass. The discriminator is a part that may be absent; where it is, nothing
+//! of it is held in memory or computed, no samples are drawn, and everything that runs a model (staging,
+//! recorded steps, the optimizer, checkpoints, evaluation) is one piece of code. The alternative, a
+//! trait with two implementations that the trainer is generic over, would repeat all of that around a
+//! pass of which one half is common.
 
 use std::path::Path;
 
-use super::config::Architecture;
+use super::config::{Architecture, ElectraConfig};
 use super::encoder::Encoder;
 use super::hf::{Checkpoint, HostTensor};
 use super::input::PaddedInput;
 use super::mlm_head::MlmHead;
-use super::params::{ParamTable, Params};
+use super::params::{DISCRIMINATOR, GENERATOR, MODEL, ParamTable, Params};
 use super::pass::{Activations, Held, Measured, Staged};
 use super::rtd_head::RtdHead;
 use super::{Flavour, Options, Share};
@@ -43,11 +52,11 @@ pub struct StepOutput {
     pub loss: f64,
     /// Mean cross-entropy at the masked positions.
     pub gen_loss: f64,
-    /// Mean loss of the discriminator.
+    /// Mean loss of the discriminator; 0 without one.
     pub disc_loss: f64,
     /// (M) whether the generator's most probable token is the original.
     pub gen_correct: Vec<bool>,
-    /// (M) the generator's samples.
+    /// (M) the generator's samples; empty without a discriminator, as the next two.
     pub sampled_ids: Vec<u32>,
     /// (N) log-odds that the token was replaced.
     pub disc_logits: Vec<f32>,
@@ -55,7 +64,8 @@ pub struct StepOutput {
     pub is_fake: Vec<bool>,
 }
 
-/// What [`TokenDetection::forward`] returns, in the caller's padded layout.
+/// What [`TokenDetection::forward`] returns, in the caller's padded layout. Without a discriminator its
+/// loss is 0, and what else is its own is empty.
 #[derive(Clone, Debug, Default)]
 pub struct Output {
     /// gen_weight · gen_loss + disc_weight · disc_loss.
@@ -76,16 +86,22 @@ pub struct Output {
     pub is_fake: Vec<i64>,
 }
 
-/// Generator and discriminator trained together.
+/// The half of the joint model that finds replaced tokens.
+pub(super) struct Discriminating {
+    pub(super) encoder: Encoder,
+    pub(super) rtd: RtdHead,
+    pub(super) head: Architecture,
+}
+
+/// Generator and discriminator trained together, or a masked language model trained alone.
 pub struct TokenDetection<B: Backend> {
     pub(super) backend: B,
     pub(super) options: Options,
     pub(super) params: Params<B>,
+    /// The generator, or the masked language model that is trained alone.
     pub(super) generator: Encoder,
     pub(super) mlm: MlmHead,
-    pub(super) discriminator: Encoder,
-    pub(super) rtd: RtdHead,
-    pub(super) head: Architecture,
+    pub(super) discriminator: Option<Discriminating>,
     tokenizer: Option<Tokenizer>,
     pub(super) acts: Option<Activations<B>>,
     pub(super) staged: Option<Staged>,
@@ -120,47 +136,36 @@ impl TokenDetection<Cpu<f32>> {
 }
 
 impl<B: Backend> TokenDetection<B> {
-    /// A pair on any backend. Errors if the architectures are not a generator's and a discriminator's, if shared
-    /// tensors do not fit, or if the vocabularies differ.
+    /// A pair on any backend, or without a discriminator a masked language model alone, of which all
+    /// options but the weight of its loss, the flavour and the seed are without meaning. Errors if the
+    /// architectures are not a generator's and a discriminator's, if shared tensors do not fit, or if the
+    /// vocabularies differ.
     pub fn with_options(
         backend: B,
         generator: Checkpoint,
-        discriminator: Checkpoint,
+        discriminator: impl Into<Option<Checkpoint>>,
         options: Options,
     ) -> Result<Self> {
-        let (ours, theirs) = (&generator.config, &discriminator.config);
+        let discriminator = discriminator.into();
         if generator.architecture != Architecture::MaskedLm {
-            return Err(Error::config("the generator must be an ElectraForMaskedLM"));
+            let what = if discriminator.is_some() { "generator" } else { "masked language model" };
+            return Err(Error::config(format!("the {what} must be an ElectraForMaskedLM")));
         }
-        if discriminator.architecture == Architecture::MaskedLm {
-            return Err(Error::config(
-                "the discriminator must be an ElectraForPreTraining or an ElectraForTokenClassification",
-            ));
+        generator.config.validate()?;
+        if let Some(discriminator) = &discriminator {
+            check_pair(&generator.config, discriminator, &options)?;
         }
-        if discriminator.architecture == Architecture::TokenClassification && theirs.num_labels() != 2 {
-            return Err(Error::config(format!(
-                "the discriminator's configuration has {} labels; a token is original or replaced, which are two",
-                theirs.num_labels()
-            )));
-        }
-        if ours.vocab_size != theirs.vocab_size {
-            return Err(Error::config(format!(
-                "the generator has a vocabulary of {} tokens, the discriminator one of {}: they read the same text and \
-                 need the same",
-                ours.vocab_size, theirs.vocab_size
-            )));
-        }
-        if options.temperature <= 0.0 || options.temperature.is_nan() {
-            return Err(Error::config(format!("temperature {} must be above 0", options.temperature)));
-        }
-        ours.validate()?;
-        theirs.validate()?;
-        let head = discriminator.architecture;
-        let table = ParamTable::new(ours, theirs, head, options.share)?;
-        let initial = table.initial(&generator, &discriminator, &options);
-        let generator = Encoder::new(&table, ours, "generator.", Site::GENERATOR)?;
-        let discriminator = Encoder::new(&table, theirs, "discriminator.", Site::DISCRIMINATOR)?;
-        let (mlm, rtd) = (MlmHead::new::<B>(&table, &generator)?, RtdHead::new(&table, head)?);
+        let head = discriminator.as_ref().map(|d| (&d.config, d.architecture));
+        let table = ParamTable::new(&generator.config, head, options.share)?;
+        let initial = table.initial(&generator, discriminator.as_ref(), &options);
+        let prefix = if discriminator.is_some() { GENERATOR } else { MODEL };
+        let generator = Encoder::new(&table, &generator.config, prefix, Site::GENERATOR)?;
+        let mlm = MlmHead::new::<B>(&table, &generator, prefix)?;
+        let discriminating = |(config, head): (&ElectraConfig, Architecture)| -> Result<_> {
+            let encoder = Encoder::new(&table, config, DISCRIMINATOR, Site::DISCRIMINATOR)?;
+            Ok(Discriminating { encoder, rtd: RtdHead::new(&table, head)?, head })
+        };
+        let discriminator = head.map(discriminating).transpose()?;
         let params = Params::new(&backend, table, &initial)?;
         let measured = Measured::new(&backend)?;
         Ok(Self {
@@ -170,8 +175,6 @@ impl<B: Backend> TokenDetection<B> {
             generator,
             mlm,
             discriminator,
-            rtd,
-            head,
             tokenizer: None,
             acts: None,
             staged: None,
@@ -185,31 +188,35 @@ impl<B: Backend> TokenDetection<B> {
     /// The objective on padded rows, dropout off, as `transformers` models and txtai's `TokenDetection` compute it.
     /// Rows are unpadded on entry; where labels are [`IGNORE`](super::IGNORE) nothing is masked.
     pub fn forward(&mut self, input: &PaddedInput) -> Result<Output> {
-        let packed = input.pack(self.head, &self.generator.config, &self.discriminator.config)?;
+        let head = self.discriminator.as_ref().map_or(Architecture::MaskedLm, |d| d.head);
+        let [ours, theirs] = self.configs();
+        let packed = input.pack(head, ours, theirs)?;
         self.run(&packed.batch, Phase::Eval { step: 0 }, packed.sampled.as_deref(), true, true)?;
         let step = self.read_step()?;
         let Some(acts) = &self.acts else { return Err(Error::argument("there is no forward pass to read")) };
-        let labels = self.rtd.labels();
-        let n = packed.batch.tokens();
-        let logits = self.backend.download(B::slice(&acts.rtd.logits, 0..n * labels))?;
-        let size = input.batch * input.seq_len;
-        let (mut disc_logits, mut is_fake) = (vec![0.0; size * labels], vec![0; size]);
-        for (i, &flat) in packed.origin.iter().enumerate() {
-            is_fake[flat] = i64::from(step.is_fake[i]);
-            for label in 0..labels {
-                disc_logits[flat * labels + label] = logits[i * labels + label].to_f64();
-            }
-        }
-        Ok(Output {
+        let mut output = Output {
             loss: step.loss,
             gen_loss: step.gen_loss,
             disc_loss: step.disc_loss,
             gen_logits: self.logits.take().unwrap_or_default(),
-            disc_logits,
-            disc_labels: labels,
             sampled_ids: step.sampled_ids.into_iter().map(i64::from).collect(),
-            is_fake,
-        })
+            ..Output::default()
+        };
+        if let (Some(discriminator), Some(acts)) = (&self.discriminator, &acts.discriminator) {
+            let labels = discriminator.rtd.labels();
+            let n = packed.batch.tokens();
+            let logits = self.backend.download(B::slice(&acts.rtd.logits, 0..n * labels))?;
+            let size = input.batch * input.seq_len;
+            (output.disc_logits, output.is_fake) = (vec![0.0; size * labels], vec![0; size]);
+            output.disc_labels = labels;
+            for (i, &flat) in packed.origin.iter().enumerate() {
+                output.is_fake[flat] = i64::from(step.is_fake[i]);
+                for label in 0..labels {
+                    output.disc_logits[flat * labels + label] = logits[i * labels + label].to_f64();
+                }
+            }
+        }
+        Ok(output)
     }
 
     /// Adds the gradients of [`Self::forward`]'s loss to every parameter's.
@@ -223,13 +230,24 @@ impl<B: Backend> TokenDetection<B> {
         self.backend.zero(B::slice_mut(&mut self.params.grads, 0..len))
     }
 
-    /// Gradients as `generator.<name>` and `discriminator.<name>`; a shared parameter's once, under its generator name.
+    /// Gradients as `generator.<name>` and `discriminator.<name>`, or `model.<name>`; a shared parameter's once, under its generator name.
     pub fn named_gradients(&self) -> Result<Vec<(String, HostTensor)>> {
         let flat = self.params.host(&self.backend, &self.params.grads)?;
         let tensor = |spec: &super::TensorSpec| {
             (spec.name.clone(), HostTensor { shape: spec.shape.clone(), data: flat[spec.range()].to_vec() })
         };
         Ok(self.params.table.specs().iter().map(tensor).collect())
+    }
+
+    /// The sizes of both networks; of a masked language model alone twice its own.
+    pub(super) fn configs(&self) -> [&ElectraConfig; 2] {
+        let ours = &self.generator.config;
+        [ours, self.discriminator.as_ref().map_or(ours, |d| &d.encoder.config)]
+    }
+
+    /// Whether it is a masked language model alone.
+    pub fn is_masked_lm(&self) -> bool {
+        self.discriminator.is_none()
     }
 
     /// Parameters, each once.
@@ -252,24 +270,26 @@ impl<B: Backend> TokenDetection<B> {
         self.params.load(&self.backend, flat)
     }
 
-    /// Generator and discriminator as checkpoints, shared tensors in full in both.
-    pub fn checkpoints(&self) -> Result<(Checkpoint, Checkpoint)> {
+    /// The networks as checkpoints, each with the name of its directory: `generator` and
+    /// `discriminator`, shared tensors in full in both, or `model`.
+    pub fn checkpoints(&self) -> Result<Vec<(&'static str, Checkpoint)>> {
         let flat = self.flat_weights()?;
-        let pack = |encoder: &Encoder, architecture, prefix| Checkpoint {
-            config: encoder.config.clone(),
-            architecture,
-            tensors: self.params.tensors(&flat, prefix),
+        let pack = |encoder: &Encoder, architecture, prefix: &'static str| {
+            let config = encoder.config.clone();
+            let tensors = self.params.tensors(&flat, prefix);
+            (prefix.trim_end_matches('.'), Checkpoint { config, architecture, tensors })
         };
-        Ok((
-            pack(&self.generator, Architecture::MaskedLm, "generator."),
-            pack(&self.discriminator, self.head, "discriminator."),
-        ))
+        let masked_lm = |prefix| pack(&self.generator, Architecture::MaskedLm, prefix);
+        Ok(match &self.discriminator {
+            Some(d) => vec![masked_lm(GENERATOR), pack(&d.encoder, d.head, DISCRIMINATOR)],
+            None => vec![masked_lm(MODEL)],
+        })
     }
 
-    /// Writes `dir/generator` and `dir/discriminator`, each complete on its own, tokenizer included.
+    /// Writes `dir/generator` and `dir/discriminator`, or `dir/model`, each complete on its own,
+    /// tokenizer included.
     pub fn save_pretrained(&self, dir: &Path) -> Result<()> {
-        let (generator, discriminator) = self.checkpoints()?;
-        for (name, checkpoint) in [("generator", generator), ("discriminator", discriminator)] {
+        for (name, checkpoint) in self.checkpoints()? {
             let dir = dir.join(name);
             checkpoint.save(&dir)?;
             if let Some(tokenizer) = &self.tokenizer {
@@ -293,4 +313,31 @@ impl<B: Backend> TokenDetection<B> {
     pub(crate) fn backend_and_params(&mut self) -> (&B, &mut Params<B>) {
         (&self.backend, &mut self.params)
     }
+}
+
+/// An error if a discriminator cannot be trained with a generator of these sizes.
+fn check_pair(ours: &ElectraConfig, discriminator: &Checkpoint, options: &Options) -> Result<()> {
+    let theirs = &discriminator.config;
+    if discriminator.architecture == Architecture::MaskedLm {
+        return Err(Error::config(
+            "the discriminator must be an ElectraForPreTraining or an ElectraForTokenClassification",
+        ));
+    }
+    if discriminator.architecture == Architecture::TokenClassification && theirs.num_labels() != 2 {
+        return Err(Error::config(format!(
+            "the discriminator's configuration has {} labels; a token is original or replaced, which are two",
+            theirs.num_labels()
+        )));
+    }
+    if ours.vocab_size != theirs.vocab_size {
+        return Err(Error::config(format!(
+            "the generator has a vocabulary of {} tokens, the discriminator one of {}: they read the same text and \
+             need the same",
+            ours.vocab_size, theirs.vocab_size
+        )));
+    }
+    if options.temperature <= 0.0 || options.temperature.is_nan() {
+        return Err(Error::config(format!("temperature {} must be above 0", options.temperature)));
+    }
+    theirs.validate()
 }

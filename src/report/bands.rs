@@ -48,10 +48,11 @@ static BANDS: LazyLock<Map<String, Value>> =
     LazyLock::new(|| serde_json::from_str(include_str!("bands.json")).unwrap_or_default());
 
 impl Reference {
-    /// Of the run's preset; none where there is no record, or where the run does not start from the preset's own
+    /// Of the run's preset; none where there is no record, or where the run does not train the preset's own
     /// untrained pair.
     pub fn of(run: &Run) -> Option<Self> {
-        if ["generator", "discriminator"].iter().any(|key| run.setting(key).is_some()) {
+        let is_pair = run.setting("objective").is_none_or(|objective| objective == "electra");
+        if !is_pair || ["generator", "discriminator"].iter().any(|key| run.setting(key).is_some()) {
             return None;
         }
         serde_json::from_value(BANDS.get(&run.setting("preset")?)?.clone()).ok()

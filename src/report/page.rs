@@ -145,7 +145,7 @@ fn words(runs: &[Prepared<'_>]) -> String {
             );
         }
         let is_earlier = value(Metric::DiscAuc).is_nan();
-        let [accuracy, rate, auc] = match is_earlier {
+        let [accuracy, rate, auc_metric] = match is_earlier {
             true => [Metric::DiscAllAcc, Metric::AllFakeRate, Metric::DiscAllAuc],
             false => [Metric::DiscAcc, Metric::FakeRate, Metric::DiscAuc],
         };
@@ -159,18 +159,20 @@ fn words(runs: &[Prepared<'_>]) -> String {
                 "The discriminator judges {:.1} % of {tokens} rightly, {:.2} points {above} always saying “original”; its AUC is {}. ",
                 100.0 * accuracy,
                 gain.abs(),
-                short(value(auc))
+                short(value(auc_metric))
             );
         }
         if let Some((step, values)) = run.held_out.last() {
-            let _ = write!(
-                out,
-                "Held out at step {}: generator loss {}, at [MASK] {}, AUC {}. ",
-                thousands(*step),
-                short(values[Metric::GenLoss as usize]),
-                short(values[Metric::GenMaskLoss as usize]),
-                short(values[auc as usize])
-            );
+            let value = |metric: Metric| short(values[metric as usize]);
+            let at = thousands(*step);
+            let _ = write!(out, "Held out at step {at}: generator loss {}", value(Metric::GenLoss));
+            // Earlier versions did not log the one, a masked language model alone has not the other.
+            for (name, metric) in [("at [MASK]", Metric::GenMaskLoss), ("AUC", auc_metric)] {
+                if values[metric as usize].is_finite() {
+                    let _ = write!(out, ", {name} {}", value(metric));
+                }
+            }
+            out += ". ";
         }
         if let Some(reference) = Reference::of(run)
             && let Some(verdict) = reference.verdict(run, |metric| prepared.smoothed(metric))

@@ -356,7 +356,8 @@ pub(super) fn read_object(path: &Path) -> Option<Map<String, Value>> {
 
 /// Of the finished model, or of the settings where they decide it.
 fn vocabulary(dir: &Path, config: &Map<String, Value>) -> Option<u64> {
-    let model = read_object(&dir.join("generator/config.json"));
+    let read = |name: &str| read_object(&dir.join(name).join("config.json"));
+    let model = read("generator").or_else(|| read("model"));
     let of_model = model.and_then(|model| model.get("vocab_size")?.as_u64());
     let own = config.get("tokenizer").is_none_or(Value::is_null);
     of_model.or_else(|| config.get("vocab-size").filter(|_| own)?.as_u64())

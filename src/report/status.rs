@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::run::read_object;
+use crate::model::Objective;
 
 /// Whether a run goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,7 +17,7 @@ use super::run::read_object;
 pub enum State {
     /// A process holds its lock.
     Running,
-    /// All steps are made and both models are saved.
+    /// All steps are made and the models are saved.
     Finished,
     /// It ended with a checkpoint of its last step: `--resume` loses nothing.
     Stopped,
@@ -70,8 +71,8 @@ impl Status {
         let steps = number(&metrics, "steps").or_else(|| number(&config, "steps"));
         let step = number(&metrics, "step").unwrap_or_default();
         let checkpoint = newest_checkpoint(&dir.join("checkpoints"));
-        let whole =
-            ["generator", "discriminator"].iter().all(|n| dir.join(n).join("model.safetensors").is_file());
+        let holds = |name: &&str| dir.join(name).join("model.safetensors").is_file();
+        let whole = [Objective::Electra, Objective::Mlm].iter().any(|o| o.directories().iter().all(holds));
         let state = match steps {
             _ if is_locked(&dir.join("run.lock")) => State::Running,
             Some(steps) if whole && step >= steps => State::Finished,

@@ -11,12 +11,13 @@ use serde_json::Value;
 use super::Summary;
 use super::baseline::Baseline;
 use super::metrics::Metrics;
+use crate::Result;
 use crate::config::{Head, RunConfig};
 use crate::data::pack::Rows;
 use crate::data::source::TextSource;
 use crate::fsutil::write_atomic;
+use crate::model::Objective;
 use crate::report::thousands;
-use crate::{Error, Result};
 
 /// What a run was made from and on.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +30,7 @@ pub struct Facts {
     pub tokens: usize,
     /// Rows made from it.
     pub rows: usize,
-    /// Parameters of the pair, each once.
+    /// Parameters, each once.
     pub parameters: usize,
     /// The device.
     pub device: String,
@@ -54,7 +55,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// One of the pair.
+/// One of the networks.
 #[derive(Clone, Copy)]
 struct Network {
     name: &'static str,
@@ -63,17 +64,24 @@ struct Network {
     task: &'static str,
 }
 
-/// Writes a card into `output/generator` and `output/discriminator`.
+impl Network {
+    /// Of what is saved in the directory `name`.
+    fn of(name: &'static str, head: Head) -> Self {
+        let (class, task) = match (name, head) {
+            ("discriminator", Head::Pretraining) => ("ElectraForPreTraining", "token-classification"),
+            ("discriminator", Head::TokenClassification) => {
+                ("ElectraForTokenClassification", "token-classification")
+            }
+            _ => ("ElectraForMaskedLM", "fill-mask"),
+        };
+        Self { name, class, task }
+    }
+}
+
+/// Writes a card into the directory of every network.
 pub fn write_cards(config: &RunConfig, summary: &Summary, facts: &Facts) -> Result<()> {
-    let discriminator = match config.head {
-        Head::Pretraining => "ElectraForPreTraining",
-        Head::TokenClassification => "ElectraForTokenClassification",
-    };
-    for (name, class, task) in [
-        ("generator", "ElectraForMaskedLM", "fill-mask"),
-        ("discriminator", discriminator, "token-classification"),
-    ] {
-        let text = card(config, summary, facts, Network { name, class, task })?;
+    for name in config.objective.directories() {
+        let text = card(config, summary, facts, Network::of(name, config.head))?;
         write_atomic(&config.output.join(name).join("README.md"), |out| out.write_all(text.as_bytes()))?;
     }
     Ok(())
@@ -81,9 +89,18 @@ pub fn write_cards(config: &RunConfig, summary: &Summary, facts: &Facts) -> Resu
 
 fn card(config: &RunConfig, summary: &Summary, facts: &Facts, network: Network) -> Result<String> {
     let Network { name, class, .. } = network;
+    let what = match config.objective {
+        Objective::Electra => format!(
+            "# ELECTRA {name}\n\nThe {name} of a pair pre-trained by replaced token detection \
+             ([Clark et al. 2020](https://arxiv.org/abs/2003.10555)) with Elektron."
+        ),
+        Objective::Mlm => "# ELECTRA masked language model\n\nOne network of ELECTRA's architecture, \
+                           pre-trained by masked language modelling \
+                           ([Devlin et al. 2018](https://arxiv.org/abs/1810.04805)) with Elektron."
+            .to_owned(),
+    };
     Ok(format!(
-        "{}\n# ELECTRA {name}\n\nThe {name} of a pair pre-trained by replaced token detection \
-         ([Clark et al. 2020](https://arxiv.org/abs/2003.10555)) with Elektron.\n\n## Use\n\n\
+        "{}\n{what}\n\n## Use\n\n\
          ```python\nfrom transformers import AutoTokenizer, {class}\n\n\
          tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")\n\
          model = {class}.from_pretrained(\"path/to/this/folder\")\n```\n\n{}\n## Training\n\n{}{}\n## Settings\n\n{}\n\
@@ -91,7 +108,7 @@ fn card(config: &RunConfig, summary: &Summary, facts: &Facts, network: Network) 
         front_matter(config, summary, network),
         purpose(network),
         training(summary, facts),
-        held_out(summary.held_out.as_ref(), summary.baseline.as_ref()),
+        held_out(config.objective, summary.held_out.as_ref(), summary.baseline.as_ref()),
         settings(config)?,
         limits(config, facts),
     ))
@@ -128,7 +145,11 @@ fn front_matter(config: &RunConfig, summary: &Summary, network: Network) -> Stri
     let license = config.license.as_deref().unwrap_or("unknown");
     let _ = writeln!(yaml, "license: {}", quoted(license));
     let _ = writeln!(yaml, "pipeline_tag: {}", network.task);
-    yaml += "tags:\n- electra\n- replaced-token-detection\n- elektron\n";
+    let trained_by = match config.objective {
+        Objective::Electra => "replaced-token-detection",
+        Objective::Mlm => "masked-language-modeling",
+    };
+    let _ = writeln!(yaml, "tags:\n- electra\n- {trained_by}\n- elektron");
     if let Some(metrics) = &summary.held_out {
         yaml += &model_index(metrics, network);
     }
@@ -137,7 +158,7 @@ fn front_matter(config: &RunConfig, summary: &Summary, network: Network) -> Stri
 
 /// The held-out metrics as the hub reads them.
 fn model_index(m: &Metrics, network: Network) -> String {
-    let metrics = if network.name == "generator" {
+    let metrics = if network.task == "fill-mask" {
         vec![
             ("loss", "Cross-entropy where [MASK] is shown", m.gen_mask_loss),
             ("accuracy", "Tokens found where [MASK] is shown", m.gen_mask_acc),
@@ -166,6 +187,10 @@ fn model_index(m: &Metrics, network: Network) -> String {
 
 fn purpose(network: Network) -> &'static str {
     match network.name {
+        "model" => {
+            "It fills masked tokens, and its encoder is what one fine-tunes: \
+             `AutoModelForSequenceClassification.from_pretrained(…)` and the like put a new head on it.\n"
+        }
         "generator" => {
             "It fills masked tokens. It is the smaller of the two and served to train the discriminator, which is what one \
              fine-tunes.\n"
@@ -188,7 +213,7 @@ fn training(summary: &Summary, facts: &Facts) -> String {
     let number = |n: usize| thousands(n as u64);
     format!(
         "| | |\n|---|---|\n| text | {} files, {} documents, {} tokens, {} rows: {} |\n| seen | {} tokens in {} of {} steps |\n\
-         | parameters of the pair | {} |\n| made by | elektron {} on {} |\n",
+         | parameters | {} |\n| made by | elektron {} on {} |\n",
         number(facts.files.len()),
         number(facts.documents),
         number(facts.tokens),
@@ -203,9 +228,22 @@ fn training(summary: &Summary, facts: &Facts) -> String {
     )
 }
 
-fn held_out(metrics: Option<&Metrics>, baseline: Option<&Baseline>) -> String {
+fn held_out(objective: Objective, metrics: Option<&Metrics>, baseline: Option<&Baseline>) -> String {
     let Some(m) = metrics else { return String::new() };
     let unigram = |of: fn(&Baseline) -> f64| baseline.map_or("–".to_owned(), |b| format!("{:.4}", of(b)));
+    if objective == Objective::Mlm {
+        return format!(
+            "\n## Held-out metrics\n\n| | this model | word frequencies of the training text |\n|---|---|---|\n\
+             | loss where [MASK] is shown | {:.4} | {} |\n| accuracy there | {:.4} | {} |\n\
+             | loss at all masked positions | {:.4} | |\n| accuracy there | {:.4} | |\n",
+            m.gen_mask_loss,
+            unigram(|baseline| baseline.unigram_loss),
+            m.gen_mask_acc,
+            unigram(|baseline| baseline.unigram_acc),
+            m.gen_loss,
+            m.gen_acc
+        );
+    }
     let mut text = format!(
         "\n## Held-out metrics\n\n\
          | generator | this model | word frequencies of the training text |\n|---|---|---|\n\
@@ -241,9 +279,8 @@ fn held_out(metrics: Option<&Metrics>, baseline: Option<&Baseline>) -> String {
 fn settings(config: &RunConfig) -> Result<String> {
     const PLACES: [&str; 8] =
         ["train", "validation", "tokenizer", "shards", "output", "language", "license", "log-to"];
-    let value = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
     let mut table = String::from("| setting | value |\n|---|---|\n");
-    for (key, value) in value.as_object().into_iter().flatten() {
+    for (key, value) in &config.shown()? {
         if PLACES.contains(&key.as_str()) || value.is_null() {
             continue;
         }

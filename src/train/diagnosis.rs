@@ -19,7 +19,8 @@ pub(super) fn diagnose<B: Backend>(
     for (batch, phase) in micro_batches {
         model.step_forward(&batch, phase, None)?;
         let out = model.read_step()?;
-        let losses = [("generator", out.gen_loss), ("discriminator", out.disc_loss)];
+        let masked_lm = if model.is_masked_lm() { "model" } else { "generator" };
+        let losses = [(masked_lm, out.gen_loss), ("discriminator", out.disc_loss)];
         loss = loss.or(losses.into_iter().find(|(_, loss)| !loss.is_finite()));
         model.step_backward()?;
     }

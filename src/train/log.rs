@@ -8,12 +8,15 @@ use serde_json::{Map, Value, json};
 
 use super::baseline::Baseline;
 use super::checkpoint::Checkpoints;
+use super::figures::figures;
 use super::health::Findings;
 use super::metrics::Metrics;
 use super::sink::Sink;
 use super::tensorboard::Events;
 use crate::config::{LogFormat, RunConfig};
 use crate::fsutil::write_atomic;
+use crate::model::Objective;
+use crate::model::hf::WEIGHTS;
 use crate::{Error, Result};
 
 /// The file's name in the run's directory.
@@ -64,6 +67,7 @@ pub enum Progress {
 /// and progress messages that cannot be written are dropped.
 pub struct Log {
     dir: PathBuf,
+    objective: Objective,
     jsonl: Option<Sink>,
     events: Option<Events>,
     progress: Progress,
@@ -85,6 +89,7 @@ impl Log {
             jsonl: metrics_file(&dir, step, bytes, wants(LogFormat::Jsonl)),
             events: wants(LogFormat::Tensorboard).then(|| Events::create(&dir, step)),
             dir,
+            objective: config.objective,
             progress,
             terminal: std::io::stderr().is_terminal(),
             baseline: None,
@@ -131,9 +136,7 @@ impl Log {
         object.insert("step".into(), json!(line.step));
         object.insert("steps".into(), json!(line.steps));
         object.insert("tokens".into(), json!(line.tokens));
-        if let Ok(Value::Object(metrics)) = serde_json::to_value(line.metrics) {
-            object.extend(metrics);
-        }
+        object.extend(figures(self.objective, &line.metrics));
         object.insert("lr".into(), json!(line.lr));
         object.insert("grad_norm".into(), json!(line.grad_norm));
         object.insert("tok_per_s".into(), json!(line.tok_per_s.round()));
@@ -162,12 +165,8 @@ impl Log {
             Progress::Text => {
                 let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
                 // Progress that nobody can read is no reason to stop training.
-                let _ = write!(
-                    std::io::stderr(),
-                    "{}{}{end}",
-                    self.clear(),
-                    progress(line, self.baseline.as_ref())
-                );
+                let text = progress(self.objective, line, self.baseline.as_ref());
+                let _ = write!(std::io::stderr(), "{}{text}{end}", self.clear());
             }
         }
         // The last line's are told by the summary.
@@ -180,8 +179,8 @@ impl Log {
 
     /// One line of held-out metrics.
     pub fn eval(&mut self, step: u64, metrics: &Metrics) {
-        self.write(&json!({ "step": step, "eval": metrics }));
-        let Ok(Value::Object(mut object)) = serde_json::to_value(metrics) else { return };
+        let mut object = figures(self.objective, metrics);
+        self.write(&json!({ "step": step, "eval": object }));
         self.scalars("eval", step, &object);
         match self.progress {
             Progress::Quiet => {}
@@ -190,7 +189,7 @@ impl Log {
                 say(&tagged("eval", object));
             }
             Progress::Text => {
-                let words = in_words(metrics, self.baseline.as_ref());
+                let words = in_words(self.objective, metrics, self.baseline.as_ref());
                 crate::note!("{}held out at step {step}: {words}", self.clear());
             }
         }
@@ -278,11 +277,17 @@ fn say(line: &Value) {
 }
 
 /// Held-out metrics on one line.
-pub fn in_words(m: &Metrics, baseline: Option<&Baseline>) -> String {
+pub fn in_words(objective: Objective, m: &Metrics, baseline: Option<&Baseline>) -> String {
     let at_mask = match baseline {
         Some(baseline) => baseline.in_words(m),
         None => format!("{:.2} at [MASK]", m.gen_mask_loss),
     };
+    if objective == Objective::Mlm {
+        return format!(
+            "loss {at_mask} (accuracy there {:.3}, trained loss {:.4})",
+            m.gen_mask_acc, m.gen_loss
+        );
+    }
     format!(
         "generator {at_mask} (accuracy there {:.3}, trained loss {:.4}); discriminator {:.4} against {:.4} for a \
          constant output (AUC {:.3}; accuracy {:.3}, always \"original\" {:.3})",
@@ -296,19 +301,21 @@ pub fn in_words(m: &Metrics, baseline: Option<&Baseline>) -> String {
     )
 }
 
-fn progress(line: &Line, baseline: Option<&Baseline>) -> String {
+fn progress(objective: Objective, line: &Line, baseline: Option<&Baseline>) -> String {
     let m = &line.metrics;
     let unigram = baseline.map_or(String::new(), |baseline| format!("/{:.2}", baseline.unigram_loss));
+    let at_mask = format!("[MASK] {:.2}{unigram} acc {:.3}", m.gen_mask_loss, m.gen_mask_acc);
+    let of_networks = match objective {
+        Objective::Mlm => format!("loss {:.3} {at_mask}", m.gen_loss),
+        Objective::Electra => format!(
+            "gen {:.3} {at_mask} | disc {:.4} acc {:.3} auc {:.3}",
+            m.gen_loss, m.disc_loss, m.disc_acc, m.disc_auc
+        ),
+    };
     format!(
-        "step {}/{} gen {:.3} [MASK] {:.2}{unigram} acc {:.3} | disc {:.4} acc {:.3} auc {:.3} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
+        "step {}/{} {of_networks} | lr {:.2e} norm {:.2} | {:.0} tok/s, {} left{}{}",
         line.step,
         line.steps,
-        m.gen_loss,
-        m.gen_mask_loss,
-        m.gen_mask_acc,
-        m.disc_loss,
-        m.disc_acc,
-        m.disc_auc,
         line.lr,
         line.grad_norm,
         line.tok_per_s,
@@ -404,10 +411,20 @@ fn is_up_to(line: &[u8], step: u64) -> bool {
     value.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step)
 }
 
+/// The directory of a run's first stage, masked language modelling, within the run's.
+pub const FIRST_STAGE: &str = "mlm";
+
+/// Whether a directory holds a run, or the first stage of one, that has begun to train.
+pub fn is_begun(dir: &Path) -> bool {
+    holds_run(dir) || holds_run(&dir.join(FIRST_STAGE))
+}
+
 /// Whether a directory holds a run that has begun to train: lines of the log, a checkpoint or a model. A
 /// run that was refused before its first step leaves none of them.
 pub fn holds_run(dir: &Path) -> bool {
-    let has_models = ["generator", "discriminator"].iter().any(|name| dir.join(name).exists());
+    let has_pair = Objective::Electra.directories().iter().any(|name| dir.join(name).exists());
+    // Others may have a directory of this name for something else.
+    let has_model = Objective::Mlm.directories().iter().any(|name| dir.join(name).join(WEIGHTS).exists());
     let has_lines = fs::metadata(dir.join(METRICS)).is_ok_and(|log| log.len() > 0);
-    has_models || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
+    has_pair || has_model || has_lines || Checkpoints::new(dir, 1).list().is_ok_and(|all| !all.is_empty())
 }

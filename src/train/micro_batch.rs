@@ -71,13 +71,14 @@ fn cache_bytes() -> u64 {
     sizes.filter_map(bytes).max().unwrap_or(USUAL_CACHE)
 }
 
-/// What a layer of the discriminator reads and writes in a step: its own activations, and the gradients that all layers share.
+/// What a layer of the discriminator, or of the only network, reads and writes in a step: its own activations, and the gradients that all layers share.
 fn layer_bytes(plan: &MemoryPlan, layers: usize) -> u64 {
     let of = |family: &str, but: &[&str]| -> u64 {
         let entries = plan.entries.iter().filter(|e| e.family == family && !but.contains(&e.name.as_str()));
         entries.map(|e| e.bytes).sum()
     };
-    of("discriminator", &["embeddings", "head"]) / layers.max(1) as u64 + of("scratch", &["batch"])
+    let layered = ["discriminator", "model"].map(|family| of(family, &["embeddings", "head", "logits"]));
+    layered.iter().sum::<u64>() / layers.max(1) as u64 + of("scratch", &["batch"])
 }
 
 /// What was chosen, and why.

@@ -8,6 +8,7 @@ pub mod baseline;
 pub mod card;
 pub mod checkpoint;
 mod diagnosis;
+pub mod figures;
 pub mod health;
 pub mod lock;
 pub mod log;
@@ -46,7 +47,7 @@ use trainer::Trainer;
 pub struct Run<'a, B: Backend> {
     /// Settings.
     pub config: &'a RunConfig,
-    /// The pair.
+    /// The networks.
     pub model: &'a mut TokenDetection<B>,
     /// Rows to train on.
     pub rows: Arc<Rows>,

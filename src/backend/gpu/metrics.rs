@@ -22,7 +22,7 @@ struct SpecialArgs {
 impl<D: Driver, W: Working> Gpu<D, W> {
     pub(super) fn metrics_op(&self, op: Metrics<'_, Self>) -> Result<()> {
         let (n, m) = (op.is_fake.len(), op.best.len());
-        let blocks = n.div_ceil(SPAN).max(1);
+        let blocks = n.max(m).div_ceil(SPAN).max(1);
         let (partials, counter) = (self.workspace(2 * blocks)?, self.counters(1)?);
         self.launch(
             ("metrics", "metrics"),

@@ -11,7 +11,7 @@ use crate::config::RunConfig;
 use crate::data::pack::Rows;
 use crate::data::tokenizer::Tokenizer;
 use crate::report::thousands;
-use crate::train::log::holds_run;
+use crate::train::log::is_begun;
 use crate::{Error, Result};
 
 /// The file of the hashes, in the directory of the run.
@@ -61,7 +61,7 @@ impl Inputs {
         tokenizer.special().all().iter().for_each(|id| hash.update(id.to_le_bytes()));
         let now = Self { tokenizer: hex(&hash.finalize()), train: None, validation: None };
         // A run that ended before its first step may start with another tokenizer.
-        if !holds_run(&config.output) {
+        if !is_begun(&config.output) {
             return Ok(now);
         }
         let path = config.output.join(FILE);

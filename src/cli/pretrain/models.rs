@@ -1,4 +1,4 @@
-//! What the two networks of a run start from: a preset's sizes, or directories that are read before
+//! What the networks of a run start from: a preset's sizes, or directories that are read before
 //! the text is, so that whatever does not fit is refused before an hour of tokenizing.
 
 use std::path::Path;
@@ -7,6 +7,7 @@ use super::super::{check_positions, check_token_types, check_vocabulary};
 use crate::config::{Head, RunConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{ModelName, Part, locate};
+use crate::model::Objective;
 use crate::model::config::{Architecture, ElectraConfig, Preset};
 use crate::model::hf::{Checkpoint, Source, StartingPoint};
 use crate::{Error, Result};
@@ -19,13 +20,46 @@ enum Start {
     Read(usize),
 }
 
-/// What both networks start from.
+/// What all networks start from.
 pub(super) struct Starts {
-    generator: Start,
-    discriminator: Start,
+    /// The first is a masked language model, as in [`Networks`].
+    networks: Vec<Network>,
     /// Directories, as they were named.
     points: Vec<(String, StartingPoint)>,
-    head: Architecture,
+}
+
+/// One network that is to be.
+struct Network {
+    /// The name of its directory, and in messages.
+    what: &'static str,
+    architecture: Architecture,
+    start: Start,
+}
+
+/// The networks of a run: a generator and a discriminator, or a masked language model alone.
+pub(super) struct Networks {
+    pub(super) masked_lm: Checkpoint,
+    pub(super) discriminator: Option<Checkpoint>,
+}
+
+impl Networks {
+    /// Sizes and head of the discriminator.
+    pub(super) fn sizes_of_discriminator(&self) -> Option<(&ElectraConfig, Architecture)> {
+        self.discriminator.as_ref().map(|network| (&network.config, network.architecture))
+    }
+
+    /// The sizes of the discriminator, or of the only network.
+    pub(super) fn deepest(&self) -> &ElectraConfig {
+        &self.discriminator.as_ref().unwrap_or(&self.masked_lm).config
+    }
+
+    /// Each with the name of its directory.
+    pub(super) fn named(&self) -> Vec<(&'static str, &Checkpoint)> {
+        match &self.discriminator {
+            Some(discriminator) => vec![("generator", &self.masked_lm), ("discriminator", discriminator)],
+            None => vec![("model", &self.masked_lm)],
+        }
+    }
 }
 
 /// An error if a directory that a continued run starts from, or its tokenizer, is no longer where
@@ -85,52 +119,66 @@ impl Starts {
             points.push((name.to_owned(), point));
             Ok(Start::Read(points.len() - 1))
         };
-        let (generator, discriminator) = match &config.base {
-            Some(base) => {
-                if let (Some(_), false) = (Preset::from_name(base), Path::new(base).exists()) {
-                    return Err(Error::config(format!(
-                        "--base {base}: a base is a directory or a name on the hub; a pair of a \
-                         preset's sizes is --preset {base}"
-                    )));
-                }
-                (read(base)?, read(base)?)
+        if let Some(base) = &config.base
+            && Preset::from_name(base).is_some()
+            && !Path::new(base).exists()
+        {
+            return Err(Error::config(format!(
+                "--base {base}: a base is a directory or a name on the hub; networks of a preset's \
+                 sizes are --preset {base}"
+            )));
+        }
+        let mut start = |name: Option<&String>, default: ElectraConfig| match config.base.as_ref().or(name) {
+            None => Ok(Start::Preset(Box::new(default))),
+            Some(name) => match Preset::from_name(name).filter(|_| config.base.is_none()) {
+                // By name a preset is its full size: the pair of the released checkpoints.
+                Some(preset) => Ok(Start::Preset(Box::new(preset.discriminator(config.vocab_size)))),
+                None => read(name),
+            },
+        };
+        let (preset, vocabulary) = (config.preset, config.vocab_size);
+        let (generator, discriminator) = (config.generator.as_ref(), config.discriminator.as_ref());
+        let (masked_lm, full_size) = (Architecture::MaskedLm, preset.discriminator(vocabulary));
+        let networks = match config.objective {
+            Objective::Mlm => {
+                let start = start(generator.or(discriminator), full_size)?;
+                vec![Network { what: "model", architecture: masked_lm, start }]
             }
-            None => {
-                let mut start = |name: &Option<String>, default: ElectraConfig| match name {
-                    None => Ok(Start::Preset(Box::new(default))),
-                    Some(name) => match Preset::from_name(name) {
-                        // By name a preset is its full size: the pair of the released checkpoints.
-                        Some(preset) => Ok(Start::Preset(Box::new(preset.discriminator(config.vocab_size)))),
-                        None => read(name),
-                    },
-                };
-                let (preset, vocabulary) = (config.preset, config.vocab_size);
-                let generator = start(&config.generator, preset.generator(vocabulary))?;
-                (generator, start(&config.discriminator, preset.discriminator(vocabulary))?)
+            Objective::Electra => {
+                let ours = start(generator, preset.generator(vocabulary))?;
+                let theirs = start(discriminator, full_size)?;
+                let head = architecture(config.head);
+                vec![
+                    Network { what: "generator", architecture: masked_lm, start: ours },
+                    Network { what: "discriminator", architecture: head, start: theirs },
+                ]
             }
         };
-        let class = |start: &Start| match start {
-            Start::Read(number) => Some(points[*number].1.source()),
-            Start::Preset(_) => None,
+        let starts = Self { networks, points };
+        let is_discriminator = |start: &Start| match start {
+            Start::Read(number) => {
+                let class = Architecture::PreTraining.class_name();
+                *starts.points[*number].1.source() == Source::Model(class.to_owned())
+            }
+            Start::Preset(_) => false,
         };
-        let discriminator_class = Source::Model(Architecture::PreTraining.class_name().to_owned());
-        if let (Some(name), true) = (&config.generator, class(&generator) == Some(&discriminator_class)) {
+        if let (Some(name), [ours, _]) = (generator, &starts.networks[..])
+            && is_discriminator(&ours.start)
+        {
             return Err(Error::file(
                 name,
                 "this is a discriminator (ElectraForPreTraining), a generator is an \
                  ElectraForMaskedLM; --base takes the encoder of either for both networks",
             ));
         }
-        Ok(Self { generator, discriminator, points, head: architecture(config.head) })
+        Ok(starts)
     }
 
-    /// The sizes of both networks; of a preset's, the size of the vocabulary is not final.
-    fn sizes(&self) -> [(&'static str, &ElectraConfig); 2] {
-        [("generator", &self.generator), ("discriminator", &self.discriminator)].map(|(what, start)| {
-            match start {
-                Start::Preset(sizes) => (what, &**sizes),
-                Start::Read(number) => (what, self.points[*number].1.config()),
-            }
+    /// The sizes of the networks; of a preset's, the size of the vocabulary is not final.
+    fn sizes(&self) -> impl Iterator<Item = (&'static str, &ElectraConfig)> {
+        self.networks.iter().map(|network| match &network.start {
+            Start::Preset(sizes) => (network.what, &**sizes),
+            Start::Read(number) => (network.what, self.points[*number].1.config()),
         })
     }
 
@@ -139,9 +187,9 @@ impl Starts {
         self.points.iter().map(|(_, point)| point.config().vocab_size).min()
     }
 
-    /// The longest row that both networks have positions for.
+    /// The longest row that all networks have positions for.
     pub(super) fn positions(&self) -> usize {
-        self.sizes().into_iter().map(|(_, sizes)| sizes.max_position_embeddings).fold(usize::MAX, usize::min)
+        self.sizes().map(|(_, sizes)| sizes.max_position_embeddings).fold(usize::MAX, usize::min)
     }
 
     /// An error if the networks have too few positions or token types for rows of these settings.
@@ -182,50 +230,43 @@ impl Starts {
         config: &RunConfig,
         tokenizer: Option<&Tokenizer>,
         quiet: bool,
-    ) -> Result<(Checkpoint, Checkpoint)> {
+    ) -> Result<Networks> {
         // A directory may have more rows of embeddings than the tokenizer has tokens; a network of
         // a preset's sizes that is trained with it gets as many.
         let tokens = tokenizer.map_or(config.vocab_size, Tokenizer::vocab_size);
         let vocabulary = self.vocab_size().unwrap_or(tokens);
-        let make = |start: &Start, architecture| match start {
+        let make = |network: &Network| match &network.start {
             Start::Preset(sizes) => {
                 let config = ElectraConfig { vocab_size: vocabulary, ..(**sizes).clone() };
-                Ok(Checkpoint::fresh(config, architecture))
+                Ok(Checkpoint::fresh(config, network.architecture))
             }
-            Start::Read(number) => self.points[*number].1.network(architecture),
+            Start::Read(number) => self.points[*number].1.network(network.architecture),
         };
-        let mut generator = make(&self.generator, Architecture::MaskedLm)?;
-        let mut discriminator = make(&self.discriminator, self.head)?;
+        let mut made: Vec<Checkpoint> = self.networks.iter().map(make).collect::<Result<_>>()?;
         if !quiet {
-            self.report(&generator, &discriminator);
+            self.report(&made);
         }
         if let Some(tokenizer) = tokenizer {
-            for (network, what, start) in [
-                (&mut generator, "generator", &self.generator),
-                (&mut discriminator, "discriminator", &self.discriminator),
-            ] {
-                check_vocabulary(tokenizer, &network.config, what)?;
-                let changes = network.config.align_token_ids(tokenizer);
+            for (checkpoint, Network { what, start, .. }) in made.iter_mut().zip(&self.networks) {
+                check_vocabulary(tokenizer, &checkpoint.config, what)?;
+                let changes = checkpoint.config.align_token_ids(tokenizer);
                 if let (Start::Read(_), false, false) = (start, changes.is_empty(), quiet) {
                     crate::note!("{what}: {}, which is saved with the model", changes.join("; "));
                 }
             }
         }
-        Ok((generator, discriminator))
+        let discriminator = if made.len() > 1 { made.pop() } else { None };
+        let masked_lm = made.pop().ok_or_else(|| Error::config("there is no network to train"))?;
+        Ok(Networks { masked_lm, discriminator })
     }
 
     /// Reports which weights start fresh, and what in the directories is not used.
-    fn report(&self, generator: &Checkpoint, discriminator: &Checkpoint) {
+    fn report(&self, made: &[Checkpoint]) {
         for (number, (name, point)) in self.points.iter().enumerate() {
             let is_this = |start: &Start| matches!(start, Start::Read(n) if *n == number);
-            let networks: Vec<(&str, &Checkpoint)> = [
-                ("generator", &self.generator, generator),
-                ("discriminator", &self.discriminator, discriminator),
-            ]
-            .into_iter()
-            .filter(|(_, start, _)| is_this(start))
-            .map(|(what, _, network)| (what, network))
-            .collect();
+            let of_this = self.networks.iter().zip(made).filter(|(network, _)| is_this(&network.start));
+            let networks: Vec<(&str, &Checkpoint)> =
+                of_this.map(|(network, checkpoint)| (network.what, checkpoint)).collect();
             for remark in point.remarks() {
                 crate::note!("{name}: {remark}");
             }

@@ -4,23 +4,17 @@ use serde_json::json;
 
 use super::super::device::{OnBackend, Place};
 use super::super::{check_positions, print};
-use super::models::architecture;
+use super::models::Networks;
 use super::options;
 use crate::backend::Backend;
 use crate::backend::gpu::Products;
 use crate::config::RunConfig;
-use crate::model::config::Architecture;
-use crate::model::hf::Checkpoint;
 use crate::model::{BatchLimits, MemoryPlan, ParamTable, memory_plan, step_tally};
 use crate::train::baseline::Baseline;
 use crate::{Error, Result};
 
 /// What a run of these settings holds.
-pub(super) fn plan<B: Backend>(
-    backend: &B,
-    config: &RunConfig,
-    (ours, theirs): (&Checkpoint, &Checkpoint),
-) -> Result<MemoryPlan> {
+pub(super) fn plan<B: Backend>(backend: &B, config: &RunConfig, networks: &Networks) -> Result<MemoryPlan> {
     let rows = config.rows_at_once();
     let limits = BatchLimits {
         tokens: rows * config.seq_len,
@@ -28,19 +22,18 @@ pub(super) fn plan<B: Backend>(
         sequences: if B::RECORDS { 2 * rows } else { rows },
         masked: config.mask_style.most(config.mask_prob, config.seq_len, rows),
     };
-    let head = architecture(config.head);
-    memory_plan(backend, &ours.config, &theirs.config, head, config.share, limits)
+    memory_plan(backend, &networks.masked_lm.config, networks.sizes_of_discriminator(), config.share, limits)
 }
 
 /// An error before anything is allocated if the GPU's free memory does not hold the plan.
 pub(super) fn check_memory<B: Backend>(
     backend: &B,
     config: &RunConfig,
-    pair: (&Checkpoint, &Checkpoint),
+    networks: &Networks,
     place: &Place,
 ) -> Result<()> {
     let Some(free) = place.free_bytes else { return Ok(()) };
-    let plan = plan(backend, config, pair)?;
+    let plan = plan(backend, config, networks)?;
     if plan.total_bytes() <= free {
         return Ok(());
     }
@@ -64,7 +57,7 @@ pub(super) fn check_memory<B: Backend>(
 /// `--dry-run`: settings, sizes, kernels and memory, without a step.
 pub(super) struct DryRun<'a> {
     pub(super) config: &'a RunConfig,
-    pub(super) pair: (Checkpoint, Checkpoint),
+    pub(super) networks: Networks,
     /// What losses will be compared with, if the text is tokenized already.
     pub(super) baseline: Option<Baseline>,
     pub(super) machine: bool,
@@ -75,51 +68,50 @@ pub(super) struct DryRun<'a> {
 impl OnBackend for DryRun<'_> {
     type Output = ();
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
-        dry_run(&backend, self, place)
+        dry_run(&backend, &self, place)
     }
 }
 
 fn dry_run<B: Backend>(
     backend: &B,
-    DryRun { config, pair: (generator, discriminator), baseline, machine, products }: DryRun<'_>,
+    &DryRun { config, ref networks, baseline, machine, products }: &DryRun<'_>,
     place: &Place,
 ) -> Result<()> {
-    let head = architecture(config.head);
-    let (ours, theirs) = (&generator.config, &discriminator.config);
-    check_positions(config.seq_len, ours, "generator")?;
-    check_positions(config.seq_len, theirs, "discriminator")?;
-    let table = ParamTable::new(ours, theirs, head, config.share)?;
-    let plan = plan(backend, config, (&generator, &discriminator))?;
+    for (what, network) in networks.named() {
+        check_positions(config.seq_len, &network.config, what)?;
+    }
+    let Networks { masked_lm, discriminator } = networks;
+    let table = ParamTable::new(&masked_lm.config, networks.sizes_of_discriminator(), config.share)?;
+    let plan = plan(backend, config, networks)?;
     let limits = plan.limits;
-    let tally = step_tally(generator.clone(), discriminator.clone(), options(config), limits, products)?;
+    let tally = step_tally(masked_lm.clone(), discriminator.clone(), options(config), limits, products)?;
     let gpu = tally.total();
     let kb_per_token = |bytes: u64| bytes as f64 / 1e3 / limits.tokens as f64;
-    let settings = serde_json::to_value(config).map_err(|e| Error::config(e.to_string()))?;
+    let settings = config.shown()?;
     if machine {
         let families: serde_json::Map<_, _> =
             plan.families().into_iter().map(|(name, bytes)| (name.to_owned(), json!(bytes))).collect();
-        return print(&format!(
-            "{:#}",
-            json!({
-                "config": settings,
-                "device": place.name,
-                "parameters": table.parameter_count(),
-                "generator": ours.to_json(Architecture::MaskedLm),
-                "discriminator": theirs.to_json(head),
-                "baseline": baseline,
-                "memory_bytes": plan.total_bytes(),
-                "memory_families": families,
-                "bytes_per_token": plan.bytes_per_token(),
-                "kernels_per_step": gpu.kernels,
-                "kb_per_token": kb_per_token(gpu.bytes),
-                "kernels": tally.0.iter().map(|(name, one)| json!({
-                    "name": name, "launches": one.kernels, "kb_per_token": kb_per_token(one.bytes),
-                })).collect::<Vec<_>>(),
-            })
-        ));
+        let mut object = json!({
+            "config": settings,
+            "device": place.name,
+            "parameters": table.parameter_count(),
+            "baseline": baseline,
+            "memory_bytes": plan.total_bytes(),
+            "memory_families": families,
+            "bytes_per_token": plan.bytes_per_token(),
+            "kernels_per_step": gpu.kernels,
+            "kb_per_token": kb_per_token(gpu.bytes),
+            "kernels": tally.0.iter().map(|(name, one)| json!({
+                "name": name, "launches": one.kernels, "kb_per_token": kb_per_token(one.bytes),
+            })).collect::<Vec<_>>(),
+        });
+        for (what, network) in networks.named() {
+            object[what] = network.config.to_json(network.architecture);
+        }
+        return print(&format!("{object:#}"));
     }
     let mut text = String::from("settings\n");
-    for (name, value) in settings.as_object().into_iter().flatten() {
+    for (name, value) in &settings {
         text += &format!("  {name:<20} {value}\n");
     }
     text += &format!("on {}\n", place.name);
@@ -172,11 +164,11 @@ mod tests {
             ..Settings::default()
         };
         let config = RunConfig::resolve(settings).unwrap();
-        let (ours, theirs) = Starts::read(&config, true).unwrap().networks(&config, None, true).unwrap();
+        let networks = Starts::read(&config, true).unwrap().networks(&config, None, true).unwrap();
         let backend = Cpu::<f32>::new();
         let place = |free_bytes| Place { name: String::new(), free_bytes: Some(free_bytes) };
-        let check = |config: &RunConfig, free| check_memory(&backend, config, (&ours, &theirs), &place(free));
-        let whole = plan(&backend, &config, (&ours, &theirs)).unwrap().total_bytes();
+        let check = |config: &RunConfig, free| check_memory(&backend, config, &networks, &place(free));
+        let whole = plan(&backend, &config, &networks).unwrap().total_bytes();
         assert!(check(&config, whole).is_ok());
         let error = check(&config, whole - 1).unwrap_err().to_string();
         assert!(error.contains("parameters") && error.contains("MiB are free"), "{error}");

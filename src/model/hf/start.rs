@@ -57,6 +57,9 @@ impl StartingPoint {
             let problem = "this is the directory of a run: give its generator/ or its discriminator/";
             return Err(Error::file(dir, problem));
         }
+        if holds("model") && !has_weights(dir) {
+            return Err(Error::file(dir, "this is the directory of a run: give its model/"));
+        }
         let file = read_config(&path)?;
         let files = weight_files(dir)?;
         if files.is_empty() {
@@ -338,6 +341,11 @@ impl StartingPoint {
     fn file_of(&self, name: &str) -> &Path {
         self.tensors.file_of(name).unwrap_or(&self.dir)
     }
+}
+
+/// Whether weights lie in the directory itself.
+fn has_weights(dir: &Path) -> bool {
+    weight_files(dir).is_ok_and(|files| !files.is_empty())
 }
 
 /// The class that the configuration names, or whose head the weights have.
