@@ -109,6 +109,7 @@ fn batch(case: &Case) -> Batch {
         masked_index,
         rtd_weight: vec![1.0; n],
         masking: None,
+        special: None,
         ids,
     }
 }

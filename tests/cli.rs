@@ -96,9 +96,15 @@ fn a_run_leaves_everything_that_is_promised() {
     let validation = scratch.book(150);
     let run = scratch.pretrain("run", &["--steps", "6", "--validation", &validation, "--eval-every", "3"]);
     let lines = lines(&run);
-    let keys = "step tokens loss gen_loss disc_loss gen_acc disc_acc disc_auc disc_precision disc_recall fake_rate lr \
-                grad_norm tok_per_s";
-    for line in lines.iter().filter(|line| line.get("eval").is_none()) {
+    let keys = "step tokens loss gen_loss disc_loss gen_acc gen_mask_acc gen_mask_loss gen_kept_acc disc_acc disc_auc \
+                disc_auc_error disc_precision disc_recall disc_score_std disc_constant_loss fake_rate disc_all_acc \
+                disc_all_auc disc_all_precision disc_all_recall all_fake_rate lr grad_norm tok_per_s";
+    let baseline = &lines[0]["baseline"];
+    assert_eq!(lines[0]["step"], 0);
+    let unigram_loss = baseline["unigram_loss"].as_f64().unwrap();
+    assert!(unigram_loss > 3.0 && unigram_loss < 900f64.ln(), "{baseline}");
+    assert!(baseline["unigram_acc"].as_f64().unwrap() > 0.01);
+    for line in lines[1..].iter().filter(|line| line.get("eval").is_none()) {
         for key in keys.split_whitespace() {
             assert!(line[key].is_number(), "{key} in {line}");
         }
@@ -131,6 +137,8 @@ fn a_run_leaves_everything_that_is_promised() {
     ];
     let metrics: Value = serde_json::from_str(&succeed(&eval)).unwrap();
     assert!(metrics["eval"]["gen_loss"].as_f64().unwrap() > 0.0);
+    assert_eq!(metrics["baseline"], *baseline, "the run's, which lies beside the models");
+    assert_eq!(metrics["baseline_of"], "the run's training text");
     let detect = succeed(&["detect", "--discriminator", &d, "--json", "The man spoke."]);
     let detect: Value = serde_json::from_str(&detect).unwrap();
     for token in detect["tokens"].as_array().unwrap() {

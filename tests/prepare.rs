@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::support::repository;
 
+mod frequencies;
 mod vocabulary;
 
 fn vocabulary() -> Tokenizer {

@@ -146,6 +146,61 @@ fn a_report_shows_every_panel_and_what_differs() {
 }
 
 #[test]
+fn plateaus_are_drawn_and_figures_of_earlier_versions_kept_apart() {
+    let scratch = tempfile::tempdir().unwrap();
+    let baseline =
+        json!({ "step": 0, "baseline": { "unigram_loss": 6.25, "unigram_acc": 0.061, "disc_loss": 0.37 } });
+    let now = |step: u64| {
+        let mut line = line(step, 400);
+        let more = json!({
+            "gen_mask_loss": 9.0 - 2.9 * (step as f64 / 400.0).sqrt(), "gen_mask_acc": 0.05, "disc_all_acc": 0.87,
+            "disc_all_auc": 0.77, "disc_all_precision": 0.3, "disc_all_recall": 0.1, "all_fake_rate": 0.12,
+            "disc_constant_loss": 0.371, "disc_score_std": 0.4,
+        });
+        line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        line
+    };
+    let lines = || (1..=40).map(|i| now(i * 10));
+    let new = make(&scratch.path().join("new"), &log([baseline].into_iter().chain(lines())), &usual());
+    let old = make(&scratch.path().join("old"), &log((1..=40).map(|i| line(i * 10, 400))), &usual());
+    let page = |paths: &[&PathBuf]| {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| (*path).clone()).collect();
+        both(&Run::load_all(&paths).unwrap())
+    };
+    // A drawing by its title, and how many dashed lines it has.
+    let dashed = |page: &str, title: &str| {
+        let figure = page.split("<figure>").find(|figure| figure.contains(&format!("<h3>{title}</h3>")));
+        figure.map(|figure| figure.split("</figure>").next().unwrap().matches("dash").count())
+    };
+    let one = page(&[&new]);
+    for title in [
+        "Generator loss at [MASK]",
+        "Discriminator loss",
+        "Discriminator AUC",
+        "Generator accuracy at [MASK]",
+    ] {
+        assert!(dashed(&one, title).is_some_and(|count| count > 0), "{title}");
+    }
+    assert!(one.contains("that of word frequencies 6.250"), "{one}");
+    assert_eq!(dashed(&one, "Spread of the discriminator’s scores").or(Some(0)), Some(0));
+    assert!(dashed(&one, "Discriminator recall, all tokens").is_none(), "the honest figures suffice");
+    // The plateau is within the panel, though no loss comes near it.
+    let other = page(&[&old]);
+    assert!(dashed(&other, "Generator loss at [MASK]").is_none());
+    for title in ["AUC", "accuracy", "precision", "recall"] {
+        assert!(dashed(&other, &format!("Discriminator {title}")).is_none(), "{title}");
+        assert!(dashed(&other, &format!("Discriminator {title}, all tokens")).is_some(), "{title}");
+    }
+    assert!(other.contains("% of all tokens rightly"));
+    page(&[&new, &old]);
+    let root = scratch.path().to_str().unwrap();
+    let listed = succeed(&["runs", root]);
+    let row = |name: &str| listed.lines().find(|line| line.contains(name)).unwrap().to_owned();
+    assert!(row("/new").contains("6.100") && row("/new").contains("6.250"), "{listed}");
+    assert!(!row("/old").contains("0.600"), "an AUC of another definition: {listed}");
+}
+
+#[test]
 fn hostile_names_and_settings_stay_text() {
     let scratch = tempfile::tempdir().unwrap();
     let evil = "<script>alert(1)<\u{1}'\"&]]>`";

@@ -25,6 +25,7 @@ mod kernels;
 #[cfg(unix)]
 mod learning;
 mod memory;
+mod metrics;
 #[cfg(unix)]
 mod micro_batch;
 mod mlm;

@@ -44,6 +44,7 @@ pub(crate) fn batch() -> Batch {
         masked_weight: vec![1.0; 4],
         rtd_weight: vec![1.0; 12],
         masking: None,
+        special: None,
     }
 }
 

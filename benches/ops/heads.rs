@@ -2,7 +2,7 @@
 
 use elektron::Result;
 use elektron::backend::{Backend, COUNTS, Clock, Corrupt, Mask, Metrics, MlmLoss, RtdLoss};
-use elektron::data::mask::{MaskSpec, MaskStyle};
+use elektron::data::mask::{MaskSpec, MaskStyle, SpecialIds};
 use elektron::data::tokenizer::SpecialTokens;
 use elektron::rng::Philox;
 
@@ -112,15 +112,24 @@ impl<B: Backend> Cases<'_, B> {
         let (best, targets): (Vec<u32>, Vec<u32>) = (0..m as u32).map(|i| (i % 3, i % 2)).unzip();
         let (logits, fake, best, targets) = (self.x(n)?, self.u(&fake)?, self.u(&best)?, self.u(&targets)?);
         let (rtd_nll, rtd_weight, mlm_nll, mlm_weight) = (self.f(n)?, self.f(n)?, self.f(m)?, self.f(m)?);
+        let ids: Vec<u32> = (0..n as u32).map(|i| if i % 64 == 0 { 101 } else { 200 + i % 800 }).collect();
+        let masked_ids: Vec<u32> = (0..n as u32).map(|i| if i % 7 < 6 { 103 } else { 200 }).collect();
+        let index: Vec<u32> = (0..m).map(|i| (i * n / m) as u32).collect();
+        let (ids, masked_ids, index) = (self.u(&ids)?, self.u(&masked_ids)?, self.u(&index)?);
+        let special = SpecialIds { never: [0, 101, 102, 103, 0], mask: 103 };
         let (mut losses, mut counts) = (self.f(2)?, b.alloc::<u64>(COUNTS)?);
         let (x, f) = (size_of::<B::X>(), size_of::<B::F>());
-        self.time(&name, n * (4 + x + 2 * f) + m * (8 + 2 * f), 0, &mut || {
+        self.time(&name, n * (8 + x + 2 * f) + m * (16 + 2 * f), 0, &mut || {
             b.metrics(Metrics {
                 labels: 1,
                 logits: B::slice(&logits, 0..n),
                 is_fake: B::slice(&fake, 0..n),
                 rtd_nll: B::slice(&rtd_nll, 0..n),
                 rtd_weight: B::slice(&rtd_weight, 0..n),
+                special,
+                ids: B::slice(&ids, 0..n),
+                masked_ids: B::slice(&masked_ids, 0..n),
+                masked_index: B::slice(&index, 0..m),
                 best: B::slice(&best, 0..m),
                 targets: B::slice(&targets, 0..m),
                 mlm_nll: B::slice(&mlm_nll, 0..m),

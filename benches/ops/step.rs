@@ -55,6 +55,7 @@ impl Shape {
             masked_weight: vec![1.0; masked_index.len()],
             rtd_weight: vec![1.0; n as usize],
             masking: None,
+            special: None,
             masked_index,
             ids,
         }

@@ -16,11 +16,17 @@ import matplotlib.pyplot as plt
 
 folder = sys.argv[1]
 
+def of_all_tokens(d):
+    """The reference loop, and Elektron before it had a figure without special tokens, call that of all tokens disc_auc."""
+    if "disc_auc" in d:
+        d.setdefault("disc_all_auc", d["disc_auc"])
+    return d
+
 def load(path):
     rows, held = [], None
     for line in open(path):
-        d = json.loads(line)
-        held = d.get("held_out") or d.get("eval") or held
+        d = of_all_tokens(json.loads(line))
+        held = of_all_tokens(d.get("held_out") or d.get("eval") or {}) or held
         if "gen_loss" in d:
             rows.append(d)
     return rows, held
@@ -28,7 +34,7 @@ def load(path):
 runs = {name: [load(p) for p in sorted(glob.glob(os.path.join(folder, f"{name}-seed*.jsonl")))] for name in ("pytorch", "elektron")}
 assert all(len(r) >= 2 for r in runs.values()), "two seeds at least"
 figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
-for key, axis in zip(("gen_loss", "disc_loss", "gen_acc", "disc_auc"), axes.flat):
+for key, axis in zip(("gen_loss", "disc_loss", "gen_acc", "disc_all_auc"), axes.flat):
     steps = [r["step"] for r in runs["pytorch"][0][0]]
     series = {name: [[seed[0][i][key] for seed in seeds] for i in range(len(steps))] for name, seeds in runs.items()}
     for name, colour in (("pytorch", "tab:gray"), ("elektron", "tab:orange")):

@@ -9,7 +9,9 @@ highest value of any run among the line there and its two neighbours: a line is 
 import glob, json, os, sys
 
 here = os.path.dirname(os.path.abspath(__file__))
-METRICS = ("gen_loss", "disc_loss", "gen_acc", "disc_auc")
+METRICS = ("gen_loss", "disc_loss", "gen_acc", "disc_all_auc")
+# Of the tokens that can be masked, and where [MASK] is shown: a band needs them of all its runs.
+HONEST = ("gen_mask_loss", "disc_auc")
 COMMON = {"flavour": "electra", "share": "all", "head": "pretraining", "seq-len": 128, "batch-size": 16, "grad-accumulation": 1,
           "learning-rate": 5e-4, "mask-prob": 0.15, "weight": 50.0, "gen-weight": 1.0, "temperature": 1.0}
 PRESETS = {
@@ -30,12 +32,17 @@ PRESETS = {
 def load(path):
     """(tokens, values) a line; the reference loop logs no tokens, its rows are full: 16 x 128 a step."""
     lines = [json.loads(line) for line in open(path)]
+    for line in lines:
+        # Before there was a figure without special tokens, this name was that of all tokens.
+        if "disc_auc" in line and "disc_all_auc" not in line:
+            line["disc_all_auc"] = line.pop("disc_auc")
     return [(line.get("tokens", line["step"] * 16 * 128), line) for line in lines if "gen_loss" in line and "eval" not in line]
 
 def band(runs):
     """Runs of unequal length, and of lines that are not at equal tokens: each is looked up at the first one's."""
     longest = max(runs, key=len)
-    points = {"tokens": [], "runs": []} | {metric: [] for metric in METRICS}
+    metrics = METRICS + tuple(metric for metric in HONEST if all(metric in line for run in runs for _, line in run))
+    points = {"tokens": [], "runs": []} | {metric: [] for metric in metrics}
     for tokens, _ in longest:
         near = []
         for run in runs:
@@ -45,7 +52,7 @@ def band(runs):
             near.append([line for _, line in run[max(0, at - 1):at + 2]])
         points["tokens"].append(tokens)
         points["runs"].append(len(near))
-        for metric in METRICS:
+        for metric in metrics:
             values = [line[metric] for lines in near for line in lines if metric in line]
             points[metric].append([round(min(values), 4), round(max(values), 4)])
     return points

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Backend, Clock, Dropout};
-use crate::data::mask::MaskSpec;
+use crate::data::mask::{MaskSpec, SpecialIds};
 use crate::model::config::Activation;
 use crate::rng::Philox;
 
@@ -381,6 +381,14 @@ pub struct Metrics<'a, B: Backend> {
     pub rtd_nll: B::Slice<'a, B::F>,
     /// (N).
     pub rtd_weight: B::Slice<'a, B::F>,
+    /// Which tokens cannot be masked, and what stands for a masked one.
+    pub special: SpecialIds,
+    /// (N) original tokens.
+    pub ids: B::Slice<'a, u32>,
+    /// (N) what the generator reads.
+    pub masked_ids: B::Slice<'a, u32>,
+    /// (M) masked positions; N or more where the weight is 0.
+    pub masked_index: B::Slice<'a, u32>,
     /// (M) most probable tokens.
     pub best: B::Slice<'a, u32>,
     /// (M) original tokens.
@@ -391,15 +399,34 @@ pub struct Metrics<'a, B: Backend> {
     pub mlm_weight: B::Slice<'a, B::F>,
     /// (2) Σ weight · nll of the generator and of the discriminator, set.
     pub losses: B::SliceMut<'a, B::F>,
-    /// ([`COUNTS`]) `+=`: masked positions; those where the most probable token is the original; then tokens by
-    /// [`score_bin`], first the original ones, then the replaced ones.
+    /// ([`COUNTS`]) `+=`: first [`GENERATOR_COUNTS`] counts of the masked positions whose loss is
+    /// finite: all; those where the most probable token is the original; those that show \[MASK\];
+    /// those of them where the most probable token is the original; and the sum of their losses by
+    /// [`loss_parts`], whole nats and 65536ths of one. Then the tokens by [`score_bin`], in three
+    /// histograms: original tokens that could have been masked, replaced tokens, and tokens that
+    /// cannot be masked (those that were replaced nevertheless are in the second).
     pub counts: B::SliceMut<'a, u64>,
 }
 
 /// Bins of the discriminator's scores.
 pub const SCORE_BINS: usize = 4096;
+/// Entries of [`Metrics::counts`] before the histograms.
+pub const GENERATOR_COUNTS: usize = 6;
 /// Length of [`Metrics::counts`].
-pub const COUNTS: usize = 2 + 2 * SCORE_BINS;
+pub const COUNTS: usize = GENERATOR_COUNTS + 3 * SCORE_BINS;
+
+/// A loss as whole nats and 65536ths of one, so that sums of losses are sums of integers, the same
+/// in every order. What lies outside of 0 to 65,535 nats is moved to the nearer end.
+pub fn loss_parts(nll: f32) -> [u64; 2] {
+    let fixed = (nll.clamp(0.0, 65535.0) * 65536.0 + 0.5) as u32;
+    [u64::from(fixed >> 16), u64::from(fixed & 0xffff)]
+}
+
+/// The middle of a bin; not finite for the bins of scores that are not.
+pub fn score_of_bin(bin: usize) -> f32 {
+    let ordered = (bin as u32) << 20 | 1 << 19;
+    f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
+}
 
 /// The bin of a score (a logit, or the difference of two): its twelve leading bits in the order of numbers, so eight bins an octave.
 /// Scores above 0, which call the token replaced, have the upper half of the bins.

@@ -7,7 +7,7 @@ use super::report_left_out;
 use super::unknown::{Use, check_unknown};
 use crate::config::RunConfig;
 use crate::data::pack::{Merge, Rows, SHORTEST_ROW};
-use crate::data::prepare::Spec;
+use crate::data::prepare::{Spec, find};
 use crate::data::shard::Dataset;
 use crate::data::source::TextSource;
 use crate::data::split::{Part, default_share, split};
@@ -61,8 +61,7 @@ pub(super) fn rows(
         pack_all(corpora.iter().map(|(dataset, weight)| (Part::whole(dataset.clone()), *weight)).collect())
     };
     let documents = corpora.iter().map(|(dataset, _)| dataset.documents()).sum();
-    let tokens = corpora.iter().map(|(dataset, _)| dataset.tokens()).sum();
-    let share = config.held_out.unwrap_or_else(|| default_share(documents, tokens));
+    let share = held_out_share(config, &corpora);
     if share == 0.0 {
         return Ok((whole()?, validation));
     }
@@ -94,6 +93,29 @@ pub(super) fn rows(
             "--held-out {share} leaves too little to measure: {error}, a larger share, or --validation"
         ))),
     }
+}
+
+/// How often each token occurs in the text of an epoch, if all of it was tokenized before: nothing
+/// is tokenized here.
+pub(super) fn known_frequencies(config: &RunConfig, tokenizer: &Tokenizer) -> Option<Vec<f64>> {
+    let reading = config.reading().ok()?;
+    let mixture = TextSource::mixture(&config.train, &config.columns).ok()?;
+    let find = |(source, weight): (TextSource, f64)| {
+        let dataset = find(&source.with_reading(reading), tokenizer, &config.shards, config.dedup)?;
+        Some((Arc::new(dataset), weight))
+    };
+    let corpora: Vec<(Arc<Dataset>, f64)> = mixture.into_iter().map(find).collect::<Option<_>>()?;
+    let share = held_out_share(config, &corpora);
+    let parts = corpora.iter().map(|(dataset, weight)| (split(dataset, share).0, *weight)).collect();
+    let rows = Rows::mixed(parts, tokenizer.special(), config.merge, config.seq_len, config.seed).ok()?;
+    Some(rows.frequencies(tokenizer.vocab_size()))
+}
+
+/// The share of documents that is held out.
+fn held_out_share(config: &RunConfig, corpora: &[(Arc<Dataset>, f64)]) -> f64 {
+    let documents = corpora.iter().map(|(dataset, _)| dataset.documents()).sum();
+    let tokens = corpora.iter().map(|(dataset, _)| dataset.tokens()).sum();
+    config.held_out.unwrap_or_else(|| default_share(documents, tokens))
 }
 
 /// Why too little text is left to train on, and what to do.

@@ -1,6 +1,6 @@
 //! `elektron eval`: held-out metrics of a saved pair, or of a masked language model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -22,6 +22,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::hub::{Part, locate};
 use crate::model::hf::Checkpoint;
 use crate::model::{Flavour, Objective, Options, Share, TokenDetection};
+use crate::report::status::Status;
+use crate::train::baseline::Baseline;
 use crate::train::evaluate;
 use crate::train::figures::figures;
 use crate::train::metrics::Metrics;
@@ -81,6 +83,22 @@ pub(super) struct Arguments {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Run")]
     threads: Option<usize>,
+}
+
+/// What the figures are compared with: of the run that made the generator, if it lies in the run's
+/// directory, else of the text that is evaluated.
+fn baseline(generator: &Path, rows: &Rows, mask: &MaskSpec) -> Option<(Baseline, &'static str)> {
+    let run = generator
+        .parent()
+        .and_then(|dir| Status::of(if dir.as_os_str().is_empty() { ".".as_ref() } else { dir }));
+    let of_run = run.and_then(|run| serde_json::from_value(run.baseline?.into()).ok());
+    match of_run {
+        Some(baseline) => Some((baseline, "the run's training text")),
+        None => {
+            let own = Baseline::new(&rows.frequencies(mask.vocab_size), mask)?;
+            Some((own, "the evaluated text"))
+        }
+    }
 }
 
 struct Evaluation<'a> {
@@ -155,26 +173,61 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
     let m = with_backend(choice, evaluation)?;
     let objective = if a.discriminator.is_some() { Objective::Electra } else { Objective::Mlm };
     let used = rows.len().min(a.rows);
+    let baseline = baseline(&a.generator, &rows, &mask);
     if a.json {
-        return print(&json!({ "rows": used, "eval": figures(objective, &m) }).to_string());
+        let mut object = json!({ "rows": used, "eval": figures(objective, &m) });
+        if let Some((baseline, of)) = baseline {
+            object["baseline"] = json!(baseline);
+            object["baseline_of"] = json!(of);
+        }
+        return print(&object.to_string());
     }
     if objective == Objective::Mlm {
-        let of = format!("{used} rows of up to {} tokens", a.seq_len);
-        return print(&format!("{of}\nloss {:.4}  accuracy {:.4}", m.gen_loss, m.gen_acc));
+        let (words, of) = match &baseline {
+            Some((baseline, of)) => (baseline.in_words(&m), format!(" (frequencies in {of})")),
+            None => (format!("{:.2} at [MASK]", m.gen_mask_loss), String::new()),
+        };
+        return print(&format!(
+            "{used} rows of up to {} tokens\nloss {words}{of}\n\
+             [MASK] loss {:.4}  accuracy {:.4}; kept tokens accuracy {:.4}; all masked positions loss {:.4}  \
+             accuracy {:.4}",
+            a.seq_len, m.gen_mask_loss, m.gen_mask_acc, m.gen_kept_acc, m.gen_loss, m.gen_acc
+        ));
     }
+    let (generator, unigram) = match &baseline {
+        Some((baseline, of)) => (
+            format!("generator {} (frequencies in {of})", baseline.in_words(&m)),
+            format!("  (word frequencies {:.4})", baseline.unigram_acc),
+        ),
+        None => (format!("generator {:.2} at [MASK]", m.gen_mask_loss), String::new()),
+    };
     print(&format!(
-        "{used} rows of up to {} tokens\n\
-         generator      loss {:.4}  accuracy {:.4}\n\
-         discriminator  loss {:.4}  accuracy {:.4}  AUC {:.4}  precision {:.4}  recall {:.4}\n\
-         replaced       {:.4} of the tokens",
+        "{used} rows of up to {} tokens\n{generator}\n\
+         generator      [MASK] loss {:.4}  accuracy {:.4}{unigram}\n\
+         \u{20}              kept tokens accuracy {:.4}; all masked positions loss {:.4}  accuracy {:.4}\n\
+         discriminator  AUC {:.4}  precision {:.4}  recall {:.4}  accuracy {:.4}  (always \"original\" {:.4})\n\
+         \u{20}              loss {:.4}  (constant output {:.4})  standard deviation of the scores {:.4}\n\
+         \u{20}              with special tokens AUC {:.4}  precision {:.4}  recall {:.4}  accuracy {:.4}\n\
+         replaced       {:.4} of the tokens that can be masked, {:.4} of all",
         a.seq_len,
+        m.gen_mask_loss,
+        m.gen_mask_acc,
+        m.gen_kept_acc,
         m.gen_loss,
         m.gen_acc,
-        m.disc_loss,
-        m.disc_acc,
         m.disc_auc,
         m.disc_precision,
         m.disc_recall,
-        m.fake_rate
+        m.disc_acc,
+        1.0 - m.fake_rate,
+        m.disc_loss,
+        m.disc_constant_loss,
+        m.disc_score_std,
+        m.disc_all_auc,
+        m.disc_all_precision,
+        m.disc_all_recall,
+        m.disc_all_acc,
+        m.fake_rate,
+        m.all_fake_rate
     ))
 }

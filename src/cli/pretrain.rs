@@ -19,6 +19,7 @@ use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, as_path, locate};
 use crate::model::{Flavour, Options, TokenDetection};
+use crate::train::baseline::Baseline;
 use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
@@ -128,8 +129,13 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
             Inputs::new(&config, tokenizer)?;
         }
         let (machine, products) = (arguments.json, choice.products);
+        let frequencies = |tokenizer| {
+            let mask = loader_spec(&config, tokenizer).mask;
+            Baseline::new(&corpus::known_frequencies(&config, tokenizer)?, &mask)
+        };
+        let baseline = tokenizer.as_ref().and_then(frequencies);
         let networks = starts.networks(&config, tokenizer.as_ref(), machine)?;
-        with_backend(choice, DryRun { config: &config, networks, machine, products })?;
+        with_backend(choice, DryRun { config: &config, networks, baseline, machine, products })?;
         return Ok(Outcome::Done);
     }
     let stop = Stop::on_signals()?;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::print;
 use crate::Result;
+use crate::report::run::has_maskable;
 use crate::report::status::Status;
 use crate::report::thousands;
 use crate::train::log::duration;
@@ -15,6 +16,11 @@ use crate::train::log::duration;
 #[command(after_help = "Examples:
   elektron runs out
   elektron runs out --json | jq '.[] | select(.state == \"crashed\") | .path'
+Columns:
+  [MASK] loss  loss of the generator at positions that show [MASK]; held out: the same, on held-out text
+  unigram      that of predicting every token by how often it occurs: what context is learnt shows below it
+  AUC          of the discriminator, over the tokens that can be masked: 0.5 is chance
+Figures that a run of an earlier version did not log are shown as –
 States:
   running   a process trains in it
   finished  all steps are made, both models are saved
@@ -41,7 +47,7 @@ pub(super) fn run(a: &Arguments) -> Result<()> {
         ));
     }
     let mut rows =
-        vec![["run", "state", "step", "gen loss", "disc loss", "AUC", "held out", "age"].map(str::to_owned)];
+        vec![["run", "state", "step", "[MASK] loss", "unigram", "AUC", "held out", "age"].map(str::to_owned)];
     rows.extend(runs.iter().map(row));
     print(&table(&rows))
 }
@@ -60,10 +66,10 @@ fn row(run: &Status) -> [String; 8] {
         run.path.display().to_string(),
         run.state.name().to_owned(),
         step,
-        metric("gen_loss", 3),
-        metric("disc_loss", 4),
-        metric("disc_auc", 3),
-        run.held_out.as_ref().map_or("–".to_owned(), |held_out| of(held_out, "gen_loss", 3)),
+        metric("gen_mask_loss", 3),
+        run.baseline.as_ref().map_or("–".to_owned(), |baseline| of(baseline, "unigram_loss", 3)),
+        if has_maskable(&run.metrics) { metric("disc_auc", 3) } else { "–".to_owned() },
+        run.held_out.as_ref().map_or("–".to_owned(), |held_out| of(held_out, "gen_mask_loss", 3)),
         run.age_s.map_or("–".to_owned(), |age| duration(age as f64)),
     ]
 }

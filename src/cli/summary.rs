@@ -8,6 +8,7 @@ use crate::model::Objective;
 use crate::report::thousands;
 use crate::train::figures::figures;
 use crate::train::log::{duration, tagged};
+use crate::train::metrics::Metrics;
 use crate::train::{Ending, Summary};
 
 /// Prints a table and the next command for people, or one object for programs. The run is saved by
@@ -48,12 +49,19 @@ fn for_programs(config: &RunConfig, summary: &Summary) -> Map<String, Value> {
         "rollbacks": summary.rollbacks,
         "tok_per_s": rate(summary).round(),
         "eval": summary.held_out.map(|metrics| figures(config.objective, &metrics)),
+        "baseline": summary.baseline,
+        "warnings": warnings(summary),
         "output": config.output,
     });
     let mut object = value.as_object().cloned().unwrap_or_default();
     let directories = config.objective.directories().iter();
     object.extend(directories.map(|&name| (name.to_owned(), json!(config.output.join(name)))));
     object
+}
+
+/// What the run did not learn by its end.
+fn warnings(summary: &Summary) -> Vec<String> {
+    summary.findings.iter().flatten().map(|finding| finding.in_words()).collect()
 }
 
 fn for_people(config: &RunConfig, summary: &Summary) -> String {
@@ -82,12 +90,25 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
         rows.push(("steps skipped", skipped));
     }
     let is_masked_lm = config.objective == Objective::Mlm;
+    let of_generator = |m: &Metrics| match &summary.baseline {
+        Some(baseline) => format!(
+            "{}; accuracy there {:.3} against {:.3}",
+            baseline.in_words(m),
+            m.gen_mask_acc,
+            baseline.unigram_acc
+        ),
+        None => format!("{:.2} at [MASK], accuracy there {:.3}", m.gen_mask_loss, m.gen_mask_acc),
+    };
     if let Some(m) = summary.held_out.as_ref().filter(|_| is_masked_lm) {
-        rows.push(("held-out", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
+        rows.push(("held-out", of_generator(m)));
     }
     if let Some(m) = summary.held_out.as_ref().filter(|_| !is_masked_lm) {
-        rows.push(("held-out generator", format!("loss {:.4}, accuracy {:.3}", m.gen_loss, m.gen_acc)));
-        rows.push(("held-out discriminator", format!("loss {:.4}, AUC {:.3}", m.disc_loss, m.disc_auc)));
+        rows.push(("held-out generator", of_generator(m)));
+        let discriminator = format!(
+            "AUC {:.3}, loss {:.4} against {:.4} for a constant output",
+            m.disc_auc, m.disc_loss, m.disc_constant_loss
+        );
+        rows.push(("held-out discriminator", discriminator));
         let baseline = format!("{:.3}, always \"original\" {:.3}", m.disc_acc, 1.0 - m.fake_rate);
         rows.push(("its accuracy", baseline));
     }
@@ -101,6 +122,9 @@ fn for_people(config: &RunConfig, summary: &Summary) -> String {
     }
     for (name, value) in rows {
         text += &format!("  {name:<24}{value}\n");
+    }
+    for warning in warnings(summary) {
+        text += &format!("warning: {warning}\n");
     }
     if is_masked_lm {
         return text

@@ -1,6 +1,6 @@
 //! The one structure in which data and model meet.
 
-use super::mask::MaskSpec;
+use super::mask::{MaskSpec, SpecialIds};
 use crate::rng::Philox;
 
 /// How the device masks a batch.
@@ -40,6 +40,9 @@ pub struct Batch {
     pub rtd_weight: Vec<f32>,
     /// Given, the model masks the batch where it computes, and `masked_ids`, `masked_index` and `masked_weight` are empty.
     pub masking: Option<Masking>,
+    /// Tokens that metrics count apart, because they cannot be masked; not given, those that the
+    /// model's configuration names.
+    pub special: Option<SpecialIds>,
 }
 
 impl Batch {

@@ -136,7 +136,8 @@ impl LoaderSpec {
 
     fn assemble(&self, items: impl Iterator<Item = (Row, u32)>, step: u32) -> Batch {
         let philox = Philox::new(self.seed);
-        let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+        let special = Some(self.mask.special_ids());
+        let mut batch = Batch { cu_seqlens: vec![0], special, ..Batch::default() };
         let most = self.mask.most(self.batch_size);
         for (row, slot) in items {
             let start = batch.ids.len();

@@ -52,6 +52,15 @@ pub struct MaskSpec {
     pub seq_len: usize,
 }
 
+/// Which tokens cannot be masked, and which stands for a masked one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// Tokens that are never masked; an id may stand here more than once.
+    pub never: [u32; 5],
+    /// \[MASK\].
+    pub mask: u32,
+}
+
 /// Masked positions of one row, ascending, and the token shown at each.
 pub type Masked = Vec<(usize, u32)>;
 
@@ -73,13 +82,23 @@ impl MaskSpec {
         [s.pad, s.cls, s.sep, s.mask, unknown]
     }
 
+    /// The same, and the token that stands for a masked one.
+    pub fn special_ids(&self) -> SpecialIds {
+        SpecialIds { never: self.never(), mask: self.special.mask }
+    }
+
     /// Below the first a masked token's random word shows \[MASK\], below the second a random token, else the original.
     pub fn thresholds(&self) -> [u32; 2] {
-        let (masked, random) = match self.style {
-            MaskStyle::Electra => (0.85, 0.0),
-            MaskStyle::Txtai => (0.8, 0.1),
-        };
+        let [masked, random] = self.shares();
         [threshold(masked), threshold(masked + random)]
+    }
+
+    /// Shares of the masked positions that show \[MASK\] and a random token.
+    pub fn shares(&self) -> [f64; 2] {
+        match self.style {
+            MaskStyle::Electra => [0.85, 0.0],
+            MaskStyle::Txtai => [0.8, 0.1],
+        }
     }
 
     fn may_be_masked(&self, id: u32) -> bool {

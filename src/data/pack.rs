@@ -131,6 +131,18 @@ impl Rows {
         self.corpora.iter().map(|corpus| corpus.packed.part.tokens()).sum()
     }
 
+    /// How often each token of a vocabulary occurs in the text of an epoch: in each corpus, times
+    /// its weight. Special tokens that rows are framed with are not counted.
+    pub fn frequencies(&self, vocab_size: usize) -> Vec<f64> {
+        let mut sums = vec![0.0; vocab_size];
+        for Corpus { packed, visits, .. } in &self.corpora {
+            let weight = *visits as f64 / packed.len as f64;
+            let counts = packed.part.frequencies(vocab_size);
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += weight * count as f64);
+        }
+        sums
+    }
+
     /// Documents of the text, each corpus once, those that are held out included.
     pub fn documents(&self) -> usize {
         self.corpora.iter().map(|corpus| corpus.packed.part.documents()).sum()

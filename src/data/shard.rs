@@ -3,6 +3,7 @@
 //! ```text
 //! header (256 bytes) │ tokens (u16 or u32 each) │ paragraph ends (u64 each, top bit: opens a document)
 //!                    │ keys of the documents for deduplication (u64 words)
+//!                    │ how often each token occurs (u64 words: id in the upper half, count in the lower)
 //! ```
 //!
 //! The shards of a file form a chain: each is named by two hashes, of everything before it and of everything up to its
@@ -20,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_64::Hasher as Checksum;
 
@@ -49,6 +51,17 @@ pub struct Dataset {
     framed: Vec<usize>,
     /// Whether any shard holds pairs.
     pairs: bool,
+}
+
+/// Words that say how often a token occurs: several where 32 bits do not hold the count.
+pub(super) fn frequency_words(id: u32, count: u64) -> impl Iterator<Item = u64> {
+    let most = u64::from(u32::MAX);
+    let parts = (0..count.div_ceil(most)).map(move |part| most.min(count - part * most));
+    parts.map(move |part| u64::from(id) << 32 | part)
+}
+
+fn unpack_frequency(word: u64) -> (u32, u64) {
+    ((word >> 32) as u32, word & u64::from(u32::MAX))
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
@@ -183,6 +196,39 @@ impl Shard {
         }
     }
 
+    /// Adds how often each token occurs to `counts`, which has an entry for each id of the
+    /// vocabulary.
+    fn add_frequencies(&self, counts: &mut [u64]) {
+        if self.header.frequencies == 0 {
+            return self.add_counts(0..self.tokens(), counts);
+        }
+        let at = self.ends_at + 8 * (self.paragraphs() + self.header.keys as usize);
+        for word in (0..self.header.frequencies as usize).map(|word| self.long(at + 8 * word)) {
+            let (id, count) = unpack_frequency(word);
+            if let Some(sum) = counts.get_mut(id as usize) {
+                *sum += count;
+            }
+        }
+    }
+
+    /// Adds how often each token occurs in a range of tokens.
+    fn add_counts(&self, range: Range<usize>, counts: &mut [u64]) {
+        let width = self.header.width() as usize;
+        let bytes = &self.map[HEADER_BYTES + range.start * width..HEADER_BYTES + range.end * width];
+        let mut add = |id: usize| {
+            // Training refuses ids beyond the vocabulary.
+            if let Some(count) = counts.get_mut(id) {
+                *count += 1;
+            }
+        };
+        match self.header.wide {
+            true => {
+                bytes.chunks_exact(4).for_each(|b| add(u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize))
+            }
+            false => bytes.chunks_exact(2).for_each(|b| add(usize::from(u16::from_le_bytes([b[0], b[1]])))),
+        }
+    }
+
     /// Appends the tokens of a range.
     fn copy(&self, range: Range<usize>, to: &mut Vec<u32>) {
         let width = self.header.width() as usize;
@@ -270,6 +316,31 @@ impl Dataset {
     /// How many tokens are the unknown token, whose id this is.
     pub fn unknown(&self, id: u32) -> u64 {
         self.shards.iter().map(|shard| shard.count(id)).sum()
+    }
+
+    /// How often each token of a vocabulary occurs.
+    pub(super) fn frequencies(&self, vocab_size: usize) -> Vec<u64> {
+        let none = || vec![0; vocab_size];
+        let add = |mut counts: Vec<u64>, shard: &Shard| {
+            shard.add_frequencies(&mut counts);
+            counts
+        };
+        let sum = |mut a: Vec<u64>, b: Vec<u64>| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        };
+        self.shards.par_iter().fold(none, add).reduce(none, sum)
+    }
+
+    /// Adds how often each token occurs in some paragraphs.
+    pub(super) fn add_counts(&self, paragraphs: Range<usize>, counts: &mut [u64]) {
+        for (shard, &first) in self.shards.iter().zip(&self.first) {
+            let local = paragraphs.start.max(first)..paragraphs.end.min(first + shard.paragraphs());
+            if !local.is_empty() {
+                let (from, to) = (shard.span(local.start - first), shard.span(local.end - 1 - first));
+                shard.add_counts(from.start..to.end.max(from.start), counts);
+            }
+        }
     }
 
     /// Bytes on disk.

@@ -133,6 +133,30 @@ impl Part {
         self.dataset.copy_paragraph(self.original(paragraph), from, most, to);
     }
 
+    /// How often each token of a vocabulary occurs. Where most of the corpus belongs to the part,
+    /// what does not is counted and taken off the corpus's counts, which the shards have stored.
+    pub(super) fn frequencies(&self, vocab_size: usize) -> Vec<u64> {
+        let end_of = |run: usize| {
+            let next = self.runs.get(run + 1).map_or(self.paragraphs, |next| next.at.0);
+            self.runs[run].from.0 + next - self.runs[run].at.0
+        };
+        let mut counts = vec![0; vocab_size];
+        if 2 * self.tokens < self.dataset.tokens() {
+            for (number, run) in self.runs.iter().enumerate() {
+                self.dataset.add_counts(run.from.0..end_of(number), &mut counts);
+            }
+            return counts;
+        }
+        let mut end = 0;
+        for (number, run) in self.runs.iter().enumerate() {
+            self.dataset.add_counts(end..run.from.0, &mut counts);
+            end = end_of(number);
+        }
+        self.dataset.add_counts(end..self.dataset.paragraphs(), &mut counts);
+        let all = self.dataset.frequencies(vocab_size);
+        all.iter().zip(counts).map(|(all, outside)| all.saturating_sub(outside)).collect()
+    }
+
     /// An error if a shard that holds some of these paragraphs was cut short.
     pub(super) fn check(&self, paragraphs: Range<usize>) -> Result<()> {
         match paragraphs.is_empty() {

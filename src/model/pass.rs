@@ -11,6 +11,7 @@ use super::mlm_head::Sampling;
 use super::params::Params;
 use super::step::{Discriminating, Phase, StepOutput, TokenDetection};
 use crate::backend::{Backend, COUNTS, Clock, Dropout, Float, Mask, Metrics, Pending, Upload};
+use crate::data::mask::SpecialIds;
 use crate::data::{Batch, Masking};
 use crate::rng::{Philox, Site};
 use crate::{Error, Result};
@@ -43,6 +44,8 @@ pub(super) struct Staged {
     max_seqlen: usize,
     /// How it is masked, if the device does that.
     masking: Option<Masking>,
+    /// Tokens that metrics count apart.
+    special: SpecialIds,
 }
 
 /// The step whose activations are held.
@@ -147,7 +150,8 @@ impl<B: Backend> TokenDetection<B> {
         let masking = batch.masking;
         // Of all batches that are evened out, so that one recording serves them.
         let max_seqlen = masking.map_or(batch.max_seqlen(), |masking| masking.spec.seq_len);
-        self.staged = Some(Staged { slot, tokens, masked, sequences, max_seqlen, masking });
+        let special = batch.special.unwrap_or_else(|| self.generator.config.special_ids());
+        self.staged = Some(Staged { slot, tokens, masked, sequences, max_seqlen, masking, special });
         self.next_slot = 1 - slot;
         Ok(())
     }
@@ -294,6 +298,10 @@ impl<B: Backend> TokenDetection<B> {
             is_fake: B::slice(is_fake, 0..judged),
             rtd_nll: B::slice(rtd_nll, 0..judged),
             rtd_weight: B::slice(&batch.rtd_weight, 0..judged),
+            special: staged.special,
+            ids: B::slice(&batch.ids, 0..judged),
+            masked_ids: B::slice(&batch.masked_ids, 0..n),
+            masked_index: B::slice(&batch.masked_index, 0..m),
             best: B::slice(&acts.mlm.best, 0..m),
             targets: B::slice(&batch.targets, 0..m),
             mlm_nll: B::slice(&acts.mlm.nll, 0..m),

@@ -121,6 +121,7 @@ fn full_batch(limits: BatchLimits) -> Batch {
         masked_weight: vec![1.0; limits.masked],
         rtd_weight: vec![1.0; n],
         masking: None,
+        special: None,
         cu_seqlens: bounds,
     }
 }

@@ -36,6 +36,11 @@ pub struct Points {
     gen_loss: Vec<[f64; 2]>,
     disc_loss: Vec<[f64; 2]>,
     gen_acc: Vec<[f64; 2]>,
+    disc_all_auc: Vec<[f64; 2]>,
+    /// Empty, as `disc_auc`, where runs of the record are from versions that did not log it.
+    #[serde(default)]
+    gen_mask_loss: Vec<[f64; 2]>,
+    #[serde(default)]
     disc_auc: Vec<[f64; 2]>,
 }
 
@@ -55,13 +60,16 @@ impl Reference {
 
     /// Lowest and highest value along the tokens.
     pub fn band(&self, metric: Metric) -> Option<&[[f64; 2]]> {
-        match metric {
-            Metric::GenLoss => Some(&self.points.gen_loss),
-            Metric::DiscLoss => Some(&self.points.disc_loss),
-            Metric::GenAcc => Some(&self.points.gen_acc),
-            Metric::DiscAuc => Some(&self.points.disc_auc),
-            _ => None,
-        }
+        let band = match metric {
+            Metric::GenLoss => &self.points.gen_loss,
+            Metric::DiscLoss => &self.points.disc_loss,
+            Metric::GenAcc => &self.points.gen_acc,
+            Metric::GenMaskLoss => &self.points.gen_mask_loss,
+            Metric::DiscAuc => &self.points.disc_auc,
+            Metric::DiscAllAuc => &self.points.disc_all_auc,
+            _ => return None,
+        };
+        (!band.is_empty()).then_some(band.as_slice())
     }
 
     /// Where the run was set otherwise: name, its value, the record's.
@@ -103,6 +111,7 @@ impl Reference {
             one("generator loss", Metric::GenLoss),
             one("discriminator loss", Metric::DiscLoss),
             one("discriminator AUC", Metric::DiscAuc),
+            one("its AUC with special tokens", Metric::DiscAllAuc),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         if parts.is_empty() {
@@ -146,7 +155,7 @@ mod tests {
             let reference = Reference::of(&run(preset)).unwrap();
             let n = reference.points.tokens.len();
             assert!(n >= 50 && reference.points.tokens.is_sorted());
-            for metric in [Metric::GenLoss, Metric::DiscLoss, Metric::GenAcc, Metric::DiscAuc] {
+            for metric in [Metric::GenLoss, Metric::DiscLoss, Metric::GenAcc, Metric::DiscAllAuc] {
                 let band = reference.band(metric).unwrap();
                 assert!(band.len() == n && band.iter().all(|[low, high]| low <= high));
             }

@@ -5,7 +5,8 @@
 //! status.rs  the same folder → running, finished, stopped or crashed (for `elektron runs`)
 //! series.rs  columns → smoothed and down-sampled lines
 //! bands.rs   what earlier runs of a preset had, and whether a run is within it
-//! panel.rs   which curves are drawn with which reference;  axis.rs  ranges and ticks
+//! kinds.rs   which figures are drawn, and what each is compared with
+//! panel.rs   curves with what they are compared with;  axis.rs  ranges and ticks
 //! draw.rs    shapes → SVG;  png.rs  shapes → PNG;  sheet.rs  all panels on one;  page.rs  everything → one HTML page
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod axis;
 pub mod bands;
 mod draw;
+mod kinds;
 mod page;
 mod panel;
 mod png;

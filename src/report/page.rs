@@ -135,24 +135,44 @@ fn words(runs: &[Prepared<'_>]) -> String {
         }
         out += ". ";
         let value = |metric| last(&prepared.smoothed(metric));
-        let (accuracy, rate) = (value(Metric::DiscAcc), value(Metric::FakeRate));
+        let loss = value(Metric::GenMaskLoss);
+        if let Some((unigram, _)) = run.unigram.filter(|_| loss.is_finite()) {
+            let _ = write!(
+                out,
+                "The generator's loss at [MASK] is {}, that of word frequencies {}. ",
+                short(loss),
+                short(unigram)
+            );
+        }
+        let is_earlier = value(Metric::DiscAuc).is_nan();
+        let [accuracy, rate, auc_metric] = match is_earlier {
+            true => [Metric::DiscAllAcc, Metric::AllFakeRate, Metric::DiscAllAuc],
+            false => [Metric::DiscAcc, Metric::FakeRate, Metric::DiscAuc],
+        };
+        let (accuracy, rate) = (value(accuracy), value(rate));
+        let tokens = if is_earlier { "all tokens" } else { "the tokens that can be masked" };
         if accuracy.is_finite() && rate.is_finite() {
             let gain = 100.0 * (accuracy - (1.0 - rate));
             let above = if gain < 0.0 { "below" } else { "above" };
             let _ = write!(
                 out,
-                "The discriminator judges {:.1} % of tokens rightly, {:.2} points {above} always saying “original”; its AUC is {}. ",
+                "The discriminator judges {:.1} % of {tokens} rightly, {:.2} points {above} always saying “original”; its AUC is {}. ",
                 100.0 * accuracy,
                 gain.abs(),
-                short(value(Metric::DiscAuc))
+                short(value(auc_metric))
             );
         }
         if let Some((step, values)) = run.held_out.last() {
-            let (loss, auc) = (values[Metric::GenLoss as usize], values[Metric::DiscAuc as usize]);
-            // A masked language model alone has none.
-            let auc = if auc.is_finite() { format!(", AUC {}", short(auc)) } else { String::new() };
+            let value = |metric: Metric| short(values[metric as usize]);
             let at = thousands(*step);
-            let _ = write!(out, "Held out at step {at}: generator loss {}{auc}. ", short(loss));
+            let _ = write!(out, "Held out at step {at}: generator loss {}", value(Metric::GenLoss));
+            // Earlier versions did not log the one, a masked language model alone has not the other.
+            for (name, metric) in [("at [MASK]", Metric::GenMaskLoss), ("AUC", auc_metric)] {
+                if values[metric as usize].is_finite() {
+                    let _ = write!(out, ", {name} {}", value(metric));
+                }
+            }
+            out += ". ";
         }
         if let Some(reference) = Reference::of(run)
             && let Some(verdict) = reference.verdict(run, |metric| prepared.smoothed(metric))
@@ -295,11 +315,13 @@ impl State {
 }
 
 const HELP: &str = "<details><summary>How to read this</summary>\n<dl>\n\
-<dt>Generator loss</dt><dd>begins at the logarithm of the vocabulary's size (9.0 for 8,192 entries, 10.3 for 30,522), falls fast to about 7 while the \
-generator learns which tokens are frequent, then slowly.</dd>\n\
-<dt>Discriminator loss</dt><dd>first falls to the dashed line: it knows how often tokens are replaced, not yet which. What lies below that line is \
+<dt>Generator loss at [MASK]</dt><dd>begins at the logarithm of the vocabulary's size (9.0 for 8,192 entries, 10.3 for 30,522), falls fast to about 7 while the \
+generator learns which tokens are frequent: down to the dashed line. It stays there until the generator learns from context, and what lies below the \
+line is what it has learnt from it. The loss at all masked tokens, which is trained, also counts those that keep their token and need only be copied.</dd>\n\
+<dt>Discriminator loss</dt><dd>first falls to the dashed line: it knows special tokens and how often others are replaced, not yet which. What lies below that line is \
 what it has learnt; with the paper's batches that begins after some thousand steps.</dd>\n\
-<dt>AUC</dt><dd>the chance that a replaced token looks more suspicious than an original one; 0.5 is chance. Early on it can be high, because an untrained \
+<dt>AUC</dt><dd>the chance that a replaced token looks more suspicious than an original one; 0.5 is chance. Special tokens are never replaced and so left out; with them the AUC lies above 0.5 \
+even where nothing else is known, and that is what versions before this figure reported. Early on it can be high, because an untrained \
 generator's tokens are easy to spot, and falls as the generator learns.</dd>\n\
 <dt>Accuracy</dt><dd>means little by itself: most tokens are original, so always saying “original” is right at the dashed line.</dd>\n\
 <dt>Precision, recall</dt><dd>both are 0 as long as no token is ever called replaced, which is usual in the beginning.</dd>\n\

@@ -7,6 +7,7 @@
 use super::axis::Scale;
 use super::bands::Reference;
 use super::draw::{Anchor, COLOURED, Drawing, Ink, Point, Shape, Stroke};
+use super::kinds::{Baseline, KINDS, Kind};
 use super::png::text_width;
 use super::run::{Mark, Metric, Run};
 use super::series::{pieces, smooth, usual_window};
@@ -32,81 +33,6 @@ pub struct Look {
     /// A headline.
     pub title: Option<String>,
 }
-
-/// What a model has that learnt nothing but how often tokens are replaced.
-#[derive(Clone, Copy, PartialEq)]
-enum Baseline {
-    None,
-    /// Accuracy of always saying "original".
-    Original,
-    /// Loss of always saying the rate of replacements: its entropy.
-    Entropy,
-    /// AUC of chance.
-    Half,
-    /// Precision of calling tokens replaced by chance.
-    Rate,
-}
-
-struct Kind {
-    metric: Metric,
-    title: &'static str,
-    baseline: Baseline,
-    note: &'static str,
-    from_zero: bool,
-    log: bool,
-    marks: bool,
-    /// Whether the first steps are far off and would flatten the rest: they may leave the plot.
-    settles: bool,
-}
-
-const fn kind(metric: Metric, title: &'static str, baseline: Baseline, note: &'static str) -> Kind {
-    Kind { metric, title, baseline, note, from_zero: false, log: false, marks: false, settles: false }
-}
-
-const KINDS: [Kind; 11] = {
-    use Baseline as B;
-    use Metric as M;
-    [
-        Kind { marks: true, ..kind(M::GenLoss, "Generator loss", B::None, "cross-entropy at masked tokens") },
-        Kind {
-            marks: true,
-            settles: true,
-            ..kind(M::DiscLoss, "Discriminator loss", B::Entropy, "dashed: knowing their rate only")
-        },
-        kind(M::GenAcc, "Generator accuracy", B::None, "masked tokens found"),
-        kind(M::DiscAuc, "Discriminator AUC", B::Half, "dashed: chance"),
-        Kind {
-            settles: true,
-            ..kind(M::DiscAcc, "Discriminator accuracy", B::Original, "dashed: always saying “original”")
-        },
-        kind(
-            M::DiscPrecision,
-            "Discriminator precision",
-            B::Rate,
-            "of tokens called replaced; dashed: by chance",
-        ),
-        Kind {
-            from_zero: true,
-            ..kind(
-                M::DiscRecall,
-                "Discriminator recall",
-                B::None,
-                "replaced tokens called so; always “original”: 0",
-            )
-        },
-        Kind { from_zero: true, ..kind(M::Lr, "Learning rate", B::None, "of the last step of each line") },
-        Kind {
-            log: true,
-            marks: true,
-            ..kind(M::GradNorm, "Gradient norm", B::None, "before clipping, logarithmic")
-        },
-        Kind {
-            from_zero: true,
-            ..kind(M::TokPerS, "Tokens a second", B::None, "of training, without pauses")
-        },
-        Kind { from_zero: true, ..kind(M::GpuMemory, "GPU memory", B::None, "MiB in use") },
-    ]
-};
 
 /// A chart that is laid out.
 pub(super) struct Panel {
@@ -162,17 +88,34 @@ impl<'a> Prepared<'a> {
     }
 
     fn baseline(&self, baseline: Baseline) -> Option<Vec<f64>> {
-        let of_rate: fn(f64) -> f64 = match baseline {
-            Baseline::None => return None,
-            Baseline::Half => return Some(vec![0.5; self.xs.len()]),
-            Baseline::Original => |rate| 1.0 - rate,
-            Baseline::Entropy => {
-                |p| if p > 0.0 && p < 1.0 { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() } else { 0.0 }
-            }
-            Baseline::Rate => |rate| rate,
+        let constant = |value: f64| Some(vec![value; self.xs.len()]);
+        let of_rate = |metric: Metric, of: fn(f64) -> f64| {
+            Some(self.smoothed(metric).into_iter().map(of).collect::<Vec<f64>>())
         };
-        Some(self.smoothed(Metric::FakeRate).into_iter().map(of_rate).collect())
+        let unigram = self.run.unigram;
+        match baseline {
+            Baseline::None => None,
+            Baseline::UnigramLoss => constant(unigram?.0),
+            Baseline::UnigramAccuracy => constant(unigram?.1),
+            Baseline::Half => constant(0.5),
+            Baseline::Original => of_rate(Metric::FakeRate, |rate| 1.0 - rate),
+            Baseline::OriginalOfAll => of_rate(Metric::AllFakeRate, |rate| 1.0 - rate),
+            Baseline::Rate => of_rate(Metric::FakeRate, |rate| rate),
+            Baseline::RateOfAll => of_rate(Metric::AllFakeRate, |rate| rate),
+            Baseline::Entropy => {
+                // Where special tokens are known to be original, the loss of the others alone
+                // counts.
+                let known = self.smoothed(Metric::DiscConstantLoss);
+                let all = self.smoothed(Metric::AllFakeRate).into_iter().map(entropy);
+                Some(known.into_iter().zip(all).map(|(a, b)| if a.is_finite() { a } else { b }).collect())
+            }
+        }
     }
+}
+
+/// Entropy in nats of an event of this probability: the loss of always predicting it.
+fn entropy(p: f64) -> f64 {
+    if p > 0.0 && p < 1.0 { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() } else { 0.0 }
 }
 
 /// The pieces of one curve, in values.
@@ -195,6 +138,10 @@ pub(super) fn panels(runs: &[Prepared<'_>], look: &Look) -> Vec<Panel> {
 }
 
 fn panel(kind: &Kind, runs: &[Prepared<'_>], look: &Look, x: Scale) -> Option<Panel> {
+    let is_earlier = |run: &&Prepared<'_>| run.run.column(Metric::DiscAuc).iter().all(|value| value.is_nan());
+    if kind.earlier && !runs.iter().any(|run| is_earlier(&run)) {
+        return None;
+    }
     let buckets = (2400 / runs.len().max(1)).clamp(24, 360);
     let curves: Vec<Curve> =
         runs.iter().enumerate().map(|(number, run)| curve(kind, number, run, look, buckets)).collect();

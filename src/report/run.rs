@@ -19,16 +19,35 @@ pub enum Metric {
     DiscLoss,
     /// Share of masked tokens that the generator finds.
     GenAcc,
-    /// Share of tokens judged rightly.
+    /// Cross-entropy where \[MASK\] is shown.
+    GenMaskLoss,
+    /// Share of tokens that the generator finds where \[MASK\] is shown.
+    GenMaskAcc,
+    /// Of the tokens that could have been masked, the share judged rightly.
     DiscAcc,
-    /// Area under the ROC curve.
+    /// Area under the ROC curve, over the same tokens.
     DiscAuc,
-    /// Share of tokens called replaced that were.
+    /// Share of tokens called replaced that were, of the same.
     DiscPrecision,
-    /// Share of replaced tokens called so.
+    /// Share of replaced tokens called so, of the same.
     DiscRecall,
-    /// Share of tokens that were replaced.
+    /// Share of tokens that were replaced, of the same.
     FakeRate,
+    /// As `DiscAcc`, over all tokens: what earlier versions logged under that name.
+    DiscAllAcc,
+    /// As `DiscAuc`, over all tokens.
+    DiscAllAuc,
+    /// As `DiscPrecision`, over all tokens.
+    DiscAllPrecision,
+    /// As `DiscRecall`, over all tokens.
+    DiscAllRecall,
+    /// As `FakeRate`, over all tokens.
+    AllFakeRate,
+    /// Loss of a discriminator that gives the same score to every token that could have been
+    /// masked.
+    DiscConstantLoss,
+    /// Standard deviation of the discriminator's scores.
+    DiscScoreStd,
     /// Learning rate.
     Lr,
     /// Gradient norm before clipping.
@@ -40,7 +59,7 @@ pub enum Metric {
 }
 
 /// How many there are.
-pub const METRICS: usize = 12;
+pub const METRICS: usize = 21;
 
 /// The numbers of one line; what it lacks, and JSON's `null`, is NaN.
 pub type Values = [f64; METRICS];
@@ -86,6 +105,9 @@ pub struct Run {
     pub columns: [Vec<f64>; METRICS],
     /// Held-out metrics by step.
     pub held_out: Vec<(u64, Values)>,
+    /// Loss and accuracy of predicting tokens by how often they occur; none in logs of earlier
+    /// versions.
+    pub unigram: Option<(f64, f64)>,
     /// What happened where.
     pub marks: Vec<(u64, Mark)>,
     /// Steps in all, if the log says.
@@ -109,6 +131,15 @@ struct Line {
     disc_precision: Option<f64>,
     disc_recall: Option<f64>,
     fake_rate: Option<f64>,
+    gen_mask_loss: Option<f64>,
+    gen_mask_acc: Option<f64>,
+    disc_all_acc: Option<f64>,
+    disc_all_auc: Option<f64>,
+    disc_all_precision: Option<f64>,
+    disc_all_recall: Option<f64>,
+    all_fake_rate: Option<f64>,
+    disc_constant_loss: Option<f64>,
+    disc_score_std: Option<f64>,
     lr: Option<f64>,
     grad_norm: Option<f64>,
     tok_per_s: Option<f64>,
@@ -118,21 +149,62 @@ struct Line {
     rollback: Option<Value>,
     /// No metrics: how a step is split.
     micro_batch: Option<Value>,
+    /// No metrics: what they are compared with.
+    baseline: Option<BaselineLine>,
     eval: Option<Box<Line>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct BaselineLine {
+    unigram_loss: Option<f64>,
+    unigram_acc: Option<f64>,
+}
+
+/// Whether the figures of the discriminator in a line of the log are over the tokens that could
+/// have been masked. Earlier versions logged those over all tokens under the same names.
+pub fn has_maskable(line: &Map<String, Value>) -> bool {
+    line.contains_key("disc_all_auc")
 }
 
 impl Line {
     /// In the order of [`Metric`].
     fn values(&self) -> Values {
+        let named = [self.disc_acc, self.disc_auc, self.disc_precision, self.disc_recall, self.fake_rate];
+        let (own, all) = match self.disc_all_auc {
+            // As `has_maskable` has it.
+            None => ([None; 5], named),
+            Some(_) => (
+                named,
+                [
+                    self.disc_all_acc,
+                    self.disc_all_auc,
+                    self.disc_all_precision,
+                    self.disc_all_recall,
+                    self.all_fake_rate,
+                ],
+            ),
+        };
+        let [disc_acc, disc_auc, disc_precision, disc_recall, fake_rate] = own;
+        let [disc_all_acc, disc_all_auc, disc_all_precision, disc_all_recall, all_fake_rate] = all;
         [
             self.gen_loss,
             self.disc_loss,
             self.gen_acc,
-            self.disc_acc,
-            self.disc_auc,
-            self.disc_precision,
-            self.disc_recall,
-            self.fake_rate,
+            self.gen_mask_loss,
+            self.gen_mask_acc,
+            disc_acc,
+            disc_auc,
+            disc_precision,
+            disc_recall,
+            fake_rate,
+            disc_all_acc,
+            disc_all_auc,
+            disc_all_precision,
+            disc_all_recall,
+            all_fake_rate,
+            self.disc_constant_loss,
+            self.disc_score_std,
             self.lr,
             self.grad_norm,
             self.tok_per_s,
@@ -200,6 +272,11 @@ impl Run {
 
     fn push(&mut self, line: &Line) {
         let step = line.step.unwrap_or_default();
+        if let Some(BaselineLine { unigram_loss, unigram_acc }) = line.baseline {
+            let accuracy = unigram_acc.unwrap_or(f64::NAN);
+            self.unigram = unigram_loss.map(|loss| (loss, accuracy)).or(self.unigram);
+            return;
+        }
         self.total_steps = line.steps.or(self.total_steps);
         if let Some(eval) = &line.eval {
             self.held_out.retain(|(at, _)| *at < step);
@@ -358,6 +435,22 @@ mod tests {
         assert_eq!(run.steps, [1, 2]);
         assert_eq!(run.column(Metric::GenLoss), [9.0, 6.0]);
         assert_eq!(run.held_out.len(), 1);
+    }
+
+    #[test]
+    fn figures_of_earlier_versions_are_over_all_tokens() {
+        let mut run = read(
+            "{\"step\":0,\"baseline\":{\"unigram_loss\":5.7,\"unigram_acc\":0.05,\"more\":1}}\n\
+             {\"step\":1,\"gen_loss\":6,\"disc_auc\":0.6,\"fake_rate\":0.1}\n\
+             {\"step\":2,\"gen_loss\":6,\"disc_auc\":0.5,\"disc_all_auc\":0.7,\"fake_rate\":0.2,\"all_fake_rate\":0.3}\n",
+        );
+        assert_eq!((run.steps.as_slice(), run.unigram), (&[1, 2][..], Some((5.7, 0.05))));
+        let mut column = |metric: Metric| std::mem::take(&mut run.columns[metric as usize]);
+        assert_eq!(column(Metric::DiscAllAuc), [0.6, 0.7]);
+        assert_eq!(column(Metric::AllFakeRate), [0.1, 0.3]);
+        let (auc, rate) = (column(Metric::DiscAuc), column(Metric::FakeRate));
+        assert!(auc[0].is_nan() && rate[0].is_nan());
+        assert_eq!((auc[1], rate[1]), (0.5, 0.2));
     }
 
     #[test]

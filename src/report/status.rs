@@ -44,10 +44,18 @@ pub struct Status {
     pub metrics: Map<String, Value>,
     /// The last held-out metrics.
     pub held_out: Option<Map<String, Value>>,
+    /// What models have that know nothing; none in logs of earlier versions.
+    pub baseline: Option<Map<String, Value>>,
 }
 
-/// The end of the log that is read: some hundred lines.
-const TAIL: u64 = 64 << 10;
+/// Bytes of the beginning and of the end of the log that are read: some hundred lines.
+const PART: u64 = 64 << 10;
+
+/// Where in a log.
+enum End {
+    First,
+    Last,
+}
 
 impl Status {
     /// Of a folder; none if it holds no run.
@@ -56,7 +64,8 @@ impl Status {
             return None;
         }
         let log = dir.join("metrics.jsonl");
-        let (metrics, held_out) = last_lines(&tail(&log).unwrap_or_default());
+        let (metrics, held_out) = last_lines(&part(&log, End::Last).unwrap_or_default());
+        let baseline = baseline(&part(&log, End::First).unwrap_or_default());
         let number = |object: &Map<String, Value>, key: &str| object.get(key).and_then(Value::as_u64);
         let config = read_object(&dir.join("config.json")).unwrap_or_default();
         let steps = number(&metrics, "steps").or_else(|| number(&config, "steps"));
@@ -72,7 +81,17 @@ impl Status {
         };
         let written = fs::metadata(&log).and_then(|file| file.modified()).ok();
         let age_s = written.map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs());
-        Some(Self { path: dir.to_owned(), state, step, steps, checkpoint, age_s, metrics, held_out })
+        Some(Self {
+            path: dir.to_owned(),
+            state,
+            step,
+            steps,
+            checkpoint,
+            age_s,
+            metrics,
+            held_out,
+            baseline,
+        })
     }
 
     /// All runs in a folder and in the folders below it, sorted by path.
@@ -101,16 +120,18 @@ fn collect(dir: &Path, depth: usize, found: &mut Vec<Status>) -> crate::Result<(
     Ok(())
 }
 
-fn tail(path: &Path) -> std::io::Result<Vec<u8>> {
+fn part(path: &Path, end: End) -> std::io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         // Opening a FIFO would wait for its writer, and its lines are meant for another reader.
         return Ok(Vec::new());
     }
     let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    if let End::Last = end {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(PART)))?;
+    }
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes)?;
+    file.take(PART).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -132,6 +153,17 @@ fn last_lines(bytes: &[u8]) -> (Map<String, Value>, Option<Map<String, Value>>) 
         }
     }
     (train.unwrap_or_default(), held_out)
+}
+
+/// The first line of what metrics are compared with.
+fn baseline(bytes: &[u8]) -> Option<Map<String, Value>> {
+    let lines = bytes.split(|&byte| byte == b'\n');
+    let objects = lines.filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
+    let mut baselines = objects.filter_map(|mut object| object.remove("baseline"));
+    baselines.find_map(|baseline| match baseline {
+        Value::Object(baseline) => Some(baseline),
+        _ => None,
+    })
 }
 
 fn newest_checkpoint(dir: &Path) -> Option<u64> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Summary;
+use super::baseline::Baseline;
 use super::metrics::Metrics;
 use crate::Result;
 use crate::config::{Head, RunConfig};
@@ -107,7 +108,7 @@ fn card(config: &RunConfig, summary: &Summary, facts: &Facts, network: Network) 
         front_matter(config, summary, network),
         purpose(network),
         training(summary, facts),
-        held_out(config.objective, summary.held_out.as_ref()),
+        held_out(config.objective, summary.held_out.as_ref(), summary.baseline.as_ref()),
         settings(config)?,
         limits(config, facts),
     ))
@@ -159,14 +160,14 @@ fn front_matter(config: &RunConfig, summary: &Summary, network: Network) -> Stri
 fn model_index(m: &Metrics, network: Network) -> String {
     let metrics = if network.task == "fill-mask" {
         vec![
-            ("loss", "Cross-entropy at masked tokens", m.gen_loss),
-            ("accuracy", "Masked tokens found", m.gen_acc),
+            ("loss", "Cross-entropy where [MASK] is shown", m.gen_mask_loss),
+            ("accuracy", "Tokens found where [MASK] is shown", m.gen_mask_acc),
         ]
     } else {
         vec![
             ("loss", "Loss", m.disc_loss),
-            ("accuracy", "Tokens judged rightly", m.disc_acc),
-            ("roc_auc", "AUC", m.disc_auc),
+            ("accuracy", "Tokens judged rightly, without special tokens", m.disc_acc),
+            ("roc_auc", "AUC, without special tokens", m.disc_auc),
             ("precision", "Precision of \"replaced\"", m.disc_precision),
             ("recall", "Recall of \"replaced\"", m.disc_recall),
         ]
@@ -227,27 +228,51 @@ fn training(summary: &Summary, facts: &Facts) -> String {
     )
 }
 
-fn held_out(objective: Objective, metrics: Option<&Metrics>) -> String {
+fn held_out(objective: Objective, metrics: Option<&Metrics>, baseline: Option<&Baseline>) -> String {
     let Some(m) = metrics else { return String::new() };
+    let unigram = |of: fn(&Baseline) -> f64| baseline.map_or("–".to_owned(), |b| format!("{:.4}", of(b)));
     if objective == Objective::Mlm {
         return format!(
-            "\n## Held-out metrics\n\n| | |\n|---|---|\n| loss | {:.4} |\n| accuracy | {:.4} |\n",
-            m.gen_loss, m.gen_acc
+            "\n## Held-out metrics\n\n| | this model | word frequencies of the training text |\n|---|---|---|\n\
+             | loss where [MASK] is shown | {:.4} | {} |\n| accuracy there | {:.4} | {} |\n\
+             | loss at all masked positions | {:.4} | |\n| accuracy there | {:.4} | |\n",
+            m.gen_mask_loss,
+            unigram(|baseline| baseline.unigram_loss),
+            m.gen_mask_acc,
+            unigram(|baseline| baseline.unigram_acc),
+            m.gen_loss,
+            m.gen_acc
         );
     }
-    format!(
-        "\n## Held-out metrics\n\n| | generator | discriminator |\n|---|---|---|\n| loss | {:.4} | {:.4} |\n\
-         | accuracy | {:.4} | {:.4} |\n| accuracy of always \"original\" | | {:.4} |\n| AUC | | {:.4} |\n\
-         | precision, recall | | {:.4}, {:.4} |\n",
+    let mut text = format!(
+        "\n## Held-out metrics\n\n\
+         | generator | this model | word frequencies of the training text |\n|---|---|---|\n\
+         | loss where [MASK] is shown | {:.4} | {} |\n| accuracy there | {:.4} | {} |\n\
+         | loss at all masked positions | {:.4} | |\n| accuracy there | {:.4} | |\n\n\
+         | discriminator | this model | constant output |\n|---|---|---|\n\
+         | AUC | {:.4} | 0.5 |\n| loss, of all tokens | {:.4} | {:.4} |\n\
+         | accuracy | {:.4} | {:.4} |\n| precision, recall of \"replaced\" | {:.4}, {:.4} | |\n\
+         | AUC of all tokens | {:.4} | |\n\n",
+        m.gen_mask_loss,
+        unigram(|baseline| baseline.unigram_loss),
+        m.gen_mask_acc,
+        unigram(|baseline| baseline.unigram_acc),
         m.gen_loss,
-        m.disc_loss,
         m.gen_acc,
+        m.disc_auc,
+        m.disc_loss,
+        m.disc_constant_loss,
         m.disc_acc,
         1.0 - m.fake_rate,
-        m.disc_auc,
         m.disc_precision,
         m.disc_recall,
-    )
+        m.disc_all_auc,
+    );
+    text += "Figures of the discriminator leave out special tokens, which are never replaced, where nothing else is said.";
+    if let Some(baseline) = baseline {
+        let _ = write!(text, " Generator: {}.", baseline.in_words(m));
+    }
+    text + "\n"
 }
 
 /// Everything that `--config` would need to do it again, but for the places of files on this machine.

@@ -18,6 +18,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
+use super::health::Health;
 use super::optim::{AdamW, AdamWState};
 use super::window::{RecentLosses, Window};
 use crate::backend::Backend;
@@ -54,6 +55,9 @@ pub struct TrainerState {
     pub window: Window,
     /// For spikes.
     pub losses: RecentLosses,
+    /// Whether it learns.
+    #[serde(default)]
+    pub health: Health,
 }
 
 /// One checkpoint in memory.

@@ -9,7 +9,7 @@ use crate::model::Objective;
 pub fn figures(objective: Objective, metrics: &Metrics) -> Map<String, Value> {
     let Ok(Value::Object(mut all)) = serde_json::to_value(metrics) else { return Map::new() };
     if objective == Objective::Mlm {
-        all.retain(|name, _| !name.starts_with("disc_") && name != "fake_rate");
+        all.retain(|name, _| !name.starts_with("disc_") && !name.ends_with("fake_rate"));
     }
     all
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::baseline::Baseline;
 use super::checkpoint::Checkpoints;
 use super::figures::figures;
+use super::health::Findings;
 use super::metrics::Metrics;
 use super::sink::Sink;
 use super::tensorboard::Events;
@@ -41,6 +43,8 @@ pub struct Line {
     pub spike: Option<f64>,
     /// Steps since the line before that changed nothing, because the loss or a gradient was not finite.
     pub skipped: u64,
+    /// What the run was found not to learn, told once.
+    pub warnings: Findings,
     /// Tokens a second of training since the line before.
     pub tok_per_s: f64,
     /// Seconds to go.
@@ -68,6 +72,11 @@ pub struct Log {
     events: Option<Events>,
     progress: Progress,
     terminal: bool,
+    /// What metrics are compared with.
+    baseline: Option<Baseline>,
+    /// Its line, which goes before the next one: a log without another line is that of a run that
+    /// has not begun.
+    baseline_line: Option<Value>,
 }
 
 impl Log {
@@ -83,6 +92,26 @@ impl Log {
             objective: config.objective,
             progress,
             terminal: std::io::stderr().is_terminal(),
+            baseline: None,
+            baseline_line: None,
+        }
+    }
+
+    /// What the metrics of the run, which is taken up after `step` steps, are compared with. It has
+    /// a line in the log, unless it was written when the run began.
+    pub fn baseline(&mut self, step: u64, baseline: Baseline) {
+        self.baseline = Some(baseline);
+        if step > 0 && has_baseline(&self.dir.join(METRICS)) {
+            return;
+        }
+        self.baseline_line = Some(json!({ "step": step, "baseline": baseline }));
+        match self.progress {
+            Progress::Quiet => {}
+            Progress::Json => {
+                let Ok(Value::Object(object)) = serde_json::to_value(baseline) else { return };
+                say(&tagged("baseline", object));
+            }
+            Progress::Text => crate::note!("{}", baseline.describe()),
         }
     }
 
@@ -120,6 +149,11 @@ impl Log {
         if line.skipped > 0 {
             object.insert("skipped".into(), json!(line.skipped));
         }
+        let warnings: Vec<String> =
+            line.warnings.iter().flatten().map(|finding| finding.in_words()).collect();
+        if !warnings.is_empty() {
+            object.insert("warnings".into(), json!(warnings));
+        }
         self.scalars("train", line.step, &object);
         self.write(&Value::Object(object.clone()));
         match self.progress {
@@ -131,8 +165,15 @@ impl Log {
             Progress::Text => {
                 let end = if self.terminal && line.step < line.steps { "\r" } else { "\n" };
                 // Progress that nobody can read is no reason to stop training.
-                let _ = write!(std::io::stderr(), "{}{}{end}", self.clear(), progress(self.objective, line));
+                let text = progress(self.objective, line, self.baseline.as_ref());
+                let _ = write!(std::io::stderr(), "{}{text}{end}", self.clear());
             }
+        }
+        // The last line's are told by the summary.
+        if self.progress != Progress::Quiet && line.step < line.steps {
+            warnings.iter().for_each(|warning| {
+                crate::note!("{}warning: by step {} {warning}", self.clear(), line.step);
+            });
         }
     }
 
@@ -148,7 +189,7 @@ impl Log {
                 say(&tagged("eval", object));
             }
             Progress::Text => {
-                let words = in_words(self.objective, metrics);
+                let words = in_words(self.objective, metrics, self.baseline.as_ref());
                 crate::note!("{}held out at step {step}: {words}", self.clear());
             }
         }
@@ -167,8 +208,11 @@ impl Log {
     }
 
     fn write(&mut self, line: &Value) {
+        let before = self.baseline_line.take();
         if let Some(jsonl) = &mut self.jsonl {
-            jsonl.add(format!("{line}\n").as_bytes());
+            for line in before.iter().chain([line]) {
+                jsonl.add(format!("{line}\n").as_bytes());
+            }
         }
     }
 
@@ -233,28 +277,39 @@ fn say(line: &Value) {
 }
 
 /// Held-out metrics on one line.
-pub fn in_words(objective: Objective, m: &Metrics) -> String {
+pub fn in_words(objective: Objective, m: &Metrics, baseline: Option<&Baseline>) -> String {
+    let at_mask = match baseline {
+        Some(baseline) => baseline.in_words(m),
+        None => format!("{:.2} at [MASK]", m.gen_mask_loss),
+    };
     if objective == Objective::Mlm {
-        return format!("loss {:.4} (accuracy {:.3})", m.gen_loss, m.gen_acc);
+        return format!(
+            "loss {at_mask} (accuracy there {:.3}, trained loss {:.4})",
+            m.gen_mask_acc, m.gen_loss
+        );
     }
     format!(
-        "generator {:.4} (accuracy {:.3}), discriminator {:.4} (accuracy {:.3}, always \"original\" {:.3}, AUC {:.3})",
+        "generator {at_mask} (accuracy there {:.3}, trained loss {:.4}); discriminator {:.4} against {:.4} for a \
+         constant output (AUC {:.3}; accuracy {:.3}, always \"original\" {:.3})",
+        m.gen_mask_acc,
         m.gen_loss,
-        m.gen_acc,
         m.disc_loss,
+        m.disc_constant_loss,
+        m.disc_auc,
         m.disc_acc,
         1.0 - m.fake_rate,
-        m.disc_auc
     )
 }
 
-fn progress(objective: Objective, line: &Line) -> String {
+fn progress(objective: Objective, line: &Line, baseline: Option<&Baseline>) -> String {
     let m = &line.metrics;
+    let unigram = baseline.map_or(String::new(), |baseline| format!("/{:.2}", baseline.unigram_loss));
+    let at_mask = format!("[MASK] {:.2}{unigram} acc {:.3}", m.gen_mask_loss, m.gen_mask_acc);
     let of_networks = match objective {
-        Objective::Mlm => format!("loss {:.3} acc {:.3}", m.gen_loss, m.gen_acc),
+        Objective::Mlm => format!("loss {:.3} {at_mask}", m.gen_loss),
         Objective::Electra => format!(
-            "gen {:.3} acc {:.3} | disc {:.4} acc {:.3} auc {:.3}",
-            m.gen_loss, m.gen_acc, m.disc_loss, m.disc_acc, m.disc_auc
+            "gen {:.3} {at_mask} | disc {:.4} acc {:.3} auc {:.3}",
+            m.gen_loss, m.disc_loss, m.disc_acc, m.disc_auc
         ),
     };
     format!(
@@ -306,6 +361,20 @@ fn metrics_file(dir: &Path, step: u64, bytes: u64, wanted: bool) -> Option<Sink>
         }
         options.open(&path).map_err(Error::io("write", &path))
     }))
+}
+
+/// Whether a log begins with a line of what its metrics are compared with.
+fn has_baseline(path: &Path) -> bool {
+    let head = || -> Option<Vec<u8>> {
+        // Opening a FIFO would wait for its writer.
+        fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let mut head = Vec::new();
+        File::open(path).ok()?.take(1 << 16).read_to_end(&mut head).ok()?;
+        Some(head)
+    };
+    let head = head().unwrap_or_default();
+    let mut lines = head.split(|&byte| byte == b'\n');
+    lines.any(|line| serde_json::from_slice::<Value>(line).is_ok_and(|line| line.get("baseline").is_some()))
 }
 
 /// Drops what follows the first `bytes` bytes, and within these the lines of steps after `step`.

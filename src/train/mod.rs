@@ -4,10 +4,12 @@
 //! wrong on the way has a place of its own: [`signals`] that end the run, the [`lock`] on its directory, steps whose
 //! numbers are not finite (`trainer`, `diagnosis`), losses that stand out ([`window`]).
 
+pub mod baseline;
 pub mod card;
 pub mod checkpoint;
 mod diagnosis;
 pub mod figures;
+pub mod health;
 pub mod lock;
 pub mod log;
 pub mod metrics;
@@ -31,8 +33,10 @@ use crate::data::Batch;
 use crate::data::loader::LoaderSpec;
 use crate::data::pack::Rows;
 use crate::model::{Losses, Phase, TokenDetection};
+use baseline::Baseline;
 use checkpoint::Position;
 pub use diagnosis::weights_not_finite;
+use health::Findings;
 use log::Progress;
 use metrics::Metrics;
 use micro_batch::Splits;
@@ -102,6 +106,10 @@ pub struct Summary {
     pub rollbacks: u64,
     /// Held-out metrics at the end.
     pub held_out: Option<Metrics>,
+    /// What models have that know nothing; none if the text has no token that can be masked.
+    pub baseline: Option<Baseline>,
+    /// What it did not learn by its last quarter.
+    pub findings: Findings,
 }
 
 /// Trains to the last step or until it is asked to stop, and saves a checkpoint there.

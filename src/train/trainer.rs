@@ -4,7 +4,9 @@ mod rollback;
 
 use std::collections::VecDeque;
 
+use super::baseline::Baseline;
 use super::checkpoint::{Checkpoints, Moment, Position, Snapshot, TrainerState};
+use super::health::Trained;
 use super::log::{Line, Log, Progress, holds_run};
 use super::metrics::Metrics;
 use super::micro_batch::settle;
@@ -36,6 +38,8 @@ pub(super) struct Trainer<'a, B: Backend> {
     steps: u64,
     warmup: u64,
     schedule: Schedule,
+    /// What models have that know nothing; none if no token can be masked.
+    baseline: Option<Baseline>,
     started_at: Position,
     timing: Timing,
     /// Steps that nobody has looked at yet, the oldest first.
@@ -83,6 +87,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }
         let choice = settle(&mut run, &mut state)?;
         let mut log = Log::open(config, state.position.step, state.log_bytes, run.progress);
+        let mask = &run.loader.mask;
+        let baseline = Baseline::new(&run.rows.frequencies(mask.vocab_size), mask);
+        if let Some(baseline) = baseline {
+            log.baseline(state.position.step, baseline);
+        }
         if let Some(choice) = choice {
             choice.tell(config.rows_per_step(), &mut log, run.progress);
         }
@@ -99,6 +108,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             steps,
             warmup: config.warmup(steps),
             schedule: config.schedule()?,
+            baseline,
             started_at: state.position,
             timing,
             state,
@@ -245,6 +255,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     fn take_counts(&mut self) -> Result<()> {
         let counts = self.run.model.take_counts()?;
         self.state.window.add_counts(&counts);
+        self.state.health.add_counts(&counts);
         Ok(())
     }
 
@@ -262,6 +273,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let window = std::mem::take(&mut self.state.window);
         let (metrics, grad_norm) = window.means();
         let Window { tokens, spike, skipped, .. } = window;
+        let config = self.run.config;
+        let trained = Trained { generator: config.gen_weight != 0.0, discriminator: config.weight != 0.0 };
+        let warnings = self.state.health.check((step, self.steps), self.baseline.as_ref(), trained);
         let line = Line {
             step,
             steps: self.steps,
@@ -272,6 +286,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             gpu_memory: self.run.model.backend().memory_used(),
             spike,
             skipped,
+            warnings,
             tok_per_s: tokens as f64 / self.timing.take_line().max(1e-9),
             eta_s: self.timing.eta_s(),
         };
@@ -394,6 +409,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             skipped: self.state.skipped,
             rollbacks: self.state.rollbacks,
             held_out,
+            baseline: self.baseline,
+            findings: self.state.health.last,
         })
     }
 }

@@ -43,8 +43,7 @@ impl Window {
 
     /// What the device has counted meanwhile.
     pub fn add_counts(&mut self, counts: &[u64]) {
-        self.counts.resize(counts.len().max(self.counts.len()), 0);
-        self.counts.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count);
+        add_counts(&mut self.counts, counts);
     }
 
     /// Means of the metrics and of the gradient norm; not numbers if no step was healthy.
@@ -53,6 +52,16 @@ impl Window {
         means.add(&self.losses, 1.0 / self.steps as f64);
         (Metrics::new(means, &self.counts), self.grad_norm / self.steps as f64)
     }
+}
+
+/// Adds counts to sums. Sums of another length are from a checkpoint of an earlier version, whose
+/// counts had another meaning: they are dropped, so that the next line is of the steps since.
+pub fn add_counts(sums: &mut Vec<u64>, counts: &[u64]) {
+    if sums.len() != counts.len() {
+        sums.clear();
+        sums.resize(counts.len(), 0);
+    }
+    sums.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += count);
 }
 
 /// The losses of the last steps.
@@ -114,6 +123,20 @@ mod tests {
         }
         let text = serde_json::to_string(&(&window, &losses)).unwrap();
         assert_eq!(serde_json::from_str::<(Window, RecentLosses)>(&text).unwrap(), (window, losses));
+    }
+
+    #[test]
+    fn counts_of_an_earlier_version_are_dropped() {
+        use crate::backend::{COUNTS, SCORE_BINS};
+        let mut window = Window { counts: vec![7; 2 + 2 * SCORE_BINS], ..Window::default() };
+        window.add(&Losses { loss: 3.0, gen_loss: 1.0, disc_loss: 2.0 }, 0.5, None);
+        assert_eq!(window.means().0.gen_acc, 0.0, "nothing is known before the first new counts");
+        let mut counts = vec![0; COUNTS];
+        counts[..2].copy_from_slice(&[4, 3]);
+        window.add_counts(&counts);
+        assert_eq!(window.means().0.gen_acc, 0.75);
+        window.add_counts(&counts);
+        assert_eq!((window.counts[0], window.counts.len()), (8, COUNTS));
     }
 
     #[test]

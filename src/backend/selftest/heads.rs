@@ -4,7 +4,7 @@ use super::ops::geometry;
 use super::{Bench, Kind, dropout, input, nan, rounded};
 use crate::Result;
 use crate::backend::{Backend, COUNTS, Clock, Corrupt, Dropout, Mask, Metrics, MlmLoss, RtdLoss};
-use crate::data::mask::{MaskSpec, MaskStyle};
+use crate::data::mask::{MaskSpec, MaskStyle, SpecialIds};
 use crate::data::tokenizer::SpecialTokens;
 use crate::rng::{Philox, Site};
 
@@ -131,7 +131,15 @@ pub(super) fn metrics<B: Backend>(b: &mut Bench<'_, B>, n: usize, labels: usize)
     let (logits, fake) = (b.x(&logits)?, b.u(&fake)?);
     let (rtd_nll, rtd_weight) = (b.f(&draw(2, n))?, b.f(&weight(n))?);
     let (best, targets) = (b.u(&best)?, b.u(&targets)?);
-    let (mlm_nll, mlm_weight) = (b.f(&draw(3, m))?, b.f(&weight(m))?);
+    // Multiples of 1/32, which every precision rounds to the same 65536ths.
+    let mlm_nll: Vec<f64> = draw(3, m).iter().map(|x| (x * 256.0).round() / 32.0).collect();
+    let (mlm_nll, mlm_weight) = (b.f(&mlm_nll)?, b.f(&weight(m))?);
+    // Every ninth token is special; masked positions show [MASK], their own token or another one.
+    let ids: Vec<u32> = (0..n as u32).map(|i| if i % 9 == 0 { i % 5 } else { 5 + i % 20 }).collect();
+    let masked_ids: Vec<u32> = (0..n as u32).map(|i| if i % 5 < 3 { 4 } else { i % 25 }).collect();
+    // Unused slots, of weight 0, point behind the tokens.
+    let index: Vec<u32> = (0..m).map(|i| if i % 4 == 0 { n } else { i * 6 + 1 } as u32).collect();
+    let (ids, masked_ids, index) = (b.u(&ids)?, b.u(&masked_ids)?, b.u(&index)?);
     let (mut losses, mut counts) = (b.f(&nan(2))?, b.backend.alloc::<u64>(COUNTS)?);
     // Twice: counts add up, losses do not.
     for _ in 0..2 {
@@ -141,6 +149,10 @@ pub(super) fn metrics<B: Backend>(b: &mut Bench<'_, B>, n: usize, labels: usize)
             is_fake: B::slice(&fake, 0..n),
             rtd_nll: B::slice(&rtd_nll, 0..n),
             rtd_weight: B::slice(&rtd_weight, 0..n),
+            special: SpecialIds { never: [0, 2, 3, 4, 0], mask: 4 },
+            ids: B::slice(&ids, 0..n),
+            masked_ids: B::slice(&masked_ids, 0..n),
+            masked_index: B::slice(&index, 0..m),
             best: B::slice(&best, 0..m),
             targets: B::slice(&targets, 0..m),
             mlm_nll: B::slice(&mlm_nll, 0..m),

@@ -10,6 +10,7 @@ use crate::backend::Backend;
 use crate::backend::gpu::Products;
 use crate::config::RunConfig;
 use crate::model::{BatchLimits, MemoryPlan, ParamTable, memory_plan, step_tally};
+use crate::train::baseline::Baseline;
 use crate::{Error, Result};
 
 /// What a run of these settings holds.
@@ -57,6 +58,8 @@ pub(super) fn check_memory<B: Backend>(
 pub(super) struct DryRun<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) networks: Networks,
+    /// What losses will be compared with, if the text is tokenized already.
+    pub(super) baseline: Option<Baseline>,
     pub(super) machine: bool,
     /// Who multiplies on a GPU.
     pub(super) products: Products,
@@ -65,16 +68,13 @@ pub(super) struct DryRun<'a> {
 impl OnBackend for DryRun<'_> {
     type Output = ();
     fn run<B: Backend>(self, backend: B, place: &Place) -> Result<()> {
-        dry_run(&backend, self.config, &self.networks, self.products, self.machine, place)
+        dry_run(&backend, &self, place)
     }
 }
 
 fn dry_run<B: Backend>(
     backend: &B,
-    config: &RunConfig,
-    networks: &Networks,
-    products: Products,
-    machine: bool,
+    &DryRun { config, ref networks, baseline, machine, products }: &DryRun<'_>,
     place: &Place,
 ) -> Result<()> {
     for (what, network) in networks.named() {
@@ -95,6 +95,7 @@ fn dry_run<B: Backend>(
             "config": settings,
             "device": place.name,
             "parameters": table.parameter_count(),
+            "baseline": baseline,
             "memory_bytes": plan.total_bytes(),
             "memory_families": families,
             "bytes_per_token": plan.bytes_per_token(),
@@ -114,6 +115,9 @@ fn dry_run<B: Backend>(
         text += &format!("  {name:<20} {value}\n");
     }
     text += &format!("on {}\n", place.name);
+    if let Some(baseline) = baseline {
+        text += &format!("{}\n", baseline.describe());
+    }
     text += &format!("parameters             {:>9.2} M, each once\n", table.parameter_count() as f64 / 1e6);
     text += &format!(
         "a step on a GPU        {} kernels, {:.0} kB of device memory traffic a token\n",

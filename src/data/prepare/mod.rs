@@ -23,7 +23,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use self::index::Index;
+use self::index::{Index, Stamp, reading};
 use self::reader::{Message, Reader};
 use self::writer::{Output, write};
 use super::dedup::{Dedup, Deduplicator};
@@ -127,6 +127,32 @@ pub fn prepare(
         source.check_text()?;
         Ok(Dataset::new(shards))
     })
+}
+
+/// The shards of every file of `source`, where all of them are known to be in `dir` without reading
+/// the text; nothing is tokenized, and nothing in `dir` changes.
+pub fn find(source: &TextSource, tokenizer: &Tokenizer, dir: &Path, dedup: Dedup) -> Option<Dataset> {
+    let index = Index::load(dir);
+    let settings = settings(tokenizer, dedup).ok()?;
+    let (mut start, mut shards) = (settings, Vec::new());
+    for path in source.files() {
+        let names = index.shards(&reading(path, source, &start), &Stamp::of(path).ok()?)?;
+        let (mut end, mut is_whole) = (start, false);
+        for name in names {
+            let (shard, _) = index.open(dir, name).ok()?;
+            let header = *shard.header();
+            if header.start != end {
+                return None;
+            }
+            (end, is_whole) = (header.end, header.last);
+            shards.push(shard);
+        }
+        if !is_whole {
+            return None;
+        }
+        start = if dedup.compares() { end } else { settings };
+    }
+    Some(Dataset::new(shards))
 }
 
 /// Where every chain begins: what decides the tokens besides the text.

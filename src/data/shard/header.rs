@@ -49,6 +49,9 @@ pub(in crate::data) struct Header {
     /// How many of its tokens are the unknown token. `None` in shards of earlier versions, which do not
     /// store this.
     pub(in crate::data) unknown: Option<Unknown>,
+    /// Words of the section that says how often each token occurs. 0 where it would be no smaller
+    /// than the tokens, and in shards of earlier versions: then the tokens are counted.
+    pub(in crate::data) frequencies: u64,
 }
 
 /// The unknown tokens of a shard.
@@ -59,6 +62,9 @@ pub(in crate::data) struct Unknown {
     /// How many tokens have this id.
     pub(in crate::data) tokens: u64,
 }
+
+/// Where the length of the section of frequencies stands.
+const FREQUENCIES: usize = 168;
 
 // Flags.
 const WIDE: u32 = 1;
@@ -90,6 +96,7 @@ impl Header {
         }
         let mut bytes = [0; HEADER_BYTES];
         bytes[..out.len()].copy_from_slice(&out);
+        bytes[FREQUENCIES..FREQUENCIES + 8].copy_from_slice(&self.frequencies.to_le_bytes());
         let sum = Checksum::oneshot(&bytes[..HEADER_SUM]);
         bytes[HEADER_SUM..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -135,6 +142,7 @@ impl Header {
             start: link(88),
             end: link(120),
             unknown: has(COUNTS_UNKNOWN).then(|| Unknown { tokens: long(152), id: word(160) }),
+            frequencies: long(FREQUENCIES),
         })
     }
 
@@ -163,6 +171,7 @@ impl Header {
     }
 
     pub(super) fn file_bytes(&self) -> Option<u64> {
-        self.ends_at()?.checked_add(self.paragraphs.checked_add(self.keys)?.checked_mul(8)?)
+        let words = self.paragraphs.checked_add(self.keys)?.checked_add(self.frequencies)?;
+        self.ends_at()?.checked_add(words.checked_mul(8)?)
     }
 }

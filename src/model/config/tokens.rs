@@ -3,9 +3,28 @@
 use serde_json::Value;
 
 use super::ElectraConfig;
+use crate::data::mask::SpecialIds;
 use crate::data::tokenizer::Tokenizer;
 
+/// Stands for a token that a configuration does not name: no vocabulary is so large.
+const NO_TOKEN: u32 = u32::MAX;
+
 impl ElectraConfig {
+    /// The special tokens that a configuration names, for batches that come without a tokenizer:
+    /// padding, and \[CLS\], \[SEP\] and \[MASK\] where it has `cls_token_id` (or `bos_token_id`),
+    /// `sep_token_id` (or `eos_token_id`) and `mask_token_id`. Where it does not name \[MASK\], no
+    /// position counts as showing it.
+    pub fn special_ids(&self) -> SpecialIds {
+        let named = |names: &[&str]| {
+            let ids = names.iter().filter_map(|name| self.other.get(*name)?.as_u64());
+            ids.filter_map(|id| u32::try_from(id).ok()).next().unwrap_or(NO_TOKEN)
+        };
+        let pad = self.pad_token_id.unwrap_or(NO_TOKEN);
+        let (cls, sep) = (named(&["cls_token_id", "bos_token_id"]), named(&["sep_token_id", "eos_token_id"]));
+        let mask = named(&["mask_token_id"]);
+        SpecialIds { never: [pad, cls, sep, mask, pad], mask }
+    }
+
     /// Takes the ids of the special tokens from the tokenizer, as the Trainer of `transformers`
     /// does: padding always, the others if the tokenizer has such a token and the configuration
     /// names another one or none. Returns a description of each change.

@@ -44,7 +44,9 @@ impl<B: Backend> Trainer<'_, B> {
         self.run.model.take_counts()?;
         let (rollbacks, skipped) = (self.state.rollbacks + 1, self.state.skipped);
         let micro_batch = self.state.micro_batch;
-        self.state = TrainerState { rollbacks, skipped, bad_in_row: 0, micro_batch, ..snapshot.state };
+        let health = snapshot.state.health.clone().restored(&self.state.health);
+        self.state =
+            TrainerState { rollbacks, skipped, bad_in_row: 0, micro_batch, health, ..snapshot.state };
         let to = self.state.position.step;
         self.checkpoints.forget_after(to)?;
         self.timing.go_back(to);
