@@ -46,9 +46,12 @@ def arguments():
     group.add_argument("--preset", default="tiny")
     group.add_argument("--tokenizer", help="directory or vocab.txt [default: one is trained]")
     group.add_argument("--vocab-size", type=int, help="of a trained one [default: the preset's]")
-    group.add_argument("--seq", type=int, default=128, help="tokens per row")
-    group.add_argument("--batch", type=int, default=16, help="rows per step")
-    group.add_argument("--learning-rate", type=float, default=1e-3)
+    group.add_argument("--seq", type=int, default=64, help="tokens per row")
+    group.add_argument("--batch", type=int, default=32, help="rows per step")
+    group.add_argument("--learning-rate", type=float, default=2e-3)
+    group.add_argument("--recipe", default="short", help="of mlm and rtd")
+    group.add_argument("--mlm-first", type=float, default=1.0, metavar="X", help="rtd's first "
+                       "stage, in steps per step of the second; both count as its tokens")
     group.add_argument("--warmup-ratio", type=float, default=0.1)
     group.add_argument("--pretrain-seeds", type=int, default=1, metavar="N", help="pre-trainings "
                        "per contender; fine-tuning seed i takes the i-th, counted around")
@@ -285,14 +288,17 @@ class Study:
     def flags(self, which, tokens, rate, seed, train, valid, extra):
         """Flags of `elektron pretrain` for the settings that all contenders have in common."""
         args = self.args
-        steps = self.steps(tokens, args.batch, args.seq)
-        flags = {"--train": train, "--validation": valid, "--tokenizer": [self.vocabulary],
+        first = args.mlm_first if which == "rtd" and train == args.train else 0.0
+        steps = self.steps(tokens / (1 + first), args.batch, args.seq)
+        flags = {"--recipe": [args.recipe], "--train": train, "--validation": valid, "--tokenizer": [self.vocabulary],
                  "--preset": [args.preset], "--merge": ["concat"], "--lr-scheduler": ["linear"],
                  "--bias-correction": ["true"], "--seq-len": [args.seq], "--batch-size": [args.batch],
                  "--steps": [steps], "--warmup-steps": [round(args.warmup_ratio * steps)],
                  "--learning-rate": [f"{rate:g}"], "--seed": [seed]}
         if which == "mlm":
             flags["--objective"] = ["mlm"]
+        else:
+            flags["--mlm-first"] = [f"{first:g}"]
         return merged(flags, extra)
 
     def pretrain_elektron(self, stage, folder, flags, log_steps, tokens):
@@ -311,6 +317,9 @@ class Study:
                 command += merged(self.threads(), "")
             seconds = self.stages.call(command, log, clock)
             seen = last_tokens(os.path.join(run, "metrics.jsonl"))
+            first = os.path.join(run, "mlm", "metrics.jsonl")
+            if os.path.exists(first):
+                seen += last_tokens(first)
             self.check(run, tokens, seen)
             return dict(run=run, tokens=seen, seconds=round(seconds, 1))
         return self.stages.run(stage, dict(flags=flags), work)

@@ -18,7 +18,7 @@ use crate::data::source::{Spooled, TextSource, moved_copy, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
 use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
 use crate::hub::{Part, as_path, locate};
-use crate::model::{Flavour, Options, TokenDetection};
+use crate::model::{Flavour, Objective, Options, TokenDetection};
 use crate::train::baseline::Baseline;
 use crate::train::card::{Facts, write_cards};
 use crate::train::checkpoint::Checkpoints;
@@ -36,7 +36,7 @@ mod plan;
 
 use first_stage::{FirstStage, first_stage};
 use inputs::Inputs;
-use models::{Networks, Starts, refuse_moved};
+use models::{Networks, Starts, refuse_moved, settle_share};
 use plan::{DryRun, check_memory, plan};
 
 #[derive(Args)]
@@ -165,6 +165,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     // What a continued run began with was reported when it began.
     let is_reported = quiet || (resume && is_begun(&config.output));
     let networks = starts.networks(&config, Some(&tokenizer), is_reported)?;
+    settle_share(&mut config, settings.share, &networks, is_reported);
     let progress = match (arguments.quiet, arguments.json) {
         (true, _) => Progress::Quiet,
         (false, true) => Progress::Json,
@@ -378,6 +379,9 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             let before = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?;
             settings.seq_len = settings.seq_len.or(Some(before.seq_len));
             settings.batch_size = settings.batch_size.or(Some(before.batch_size));
+            if before.objective == Objective::Electra {
+                settings.share = settings.share.or(Some(before.share));
+            }
             settings.recipe = settings.recipe.or((before.flavour != Flavour::Txtai).then_some(before.recipe));
         }
         settings.output = Some(dir);

@@ -62,7 +62,7 @@ pub(crate) const DELTA: &str = "discriminator.electra.embeddings.word_embeddings
 const DECODER_BIAS: &str = "generator_lm_head.bias";
 
 /// Which tensors of the discriminator are the generator's.
-fn is_shared(name: &str, share: Share) -> bool {
+pub(super) fn is_shared(name: &str, share: Share) -> bool {
     match share {
         Share::Word | Share::Gdes => name == WORD,
         Share::All => name.starts_with("electra.embeddings."),

@@ -10,6 +10,7 @@ use crate::hub::{ModelName, Part, locate};
 use crate::model::Objective;
 use crate::model::config::{Architecture, ElectraConfig, Preset};
 use crate::model::hf::{Checkpoint, Source, StartingPoint};
+use crate::model::{Flavour, Share};
 use crate::{Error, Result};
 
 /// What one network starts from.
@@ -40,6 +41,31 @@ struct Network {
 pub(super) struct Networks {
     pub(super) masked_lm: Checkpoint,
     pub(super) discriminator: Option<Checkpoint>,
+}
+
+/// Decides what a pair shares that was read from directories: embeddings of the discriminator's that
+/// differ from the generator's would be lost by sharing. Without --share they are kept apart.
+pub(super) fn settle_share(config: &mut RunConfig, typed: Option<Share>, networks: &Networks, quiet: bool) {
+    let Some(discriminator) = &networks.discriminator else { return };
+    let theirs = discriminator.own_embeddings(config.share, &networks.masked_lm);
+    if theirs.is_empty() {
+        return;
+    }
+    let names = theirs.join(", ");
+    if typed.is_none() && config.flavour == Flavour::Electra {
+        config.share = Share::None;
+        if !quiet {
+            crate::note!(
+                "the discriminator has other embeddings than the generator ({names}): they are not \
+                 shared, as with --share none"
+            );
+        }
+    } else if !quiet {
+        crate::note!(
+            "warning: the discriminator's own {names} are replaced by the generator's, since they \
+             are shared; --share none keeps both"
+        );
+    }
 }
 
 impl Networks {

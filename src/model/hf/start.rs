@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Tensors, read_config, weight_files};
 use super::{Checkpoint, HostTensor, LAYER, NamedShape, TIED, WORD, named_shapes, parameter_shapes};
+use crate::model::Share;
 use crate::model::config::{Architecture, ConfigFile, ElectraConfig};
+use crate::model::params::is_shared;
 use crate::{Error, Result};
 
 /// The classes of `transformers`, and how the names of the tensors of each head begin: the first
@@ -360,6 +362,22 @@ fn class_of(file: &ConfigFile, tensors: &Tensors) -> String {
 }
 
 impl Checkpoint {
+    /// The embeddings that would be lost if this discriminator shared `share` with `generator`: those
+    /// that both have and that differ. With [`Share::Gdes`] none are, since the difference is kept.
+    pub fn own_embeddings(&self, share: Share, generator: &Self) -> Vec<&str> {
+        if share == Share::Gdes {
+            return Vec::new();
+        }
+        let differs = |(name, tensor): &(&String, &HostTensor)| {
+            is_shared(name, share)
+                && generator
+                    .tensors
+                    .get(*name)
+                    .is_some_and(|ours| ours.shape == tensor.shape && ours != *tensor)
+        };
+        self.tensors.iter().filter(differs).map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Names of the parameters without a tensor, which start fresh.
     pub fn fresh_parameters(&self) -> Vec<String> {
         let names = parameter_shapes(&self.config, self.architecture).into_iter().map(|(name, _)| name);
