@@ -33,7 +33,7 @@ const ADVICE: &[(&[&str], &str)] = &[
     (&["mlm_probability"], "use --mask-prob"),
     (&["tokenizers", "tokenizebatch"], "all cores are used, or as many as --threads says"),
     (&["metrics"], "all metrics are always logged"),
-    (&["task"], "use --objective: electra is txtai's token-detection, mlm its language-modeling"),
+    (&["task"], "use --objective electra for token-detection, or mlm for language-modeling"),
     (
         &[
             "dataloader_drop_last",
