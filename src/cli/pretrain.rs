@@ -379,7 +379,7 @@ fn gather(arguments: &Arguments) -> Result<Settings> {
             let before = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?;
             settings.seq_len = settings.seq_len.or(Some(before.seq_len));
             settings.batch_size = settings.batch_size.or(Some(before.batch_size));
-            if before.objective == Objective::Electra {
+            if before.objective == Objective::Electra && settings.objective != Some(Objective::Mlm) {
                 settings.share = settings.share.or(Some(before.share));
             }
             settings.recipe = settings.recipe.or((before.flavour != Flavour::Txtai).then_some(before.recipe));

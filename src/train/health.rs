@@ -54,13 +54,13 @@ impl Finding {
         match self {
             Self::Discriminator { auc, deviation } => format!(
                 "the discriminator does not tell replaced tokens from others: AUC {auc:.3} (chance is 0.5), standard \
-                 deviation of its scores {deviation:.3}. Try another --learning-rate, shorter rows (--seq-len), a \
-                 smaller vocabulary (--vocab-size) or more --steps"
+                 deviation of its scores {deviation:.3}. Try --recipe short or --mlm-first 1 if it is not in use, larger \
+                 batches, more --steps, shorter rows (--seq-len) or another --learning-rate"
             ),
             Self::Generator { loss, unigram_loss } => format!(
                 "the generator has learnt no more than word frequencies: its loss at [MASK] is {loss:.2}, theirs is \
-                 {unigram_loss:.2}. Try more --steps, a higher --learning-rate, shorter rows (--seq-len) or a smaller \
-                 vocabulary (--vocab-size)"
+                 {unigram_loss:.2}. Try --recipe short or --init local if it is not in use, larger batches, more --steps, \
+                 shorter rows (--seq-len), a smaller vocabulary (--vocab-size) or another --learning-rate"
             ),
         }
     }
