@@ -13,10 +13,12 @@ use serde_json::{Map, json};
 use super::models::{Networks, architecture};
 use super::{Inputs, Training};
 use crate::Result;
+use crate::cli::confirm;
 use crate::cli::device::{Choice, with_backend};
 use crate::config::{RunConfig, Settings};
+use crate::fsutil::create_dir;
 use crate::model::Objective;
-use crate::model::config::Preset;
+use crate::model::config::{Architecture, Preset};
 use crate::model::hf::{Checkpoint, StartingPoint};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::log::{FIRST_STAGE, Progress, holds_run, tagged};
@@ -29,7 +31,7 @@ pub(super) enum FirstStage {
     /// The discriminator.
     Discriminator(Box<Checkpoint>),
     /// A signal ended it; it is saved.
-    Interrupted(Summary),
+    Interrupted(Box<Summary>),
 }
 
 /// Runs the first stage of `training`, goes on with it, or reads its result.
@@ -43,8 +45,8 @@ pub(super) fn first_stage(training: &Training<'_>, choice: Choice) -> Result<Fir
     let model = stage.output.join(Objective::Mlm.directories()[0]);
     if !is_saved(&model) {
         announce(training.progress, "mlm", &stage.output);
-        crate::fsutil::create_dir(&stage.output)?;
-        let networks = networks(training, &stage);
+        create_dir(&stage.output)?;
+        let networks = networks(training);
         let run = Training {
             config: &stage,
             settings: &settings,
@@ -58,7 +60,7 @@ pub(super) fn first_stage(training: &Training<'_>, choice: Choice) -> Result<Fir
         };
         let summary = with_backend(choice, run)?;
         if summary.ending == Ending::Interrupted {
-            return Ok(FirstStage::Interrupted(summary));
+            return Ok(FirstStage::Interrupted(Box::new(summary)));
         }
         announce(training.progress, "electra", &config.output);
     }
@@ -72,14 +74,9 @@ fn is_saved(model: &Path) -> bool {
 }
 
 /// An untrained network of the discriminator's sizes.
-fn networks(training: &Training<'_>, stage: &RunConfig) -> Networks {
-    let pair = &training.networks;
-    let sizes = pair.deepest().clone();
-    debug_assert_eq!(stage.objective, Objective::Mlm);
-    Networks {
-        masked_lm: Checkpoint::fresh(sizes, crate::model::config::Architecture::MaskedLm),
-        discriminator: None,
-    }
+fn networks(training: &Training<'_>) -> Networks {
+    let sizes = training.networks.deepest().clone();
+    Networks { masked_lm: Checkpoint::fresh(sizes, Architecture::MaskedLm), discriminator: None }
 }
 
 /// The settings of the stage: those of the run, but for what a pair alone has.
@@ -119,7 +116,7 @@ fn announce(progress: Progress, stage: &str, output: &Path) {
             object.insert("stage".into(), json!(stage));
             object.insert("output".into(), json!(output));
             // That nobody reads it is no reason to stop training.
-            crate::cli::confirm(&tagged("stage", object).to_string());
+            confirm(&tagged("stage", object).to_string());
         }
         Progress::Text if stage == "mlm" => crate::note!(
             "first stage: masked language modelling, with whose encoder the discriminator begins \

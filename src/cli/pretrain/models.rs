@@ -7,10 +7,9 @@ use super::super::{check_positions, check_token_types, check_vocabulary};
 use crate::config::{Head, RunConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::hub::{ModelName, Part, locate};
-use crate::model::Objective;
 use crate::model::config::{Architecture, ElectraConfig, Preset};
 use crate::model::hf::{Checkpoint, Source, StartingPoint};
-use crate::model::{Flavour, Share};
+use crate::model::{Flavour, Objective, Share};
 use crate::{Error, Result};
 
 /// What one network starts from.
