@@ -1,6 +1,5 @@
 //! `elektron pretrain`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,12 +15,11 @@ use crate::data::mask::MaskSpec;
 use crate::data::pack::Rows;
 use crate::data::source::{Spooled, TextSource, moved_copy, spool};
 use crate::data::tokenizer::{Tokenizer, Trained, train as train_vocabulary};
-use crate::fsutil::{create_dir, remove_unfinished, write_atomic};
-use crate::hub::{Part, as_path, locate};
-use crate::model::{Flavour, Objective, Options, TokenDetection};
+use crate::fsutil::{create_dir, remove_unfinished};
+use crate::hub::{Part, locate};
+use crate::model::{Flavour, Options, TokenDetection};
 use crate::train::baseline::Baseline;
 use crate::train::card::{Facts, write_cards};
-use crate::train::checkpoint::Checkpoints;
 use crate::train::lock::RunLock;
 use crate::train::log::{Progress, is_begun};
 use crate::train::micro_batch::Splits;
@@ -33,11 +31,15 @@ mod first_stage;
 mod inputs;
 mod models;
 mod plan;
+mod settings;
 
 use first_stage::{FirstStage, first_stage};
 use inputs::Inputs;
 use models::{Networks, Starts, refuse_moved, settle_share};
 use plan::{DryRun, check_memory, plan};
+use settings::{
+    RESOLVED, SETTINGS_REMAIN, TYPED, gather, read_settings, with_defaults_of_run, write_settings,
+};
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -91,17 +93,10 @@ pub(super) struct Arguments {
     settings: Settings,
 }
 
-/// The settings as typed, kept in the run's directory.
-const TYPED: &str = "run.json";
-/// The settings as resolved.
-const RESOLVED: &str = "config.json";
-/// What to do where they cannot be read.
-const SETTINGS_REMAIN: &str = "delete it, the run goes on with the settings in run.json";
-
 pub(super) fn run(arguments: Arguments) -> Result<Outcome> {
     let resume = arguments.resume.is_some();
     let settings = gather(&arguments)?;
-    let mut config = RunConfig::resolve(settings.clone())?;
+    let mut config = RunConfig::resolve(with_defaults_of_run(settings.clone(), resume)?)?;
     set_threads(config.threads)?;
     let choice = Choice {
         kernel_cache: !arguments.no_kernel_cache,
@@ -350,62 +345,6 @@ fn export<B: Backend>(
             config.output.display()
         ))
     })
-}
-
-/// Flags over the TOML file over the settings of the run that is continued.
-fn gather(arguments: &Arguments) -> Result<Settings> {
-    let mut settings = arguments.settings.clone();
-    if let Some(path) = &arguments.config {
-        settings = settings.over(&Settings::from_file(path)?)?;
-    }
-    if let Some(dir) = &arguments.resume {
-        let dir = dir.clone().or(settings.output.clone()).filter(|dir| !dir.as_os_str().is_empty());
-        let dir =
-            dir.ok_or_else(|| Error::config("missing the directory of the run to resume: --resume DIR"))?;
-        let path = dir.join(TYPED);
-        if path.is_file() {
-            let before = read_settings(&path, "delete it and give the run's settings again, with --resume")?;
-            settings = settings.over(&before)?;
-        } else if settings.train.is_none() {
-            let problem = match Checkpoints::new(&dir, 1).list()?[..] {
-                [] => "there is no run to resume here: start one with --train and --output",
-                _ => "run.json with the run's settings is missing here: give them again, with --resume",
-            };
-            return Err(Error::file(&dir, problem));
-        }
-        let resolved = dir.join(RESOLVED);
-        if resolved.is_file() && is_begun(&dir) {
-            // These stay as they are, whatever the defaults would be now.
-            let before = read_settings::<RunConfig>(&resolved, SETTINGS_REMAIN)?;
-            settings.seq_len = settings.seq_len.or(Some(before.seq_len));
-            settings.batch_size = settings.batch_size.or(Some(before.batch_size));
-            if before.objective == Objective::Electra && settings.objective != Some(Objective::Mlm) {
-                settings.share = settings.share.or(Some(before.share));
-            }
-            settings.recipe = settings.recipe.or((before.flavour != Flavour::Txtai).then_some(before.recipe));
-        }
-        settings.output = Some(dir);
-    }
-    // So that a continued run does not ask the hub for a directory that was moved.
-    let names = [&mut settings.base, &mut settings.generator, &mut settings.discriminator];
-    for name in names.into_iter().flatten() {
-        *name = as_path(Path::new(name)).to_string_lossy().into_owned();
-    }
-    if let Some(path) = &mut settings.tokenizer {
-        *path = as_path(path);
-    }
-    Ok(settings)
-}
-
-fn read_settings<T: serde::de::DeserializeOwned>(path: &Path, advice: &str) -> Result<T> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::file(path, format!("these settings cannot be read ({e}): {advice}")))
-}
-
-fn write_settings(path: &Path, settings: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(settings).map_err(|e| Error::config(e.to_string()))?;
-    write_atomic(path, |out| writeln!(out, "{text}"))
 }
 
 /// The tokenizer that was named, or the one next to the models.
