@@ -18,6 +18,7 @@ use crate::suggest::{closest, possible_value};
 use crate::train::schedule::{LrScheduler, SchedulerKwargs};
 use crate::{Error, Result};
 
+mod continued;
 mod format;
 mod micro_batch;
 mod recipe;

@@ -8,7 +8,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
+use super::{RunConfig, Settings};
 use crate::model::config::Preset;
 use crate::model::{Flavour, Init, Objective, Share};
 use crate::{Error, Result};
@@ -125,4 +125,31 @@ pub(super) fn check_mlm_first(s: &Settings, factor: f64) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::config(format!("--mlm-first {factor}: {problem}; leave one of them out")))
+}
+
+impl RunConfig {
+    /// The recipe, why it is this one, and what it decides, in a sentence.
+    pub fn about_recipe(&self) -> String {
+        let Self { mask_prob, learning_rate, clip, mlm_first, .. } = self;
+        let (name, other) = match self.recipe {
+            Recipe::Short => ("short", "paper"),
+            _ => ("paper", "short"),
+        };
+        let named = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or(String::new(), |value| value.get_name().to_owned())
+        };
+        let of_pair = match self.objective {
+            Objective::Electra => {
+                format!(" --mlm-first {mlm_first} --share {}", named(self.share.to_possible_value()))
+            }
+            Objective::Mlm => String::new(),
+        };
+        format!(
+            "recipe {name}, since {}: --init {} --mask-prob {mask_prob} --learning-rate {learning_rate} \
+             --clip {clip} --bias-correction {}{of_pair} (--recipe {other} for the other one)",
+            self.recipe_reason,
+            named(self.init.to_possible_value()),
+            self.bias_correction,
+        )
+    }
 }
