@@ -16,10 +16,12 @@ COMMON = {"flavour": "electra", "share": "all", "head": "pretraining", "seq-len"
           "learning-rate": 5e-4, "mask-prob": 0.15, "weight": 50.0, "gen-weight": 1.0, "temperature": 1.0}
 PRESETS = {
     "tiny": {
-        "text": "four English novels, 10,565 rows",
-        "records": ["2026-11-24_learning-curves/*.jsonl"],
-        "vocab_size": 8192,
-        "setting": COMMON | {"merge": "concat", "lr-scheduler": "linear", "bias-correction": True, "steps": 1500, "warmup-steps": 150},
+        "text": "one English book, 1,048 rows, the second stage",
+        "records": ["2026-11-27_short-runs/tiny-seed*.jsonl"],
+        "vocab_size": 2048,
+        "setting": COMMON | {"recipe": "short", "init": "local", "mlm-first": 1.0, "share": "none", "seq-len": 64, "batch-size": 32,
+                             "learning-rate": 2e-3, "mask-prob": 0.3, "merge": "segments", "lr-scheduler": "electra",
+                             "bias-correction": True, "steps": 500},
     },
     "small": {
         "text": "31 English books and documents",
