@@ -49,12 +49,13 @@ assert ours["rows"] == used, (ours["rows"], used)
 assert ours["baseline_of"] == "the run's training text"
 baseline, ours = ours["baseline"], ours["eval"]
 
-# The paper's rule: round(0.15 · T) positions of a row that are not special; 85 % show [MASK], the
+# The paper's rule: round(0.15 · n) positions of a row of n tokens that are not special, at most
+# int((0.15 + 0.005) · T), the slots of google-research/electra; 85 % show [MASK], the
 # others their token.
 masked = np.zeros(rows.shape, bool)
 for row, marks in zip(rows, masked):
     may = np.flatnonzero(~np.isin(row, special))
-    marks[random.permutation(may)[:max(1, round(0.15 * len(row)))]] = True
+    marks[random.permutation(may)[:max(1, min(round(0.15 * len(row)), int(0.155 * args.seq_len)))]] = True
 shows = masked & (random.random(rows.shape) < 0.85)
 with torch.no_grad():
     logits = []
