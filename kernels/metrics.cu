@@ -5,8 +5,8 @@
 //
 // Decomposition: each block has a span of tokens and of masked positions. It counts into shared
 // memory, then adds its counts to the totals, which grow over the steps until the host reads them.
-// The last block adds up the blocks' shares of the losses. Tokens that cannot be masked are about
-// two of a row: they go to the totals directly, since a third histogram would exceed 48 KiB of
+// The last block adds up the blocks' shares of the losses. Sequences have about
+// two tokens that cannot be masked: these go to the totals directly, since a third histogram would exceed 48 KiB of
 // shared memory.
 // Bytes per token, bf16: 18 read; per masked position: 24. Bound: memory.
 // Determinism: counts are integers, the losses they sum are in fixed point, mean losses are added

@@ -137,7 +137,7 @@ fn a_run_leaves_everything_that_is_promised() {
     ];
     let metrics: Value = serde_json::from_str(&succeed(&eval)).unwrap();
     assert!(metrics["eval"]["gen_loss"].as_f64().unwrap() > 0.0);
-    assert_eq!(metrics["baseline"], *baseline, "the run's, which lies beside the models");
+    assert_eq!(metrics["baseline"], *baseline, "the run's, which is next to the models");
     assert_eq!(metrics["baseline_of"], "the run's training text");
     let detect = succeed(&["detect", "--discriminator", &d, "--json", "The man spoke."]);
     let detect: Value = serde_json::from_str(&detect).unwrap();

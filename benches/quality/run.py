@@ -13,7 +13,7 @@ command again.
 """
 import argparse, fnmatch, json, os, shlex, shutil, signal, subprocess, sys, time
 
-from tables import write_tables
+from tables import last_tokens, write_tables
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PEER = os.path.join(HERE, "..", "peers", "pretrain_torch.py")
@@ -224,10 +224,6 @@ def merged(flags, extra):
         else:
             flags[name] = [*flags[name], word]
     return [word for name, values in flags.items() for word in (name, *map(str, values))]
-
-def last_tokens(path):
-    lines = [json.loads(line) for line in open(path)]
-    return max((line["tokens"] for line in lines if "tokens" in line), default=None)
 
 class Study:
     def __init__(self, args):

@@ -6,6 +6,11 @@ import svg
 # Loss at the positions that show [MASK], and AUC without special tokens.
 LOSS_KEY, AUC_KEY = "gen_mask_loss", "disc_auc"
 
+def last_tokens(path):
+    """Tokens trained on, by a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in open(path)]
+    return max((line["tokens"] for line in lines if "tokens" in line), default=None)
+
 def number(value, digits=3):
     return "–" if value is None else f"{value:.{digits}f}"
 

@@ -161,7 +161,7 @@ impl<B: Backend> Completer<B> {
         };
         if !tokens.contains(&special.mask) {
             let mask = self.tokenizer.token(special.mask);
-            return refuse(format!("has no {mask}: write {mask} where a token is to be found"));
+            return refuse(format!("has no {mask}: write {mask} where a token is to be predicted"));
         }
         let positions = self.model.config().max_position_embeddings;
         if tokens.len() + 2 > positions {

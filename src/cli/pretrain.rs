@@ -196,7 +196,8 @@ fn take_directory(
     create_dir(output)?;
     let lock = RunLock::take(output)?;
     let before = check_directory(config, settings, resume)?;
-    for dir in ["", "generator", "discriminator", "model", "tokenizer", "shards", "pipes"] {
+    for dir in ["", "generator", "discriminator", "model", "mlm", "mlm/model", "tokenizer", "shards", "pipes"]
+    {
         remove_unfinished(&output.join(dir))?;
     }
     Ok((lock, before))

@@ -3,16 +3,15 @@
 //! `bert` is what google-research/electra and `transformers` draw: a normal distribution with the
 //! standard deviation `initializer_range` (0.02) for every matrix and table. With it small networks
 //! spend millions of tokens on the plateau of word frequencies, where the loss does not depend on the
-//! context yet, for two reasons that can be measured:
+//! context yet. Two changes together end that, neither of them alone:
 //!
-//! * An update of Adam moves every weight by about the learning rate. Embeddings of 0.02 are overrun
-//!   by it within some ten steps. What is left of the position embeddings under the embedding of
-//!   \[MASK\], which all masked positions push in the same direction, is too little to find a
-//!   neighbour by.
-//! * All positions receive almost equal attention, so that what a token hears from its neighbours is
-//!   an average over the row.
+//! * Larger embeddings. An update of Adam moves every weight by about the learning rate, which at 2e-3
+//!   is as much as an embedding of 0.02 within some ten steps. The embedding of \[MASK\], whose gradient
+//!   has the same sign at all masked positions, then outweighs the position embedding added to it.
+//! * Attention to neighbours. With weights of 0.02 all positions receive almost equal attention, so that
+//!   the output of attention is an average over the row.
 //!
-//! `local` begins with the same architecture at another point. Its steps are of one kind:
+//! `local` differs from `bert` as follows:
 //!
 //! * Word and type embeddings are ten times larger, and the LayerNorm of the generator's head is ten
 //!   times smaller, so that logits have the usual scale.
@@ -20,14 +19,14 @@
 //!   words leave free. The two parts have equal variance. A projection of the embeddings keeps the
 //!   subspace as it is.
 //! * In that subspace queries are the keys' matrix times the rotation that moves a position by δ, so
-//!   that a head attends to the token at the offset δ: -1, 1, -2, 2 in turn over heads and layers.
+//!   that a head attends to the token at the offset δ: -1, 1, -2, 2, and so on cyclically over heads and layers.
 //!   (Trockman & Kolter 2023 begin with queries and keys that are correlated in a similar way.)
 //! * The discriminator's head keeps the variance of its inputs better: its matrices have a standard
-//!   deviation of 0.7 / √C. With 0.02 its output hardly depends on the token at first, and what little
-//!   there is gets suppressed as noise before it tells replaced tokens from original ones.
+//!   deviation of 0.7 / √C. With 0.02 its output hardly depends on the token at first, and training then
+//!   removes that dependence instead of learning from it.
 //!
-//! All are ordinary values of ordinary parameters, which training changes as it likes: models load
-//! everywhere as before.
+//! Only initial values differ, no computation: models load everywhere as before. Measurements are in
+//! `benches/records/2026-11-27_short-runs`.
 
 use std::f64::consts::SQRT_2;
 

@@ -55,7 +55,7 @@ impl Baseline {
         gen_mask_loss < self.unigram_loss * (1.0 - MARGIN)
     }
 
-    /// A generator's loss beside that of word frequencies, and what follows from it.
+    /// A generator's loss next to that of word frequencies, and whether it is lower.
     pub fn in_words(&self, m: &Metrics) -> String {
         let verdict = match m.gen_mask_loss {
             0.0 if m.gen_mask_acc == 0.0 => return "no position shows [MASK]".to_owned(),

@@ -103,7 +103,7 @@ impl Metrics {
     }
 }
 
-/// How original and replaced tokens are told apart by scores above 0.
+/// Classification of original and replaced tokens by scores above 0.
 struct Detection {
     accuracy: f64,
     precision: f64,

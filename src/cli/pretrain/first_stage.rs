@@ -1,9 +1,9 @@
 //! Masked language modelling before the run itself (`--mlm-first`): a run of its own in OUTPUT/mlm,
 //! whose encoder the discriminator begins with.
 //!
-//! A discriminator that starts from nothing has nothing to compare a token with, and its cheapest way
-//! to a lower loss is an output that does not depend on the token. One that has learned to predict
-//! tokens finds replaced ones within a few hundred steps. The paper's two-stage procedure (Clark et
+//! A discriminator with fresh weights lowers its loss first by making its output independent of the
+//! token, and short runs do not get beyond that. One that has learned to predict tokens finds
+//! replaced ones within a few hundred steps. The paper's two-stage procedure (Clark et
 //! al. 2020, section 3.3) starts the discriminator in the same way, from the generator.
 
 use std::path::{Path, PathBuf};
@@ -83,6 +83,7 @@ fn networks(training: &Training<'_>) -> Networks {
 fn settings(config: &RunConfig, typed: &Settings) -> Settings {
     let directory = |name: &String| Preset::from_name(name).is_none().then(|| PathBuf::from(name));
     let tokenizer = config.tokenizer.clone().or_else(|| config.generator.as_ref().and_then(directory));
+    let times = |steps: u64| (steps as f64 * config.mlm_first).ceil() as u64;
     Settings {
         objective: Some(Objective::Mlm),
         output: Some(config.output.join(FIRST_STAGE)),
@@ -90,7 +91,7 @@ fn settings(config: &RunConfig, typed: &Settings) -> Settings {
         validation: (!config.validation.is_empty()).then(|| config.validation.clone()),
         shards: Some(config.shards.clone()),
         tokenizer: Some(tokenizer.unwrap_or_else(|| config.output.join("tokenizer"))),
-        steps: config.steps.map(|steps| (steps as f64 * config.mlm_first).ceil() as u64),
+        steps: config.steps.map(times),
         epochs: config.steps.is_none().then_some(config.epochs * config.mlm_first),
         recipe: Some(config.recipe),
         seq_len: Some(config.seq_len),
@@ -102,7 +103,7 @@ fn settings(config: &RunConfig, typed: &Settings) -> Settings {
         gen_weight: None,
         temperature: None,
         disallow_correct: None,
-        warmup_steps: None,
+        warmup_steps: typed.warmup_steps.map(times),
         ..typed.without_vocabulary()
     }
 }
